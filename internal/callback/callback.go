@@ -1,0 +1,92 @@
+// Package callback makes and reads callback addresses: the URL that Recall
+// calls for a user's access token.
+//
+// The form is BASE/callback/ID/SECRET. The ID is the grant's and only finds it;
+// the secret, 256 random bits made for one credential alone, proves that the
+// caller was given the URL. It is kept as a fingerprint, so an address can be
+// made but not made again.
+package callback
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"net/url"
+	"strings"
+	"time"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/seal"
+	"tokenprovider/internal/secret"
+)
+
+// Prefix is how the path of every callback begins on the token server.
+const Prefix = "/callback/"
+
+const secretLength = 43 // 256 bits in base64url
+
+// Address is one callback address.
+type Address struct {
+	ID     grant.ID
+	Secret secret.Text
+}
+
+// NewAddress makes an address with a new secret for a grant.
+func NewAddress(id grant.ID) Address {
+	var bits [32]byte
+	_, _ = rand.Read(bits[:]) // never fails: crypto/rand ends the program rather than return an error
+	return Address{id, secret.New(base64.RawURLEncoding.EncodeToString(bits[:]))}
+}
+
+// Key returns the key that lets the token server know the address again.
+func (a Address) Key() grant.CallbackKey {
+	return grant.CallbackKey{Fingerprint: a.fingerprint()}
+}
+
+// URL returns the address under base, the public URL of the token server.
+func (a Address) URL(base *url.URL) secret.Text {
+	return secret.New(base.JoinPath(Prefix, string(a.ID), a.Secret.Reveal()).String())
+}
+
+// Opens reports whether the address's secret is one of keys at now. It takes
+// the same time whichever key fits.
+func (a Address) Opens(keys []grant.CallbackKey, now time.Time) bool {
+	presented, opens := a.fingerprint(), false
+	for _, key := range keys {
+		same := seal.SameFingerprint(presented, key.Fingerprint)
+		alive := key.NotAfter.IsZero() || now.Before(key.NotAfter)
+		opens = opens || same && alive
+	}
+	return opens
+}
+
+// fingerprint binds the secret to its grant.
+func (a Address) fingerprint() string {
+	return seal.Fingerprint("callback "+string(a.ID), a.Secret.Reveal())
+}
+
+// ParsePath reads the path of a request, as it stands in the request line.
+func ParsePath(path string) (Address, bool) {
+	rest, ok := strings.CutPrefix(path, Prefix)
+	if !ok {
+		return Address{}, false
+	}
+	name, text, ok := strings.Cut(rest, "/")
+	if !ok || len(text) != secretLength {
+		return Address{}, false
+	}
+	id, ok := grant.ParseID(name)
+	if !ok {
+		return Address{}, false
+	}
+	return Address{id, secret.New(text)}, true
+}
+
+// ParseURL reads a URL that Recall holds. It is ours only if it lies under base.
+func ParseURL(base *url.URL, raw string) (Address, bool) {
+	root := strings.TrimSuffix(base.String(), "/")
+	path, ok := strings.CutPrefix(raw, root)
+	if !ok {
+		return Address{}, false
+	}
+	return ParsePath(path)
+}

@@ -1,0 +1,80 @@
+package callback_test
+
+import (
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"tokenprovider/internal/callback"
+	"tokenprovider/internal/grant"
+)
+
+func TestAddressIsReadBack(t *testing.T) {
+	id := grant.NewID("app", "user")
+	for _, root := range []string{"https://tokens.example", "https://tokens.example/", "http://127.0.0.1:8080/zoom/"} {
+		base, err := url.Parse(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		address := callback.NewAddress(id)
+		raw := address.URL(base).Reveal()
+		back, ok := callback.ParseURL(base, raw)
+		if !ok || back.ID != id || !back.Secret.Equal(address.Secret) {
+			t.Errorf("under %s: the address is not read back", root)
+		}
+	}
+	if a, b := callback.NewAddress(id), callback.NewAddress(id); a.Secret.Equal(b.Secret) {
+		t.Error("two addresses share a secret")
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	base, _ := url.Parse("https://tokens.example")
+	address := callback.NewAddress(grant.NewID("app", "user"))
+	good := address.URL(base).Reveal()
+	path := strings.TrimPrefix(good, "https://tokens.example")
+	if _, ok := callback.ParsePath(path); !ok {
+		t.Fatal("the good path is refused")
+	}
+	for _, bad := range []string{"", "/", "/callback/", path[1:], path + "/", path + "x", path[:len(path)-1], strings.Replace(path, "/callback/", "/callback//", 1), strings.ToUpper(path)} {
+		if _, ok := callback.ParsePath(bad); ok {
+			t.Errorf("a malformed path of %d characters is accepted", len(bad))
+		}
+	}
+	for _, bad := range []string{"https://tokens.example.evil" + path, "http://tokens.example" + path, path} {
+		if _, ok := callback.ParseURL(base, bad); ok {
+			t.Error("a URL that is not under the base is accepted")
+		}
+	}
+}
+
+func TestOpens(t *testing.T) {
+	now := time.Unix(1000, 0)
+	id := grant.NewID("app", "user")
+	address, other := callback.NewAddress(id), callback.NewAddress(id)
+	ended := address.Key()
+	ended.NotAfter = now
+	ending := address.Key()
+	ending.NotAfter = now.Add(1)
+	elsewhere := callback.Address{ID: grant.NewID("app", "user2"), Secret: address.Secret}
+	for name, c := range map[string]struct {
+		address callback.Address
+		keys    []grant.CallbackKey
+		want    bool
+	}{
+		"its key":                 {address, []grant.CallbackKey{address.Key()}, true},
+		"its key, second":         {address, []grant.CallbackKey{other.Key(), address.Key()}, true},
+		"its key, about to end":   {address, []grant.CallbackKey{ending}, true},
+		"its key, ended":          {address, []grant.CallbackKey{ended}, false},
+		"another's key":           {address, []grant.CallbackKey{other.Key()}, false},
+		"no key":                  {address, nil, false},
+		"its key, another's id":   {elsewhere, []grant.CallbackKey{address.Key()}, false},
+		"an empty fingerprint":    {address, []grant.CallbackKey{{}}, false},
+		"ended first, then alive": {address, []grant.CallbackKey{ended, ending}, true},
+	} {
+		if got := c.address.Opens(c.keys, now); got != c.want {
+			t.Errorf("%s: Opens = %v, want %v", name, got, c.want)
+		}
+	}
+}

@@ -1,0 +1,187 @@
+// Package grant is the domain: a user's Zoom grant, its states, and when its
+// access token is due to be renewed.
+//
+// It is pure: no I/O and no clock of its own. Storage, protocol and transport
+// packages share these types and sentinels, and nothing else.
+package grant
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"time"
+
+	"tokenprovider/internal/secret"
+)
+
+// MinTTL is how long an access token must still be good when Recall is given
+// it: "at least 120 seconds" (docs.recall.ai, customer-managed OAuth).
+const MinTTL = 120 * time.Second
+
+// Shards is the fixed number of shards that grants are spread over. It is part
+// of the storage format.
+const Shards = 64
+
+// ID names a grant: 26 lower-case characters, made from the Zoom app and the
+// caller's user id. It is not a secret. IDs sort by shard.
+type ID string
+
+var idEncoding = base32.HexEncoding.WithPadding(base32.NoPadding)
+
+// NewID returns the ID of user's grant to app. The same pair always has the
+// same ID, so no index is needed to find a user, and no second grant can be
+// made for one.
+func NewID(app, user string) ID {
+	sum := sha256.Sum256([]byte(app + "\x00" + user))
+	text := []byte(idEncoding.EncodeToString(sum[:16]))
+	for i, c := range text {
+		if 'A' <= c && c <= 'V' {
+			text[i] = c + 'a' - 'A'
+		}
+	}
+	return ID(text)
+}
+
+// ParseID reads an ID from outside, such as from a URL.
+func ParseID(text string) (ID, bool) {
+	if len(text) != 26 {
+		return "", false
+	}
+	for i := range len(text) {
+		if digit(text[i]) < 0 {
+			return "", false
+		}
+	}
+	return ID(text), digit(text[25])&3 == 0 // 26 digits hold 130 bits: the last 2 are zero
+}
+
+// Shard returns the shard of the grant: the first 6 bits of the ID.
+func (id ID) Shard() int { return digit(id[0])<<1 | digit(id[1])>>4 }
+
+// digit is the value of one character of an ID, or -1.
+func digit(c byte) int {
+	switch {
+	case '0' <= c && c <= '9':
+		return int(c - '0')
+	case 'a' <= c && c <= 'v':
+		return int(c-'a') + 10
+	}
+	return -1
+}
+
+// State is what a user's grant can do now. It is derived, in this order, from
+// what is recorded: being removed, gone at Zoom, not yet at Recall, failing to
+// refresh, or none of these. The store derives it in the script that changes
+// the record, so it can be indexed.
+type State string
+
+// The states, as the contract names them.
+const (
+	// Pending: accepted, not yet at Recall.
+	Pending State = "pending"
+	// Active: Recall has a credential, and refreshing works.
+	Active State = "active"
+	// Degraded: refreshing fails, and will be retried.
+	Degraded State = "degraded"
+	// ReauthorizationRequired: the grant is gone; only the user can mend it.
+	ReauthorizationRequired State = "reauthorization_required"
+	// Deleting: being removed.
+	Deleting State = "deleting"
+)
+
+// States lists every state.
+func States() []State {
+	return []State{Pending, Active, Degraded, ReauthorizationRequired, Deleting}
+}
+
+// Grant is what is known of a user's grant, without its tokens.
+type Grant struct {
+	ID   ID
+	App  string // name of the Zoom app
+	User string // the caller's own id of the user
+
+	State  State
+	Reason string // why the state is not Active; for people, without secrets
+
+	ZoomUser    string // empty until Zoom has been asked
+	ZoomAccount string
+
+	Credential string // id of the credential at Recall; empty until there is one
+	Former     string // a credential at Recall that has to be removed; mostly empty
+	Consent    string // fingerprint of the code or refresh token it was registered with
+	Keys       []CallbackKey
+
+	AccessExpires time.Time
+	Refreshed     time.Time // when the access token was issued
+	Created       time.Time
+	Updated       time.Time
+
+	Version int64 // grows with every change
+}
+
+// CallbackKey is a callback secret that is accepted, known by its fingerprint.
+type CallbackKey struct {
+	Fingerprint string    `json:"f"`
+	NotAfter    time.Time `json:"n,omitzero"` // zero: no end
+}
+
+// Tokens is Zoom's answer to a code or to a refresh token.
+type Tokens struct {
+	Access  secret.Text
+	Refresh secret.Text
+	Issued  time.Time // when the request was sent: the safe side of the issue time
+	Expires time.Time
+}
+
+// Serving is what the token server needs to answer a callback.
+type Serving struct {
+	State   State
+	Access  secret.Text
+	Expires time.Time
+	Keys    []CallbackKey
+}
+
+// GoodFor reports whether the token can be handed out at now to someone who
+// needs it for ttl.
+func (s Serving) GoodFor(ttl time.Duration, now time.Time) bool {
+	return !s.Access.IsZero() && s.Expires.Sub(now) >= ttl
+}
+
+// Claim is the right, for the length of a lease, to spend a refresh token.
+type Claim struct {
+	ID        ID
+	Owner     string
+	App       string
+	Refresh   secret.Text
+	Spent     string // fingerprint of Refresh: the predecessor of what Zoom answers
+	Uncertain bool   // an earlier attempt may have spent it already
+	Failures  int    // failed attempts since the last success
+}
+
+// What a claim, a read or a change can be answered with.
+var (
+	// ErrNotFound: there is no such grant.
+	ErrNotFound = errors.New("no such grant")
+	// ErrFresh: the access token is good for long enough; nothing to renew.
+	ErrFresh = errors.New("access token is fresh")
+	// ErrReauthorize: the grant is gone at Zoom; only the user can mend it.
+	ErrReauthorize = errors.New("user must authorize again")
+	// ErrDeleting: the grant is being removed.
+	ErrDeleting = errors.New("grant is being removed")
+	// ErrConflict: the record was changed by somebody else meanwhile.
+	ErrConflict = errors.New("grant was changed meanwhile")
+	// ErrSuperseded: the answer's predecessor is not the stored refresh token
+	// any more, so the answer is of no use.
+	ErrSuperseded = errors.New("refresh token has been superseded")
+)
+
+// HeldError says that another flight holds the grant's lease.
+type HeldError struct{ For time.Duration }
+
+func (e *HeldError) Error() string { return fmt.Sprintf("held by another renewal for %v", e.For) }
+
+// BackoffError says that the last attempt failed and the next one is not due.
+type BackoffError struct{ For time.Duration }
+
+func (e *BackoffError) Error() string { return fmt.Sprintf("backing off for %v", e.For) }

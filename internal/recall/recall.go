@@ -1,0 +1,249 @@
+// Package recall is a client for Recall.ai's Zoom OAuth credentials in the
+// customer-managed mode: Recall is given a callback URL and holds no tokens
+// (docs.recall.ai, customer-managed OAuth and the API reference).
+//
+// Recall has no idempotency key and no call that changes a credential. So after
+// an [ErrUncertain] create, list and compare before creating again.
+package recall
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"tokenprovider/internal/retryafter"
+	"tokenprovider/internal/secret"
+)
+
+var (
+	// ErrNotFound: Recall has no such credential.
+	ErrNotFound = errors.New("no such credential at Recall")
+	// ErrUnauthorized: Recall refuses the API key. The operator has to mend that.
+	ErrUnauthorized = errors.New("Recall refuses the API key") //nolint:revive,staticcheck // a name
+	// ErrUncertain: no usable answer came. Recall may have done what it was asked.
+	ErrUncertain = errors.New("no usable answer from Recall")
+)
+
+// ConflictError: the Zoom user or account already has a credential at Recall.
+type ConflictError struct{ ZoomUser, ZoomAccount string }
+
+func (e *ConflictError) Error() string {
+	return "the Zoom user already has a credential at Recall"
+}
+
+// RefusedError is any other answer that is not a success.
+type RefusedError struct {
+	Status     int
+	Fields     []string      // names of the fields that Recall does not like
+	RetryAfter time.Duration // 0 if Recall did not say
+}
+
+func (e *RefusedError) Error() string {
+	if len(e.Fields) > 0 {
+		return fmt.Sprintf("Recall answered %d about %s", e.Status, strings.Join(e.Fields, ", "))
+	}
+	return fmt.Sprintf("Recall answered %d", e.Status)
+}
+
+// Credential is a Zoom OAuth credential as Recall knows it.
+type Credential struct {
+	ID          string
+	OAuthApp    string
+	CallbackURL secret.Text
+	Status      string // healthy or unhealthy
+	ZoomUser    string
+	ZoomAccount string
+	CreatedAt   time.Time
+	MeetingSync string // not_started, in_progress, completed or failed
+}
+
+// Config is what a client needs; every field is required.
+type Config struct {
+	APIURL *url.URL // https://us-east-1.recall.ai, or another region's host
+	APIKey secret.Text
+	HTTP   *http.Client
+}
+
+// Client talks to Recall. It is safe for concurrent use.
+type Client struct {
+	credentials *url.URL
+	key         secret.Text
+	http        *http.Client
+}
+
+// New returns a client. It does no I/O.
+func New(c Config) *Client {
+	httpClient := *c.HTTP
+	httpClient.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &Client{c.APIURL.JoinPath("api", "v2", "zoom-oauth-credentials", "/"), c.APIKey, &httpClient}
+}
+
+// wire is a credential in JSON.
+type wire struct {
+	ID          string    `json:"id"`
+	OAuthApp    string    `json:"oauth_app"`
+	CallbackURL string    `json:"access_token_callback_url"`
+	Status      string    `json:"status"`
+	ZoomUser    string    `json:"user_id"`
+	ZoomAccount string    `json:"account_id"`
+	CreatedAt   time.Time `json:"created_at"`
+	MeetingSync string    `json:"meeting_sync_status"`
+}
+
+func (w wire) credential() Credential {
+	return Credential{w.ID, w.OAuthApp, secret.New(w.CallbackURL), w.Status, w.ZoomUser, w.ZoomAccount, w.CreatedAt, w.MeetingSync}
+}
+
+// Create makes a credential that calls back for its tokens. Recall may call the
+// URL before this returns. It answers a [*ConflictError] if the Zoom user has
+// a credential already.
+func (c *Client) Create(ctx context.Context, oauthApp string, callbackURL secret.Text) (Credential, error) {
+	body, err := json.Marshal(map[string]string{
+		"oauth_app":                 oauthApp,
+		"access_token_callback_url": callbackURL.Reveal(),
+	})
+	if err != nil {
+		return Credential{}, fmt.Errorf("creating a credential: %w", err)
+	}
+	var created wire
+	if err := c.do(ctx, http.MethodPost, c.credentials, body, http.StatusCreated, &created); err != nil {
+		return Credential{}, fmt.Errorf("creating a credential: %w", err)
+	}
+	return created.credential(), nil
+}
+
+// Filter selects credentials; an empty field selects all.
+type Filter struct{ OAuthApp, ZoomUser, ZoomAccount string }
+
+// List calls each with every credential that the filter selects, page by page,
+// until it returns false. Recall allows 60 pages a minute (API reference, list).
+func (c *Client) List(ctx context.Context, filter Filter, each func(Credential) bool) error {
+	query := url.Values{}
+	for name, value := range map[string]string{"oauth_app": filter.OAuthApp, "user_id": filter.ZoomUser, "account_id": filter.ZoomAccount} {
+		if value != "" {
+			query.Set(name, value)
+		}
+	}
+	for {
+		page := *c.credentials
+		page.RawQuery = query.Encode()
+		var answer struct {
+			Next    string `json:"next"`
+			Results []wire `json:"results"`
+		}
+		if err := c.do(ctx, http.MethodGet, &page, nil, http.StatusOK, &answer); err != nil {
+			return fmt.Errorf("listing credentials: %w", err)
+		}
+		for _, found := range answer.Results {
+			if !each(found.credential()) {
+				return nil
+			}
+		}
+		if answer.Next == "" {
+			return nil
+		}
+		// Only the cursor is taken from the link: the API key goes to no other host.
+		next, err := url.Parse(answer.Next)
+		if err != nil || next.Query().Get("cursor") == "" || next.Query().Get("cursor") == query.Get("cursor") {
+			return fmt.Errorf("listing credentials: no cursor in the next page's link: %w", ErrUncertain)
+		}
+		query.Set("cursor", next.Query().Get("cursor"))
+	}
+}
+
+// Get reads a credential. It answers [ErrNotFound] if there is none.
+func (c *Client) Get(ctx context.Context, id string) (Credential, error) {
+	var found wire
+	if err := c.do(ctx, http.MethodGet, c.credential(id), nil, http.StatusOK, &found); err != nil {
+		return Credential{}, fmt.Errorf("reading a credential: %w", err)
+	}
+	return found.credential(), nil
+}
+
+// Delete removes a credential. It answers [ErrNotFound] if there is none.
+func (c *Client) Delete(ctx context.Context, id string) error {
+	if err := c.do(ctx, http.MethodDelete, c.credential(id), nil, http.StatusNoContent, nil); err != nil {
+		return fmt.Errorf("deleting a credential: %w", err)
+	}
+	return nil
+}
+
+func (c *Client) credential(id string) *url.URL {
+	return c.credentials.JoinPath(url.PathEscape(id), "/")
+}
+
+// do sends one request. Errors hold neither bodies nor URLs: both may hold a
+// callback's secret.
+func (c *Client) do(ctx context.Context, method string, target *url.URL, body []byte, want int, answer any) error {
+	request, err := http.NewRequestWithContext(ctx, method, target.String(), bytes.NewReader(body))
+	if err != nil {
+		return errors.New("not a request that can be sent")
+	}
+	request.Header.Set("Authorization", "Token "+c.key.Reveal())
+	request.Header.Set("Accept", "application/json")
+	if body != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w: %w", ErrUncertain, ctx.Err())
+		}
+		return ErrUncertain
+	}
+	defer func() { _ = response.Body.Close() }()
+	text, err := io.ReadAll(io.LimitReader(response.Body, 8<<20))
+	if err != nil {
+		return ErrUncertain
+	}
+	if response.StatusCode != want {
+		return refusal(response, text)
+	}
+	if answer == nil {
+		return nil
+	}
+	if err := json.Unmarshal(text, answer); err != nil {
+		return ErrUncertain
+	}
+	return nil
+}
+
+// refusal reads an answer that is not the wanted one.
+func refusal(response *http.Response, text []byte) error {
+	switch response.StatusCode {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return ErrUnauthorized
+	case http.StatusNotFound:
+		return ErrNotFound
+	}
+	refused := &RefusedError{
+		Status:     response.StatusCode,
+		RetryAfter: retryafter.Parse(response.Header, time.Now()),
+	}
+	if response.StatusCode != http.StatusBadRequest {
+		return refused
+	}
+	var conflict struct {
+		ZoomUser    string `json:"conflicting_zoom_user_id"`
+		ZoomAccount string `json:"conflicting_zoom_account_id"`
+	}
+	if json.Unmarshal(text, &conflict) == nil && conflict.ZoomUser+conflict.ZoomAccount != "" {
+		return &ConflictError{conflict.ZoomUser, conflict.ZoomAccount}
+	}
+	// Only the fields that were sent are named: an answer's text is not ours.
+	var fields map[string]json.RawMessage
+	_ = json.Unmarshal(text, &fields) // what is not JSON names no field
+	for _, field := range []string{"oauth_app", "access_token_callback_url"} {
+		if _, named := fields[field]; named {
+			refused.Fields = append(refused.Fields, field)
+		}
+	}
+	return refused
+}

@@ -1,0 +1,274 @@
+package recalltest
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+)
+
+// DefaultOAuthApp is the id of the one Zoom OAuth app known when
+// [Options.OAuthApps] is empty.
+const DefaultOAuthApp = "6f1d0b52-7c0e-4a55-9a86-2f4f6c1e9d03"
+
+const (
+	credentialsPath = "/api/v2/zoom-oauth-credentials/"
+	logsPath        = "/api/v2/zoom-oauth-credential-logs/"
+
+	maxBody = 1 << 20
+)
+
+// Options say what a [Recall] is like. The zero value is ready to use.
+type Options struct {
+	// APIKey is what requests must carry, as "Authorization: Token <APIKey>".
+	// Empty means "recall-key".
+	APIKey string
+
+	// OAuthApps are the ids (UUIDs) of the Zoom OAuth apps Recall knows.
+	// Empty means DefaultOAuthApp alone.
+	OAuthApps []string
+
+	// VerificationSecrets ("whsec_...") sign every callback, as Standard
+	// Webhooks has it: webhook-id, webhook-timestamp (by Now) and one signature
+	// for each secret, separated by spaces, in webhook-signature. Empty means
+	// that callbacks carry none of these headers.
+	VerificationSecrets []string
+
+	// Identify tells whose token a callback has answered, and how long it is
+	// good for; an error means that Zoom does not take it. It is called
+	// concurrently. Nil means that any token will do: its credential has no
+	// Zoom user, so it never conflicts, and its lifetime is not looked at.
+	Identify func(ctx context.Context, accessToken string) (userID, accountID string, ttl time.Duration, err error)
+
+	// Client makes the callbacks; its Timeout bounds each. Its CheckRedirect is
+	// not used: no redirect is followed. Nil means one with a timeout of 5 s.
+	Client *http.Client
+
+	// RateLimit is how many requests a minute each call but the list of
+	// credentials takes before it answers 429 with a Retry-After in seconds.
+	// 0 means 300; negative means no limit.
+	RateLimit int
+
+	// ListRateLimit is the same for the list of credentials. 0 means 60.
+	ListRateLimit int
+
+	// PageSize is how many results a page of a list has. 0 means 100.
+	PageSize int
+
+	// Latency is how long every request waits before anything is done about it.
+	Latency time.Duration
+
+	// Now is the clock of created_at, of signatures and of rate limits. Nil
+	// means time.Now. It is called concurrently and must not use the Recall.
+	Now func() time.Time
+}
+
+// Credential is a Zoom OAuth credential as Recall keeps it. An empty string
+// stands for JSON's null.
+type Credential struct {
+	ID                     string    // a UUID
+	OAuthApp               string    // one of Options.OAuthApps
+	AccessTokenCallbackURL string    // empty: made from an authorization code
+	Status                 string    // "healthy" or "unhealthy", by the last callback
+	UserID                 string    // the Zoom user; empty if never identified
+	AccountID              string    // the Zoom account; empty if never identified
+	CreatedAt              time.Time // UTC, to the microsecond
+	MeetingSyncStatus      string    // "not_started" unless added otherwise
+}
+
+// Counts say what a [Recall] has seen so far. A request that a fault answered
+// or dropped before its work counts in Requests only.
+type Counts struct {
+	Requests         int // all of them, whatever the answer
+	Creates          int // creates that were done (201), even if the answer was lost
+	CreateAttempts   int // creates with the right key and within the rate limit
+	Conflicts        int // creates refused because the Zoom user has a credential
+	Deletes          int // deletes that were done (204)
+	Lists            int // pages of credentials handed out
+	Callbacks        int // callbacks made, by creates and by Recall.Callback
+	CallbackFailures int // those among them that failed
+	RateLimited      int // requests answered 429 by a rate limit
+	Unauthorized     int // requests without the right key
+}
+
+// Recall is the stand-in: an http.Handler, safe for concurrent use. It starts
+// no goroutines and needs no closing.
+type Recall struct {
+	opts    Options
+	client  http.Client
+	signers []*standardwebhooks.Webhook
+
+	mu          sync.Mutex
+	seq         int                    // of the last credential or log entry
+	credentials []stored               // by seq
+	logs        []logEntry             // by seq
+	faults      []*scripted            // in order of Fail
+	recent      map[string][]time.Time // requests of the last minute, by kind
+	counts      Counts
+}
+
+var _ http.Handler = (*Recall)(nil)
+
+// New returns a Recall without credentials. It panics if a verification secret
+// is not "whsec_" and base64, which is a mistake of the test's author.
+func New(o Options) *Recall {
+	o.APIKey = cmp.Or(o.APIKey, "recall-key")
+	o.RateLimit = cmp.Or(o.RateLimit, 300)
+	o.ListRateLimit = cmp.Or(o.ListRateLimit, 60)
+	if o.PageSize <= 0 {
+		o.PageSize = 100
+	}
+	if len(o.OAuthApps) == 0 {
+		o.OAuthApps = []string{DefaultOAuthApp}
+	}
+	o.OAuthApps = slices.Clone(o.OAuthApps)
+	if o.Client == nil {
+		o.Client = &http.Client{Timeout: 5 * time.Second}
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+
+	r := &Recall{opts: o, client: *o.Client, recent: map[string][]time.Time{}}
+	r.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	for i, secret := range o.VerificationSecrets {
+		key, ok := strings.CutPrefix(secret, "whsec_")
+		signer, err := standardwebhooks.NewWebhook(secret)
+		if !ok || key == "" || err != nil {
+			panic(fmt.Sprintf("recalltest: VerificationSecrets[%d] is not whsec_ and base64", i))
+		}
+		r.signers = append(r.signers, signer)
+	}
+	return r
+}
+
+// Counts returns what r has seen so far.
+func (r *Recall) Counts() Counts {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.counts
+}
+
+// Credentials returns the credentials r has now, in the order in which it came
+// by them.
+func (r *Recall) Credentials() []Credential {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]Credential, len(r.credentials))
+	for i, c := range r.credentials {
+		all[i] = c.Credential
+	}
+	return all
+}
+
+// AddCredential gives r a credential as if somebody else had created it. No
+// callback is made, no conflict is looked for, and nothing is counted. Empty
+// fields are filled as a create would, but for the callback URL and the Zoom
+// user and account. It returns what r now has.
+func (r *Recall) AddCredential(c Credential) Credential {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.addLocked(c)
+}
+
+func (r *Recall) addLocked(c Credential) Credential {
+	c.ID = cmp.Or(c.ID, newUUID())
+	c.OAuthApp = cmp.Or(c.OAuthApp, r.opts.OAuthApps[0])
+	c.Status = cmp.Or(c.Status, "healthy")
+	c.MeetingSyncStatus = cmp.Or(c.MeetingSyncStatus, "not_started")
+	if c.CreatedAt.IsZero() {
+		c.CreatedAt = r.opts.Now()
+	}
+	c.CreatedAt = c.CreatedAt.UTC().Truncate(time.Microsecond)
+	r.seq++
+	r.credentials = append(r.credentials, stored{Credential: c, seq: r.seq})
+	return c
+}
+
+// ServeHTTP answers one request to Recall's API.
+func (r *Recall) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	// The server notices that a client has gone only once the body is read.
+	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxBody))
+	f := r.begin(req)
+	wait(req.Context(), r.opts.Latency+f.Delay)
+
+	var a answer
+	switch {
+	case f.DropBefore:
+		panic(http.ErrAbortHandler)
+	case f.Status != 0 && !f.DropAfter:
+		f.write(w)
+		return
+	case err != nil:
+		a = detail(http.StatusBadRequest, "The body could not be read.")
+	default:
+		a = r.handle(req, body)
+	}
+	switch {
+	case f.DropAfter && f.Status != 0:
+		f.write(w)
+	case f.DropAfter:
+		panic(http.ErrAbortHandler)
+	default:
+		a.write(w)
+	}
+}
+
+// wait returns after d or when the client has gone, whichever is first.
+func wait(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// answer is what a request is answered with; a nil body means none.
+type answer struct {
+	status int
+	header http.Header
+	body   any
+}
+
+func (a answer) write(w http.ResponseWriter) {
+	for name, values := range a.header {
+		w.Header()[name] = values
+	}
+	if a.body != nil {
+		w.Header().Set("Content-Type", "application/json")
+	}
+	w.WriteHeader(a.status)
+	if a.body != nil {
+		_ = json.NewEncoder(w).Encode(a.body) // fails only if the client has gone
+	}
+}
+
+func detail(status int, message string) answer {
+	return answer{status: status, body: map[string]string{"detail": message}}
+}
+
+// fieldError is the answer to a request with one thing wrong.
+func fieldError(field, message string) answer {
+	return answer{status: http.StatusBadRequest, body: map[string][]string{field: {message}}}
+}
+
+func newUUID() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}

@@ -1,0 +1,174 @@
+// Package redistest runs a real redis-server for tests: on a free loopback
+// port, in a folder of its own, ended with the test. A machine without
+// redis-server fails the test; it never skips it.
+package redistest
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
+)
+
+// Server is a running redis-server.
+type Server struct {
+	Addr string // host:port
+	Dir  string // where it keeps its files
+
+	tb      testing.TB
+	args    []string
+	command *exec.Cmd
+}
+
+// Start runs redis-server with an append-only file that is synced at every
+// write, and with args besides, until the test ends.
+func Start(tb testing.TB, args ...string) *Server {
+	tb.Helper()
+	s := &Server{Addr: freeAddr(tb), Dir: tb.TempDir(), tb: tb, args: args}
+	s.Run()
+	tb.Cleanup(s.Kill)
+	return s
+}
+
+// StartCluster runs a Redis Cluster of one node that holds all slots: enough to
+// find a script or a pipeline whose keys do not share a slot.
+func StartCluster(tb testing.TB) *Server {
+	tb.Helper()
+	s := Start(tb, "--cluster-enabled", "yes")
+	client := redis.NewClient(&redis.Options{Addr: s.Addr})
+	defer func() { _ = client.Close() }()
+	if err := client.ClusterAddSlotsRange(tb.Context(), 0, 16383).Err(); err != nil {
+		tb.Fatalf("giving the node its slots: %v", err)
+	}
+	s.await(func(ctx context.Context) error {
+		info, err := client.ClusterInfo(ctx).Result()
+		if err == nil && !strings.Contains(info, "cluster_state:ok") {
+			err = fmt.Errorf("cluster is not ready")
+		}
+		return err
+	})
+	return s
+}
+
+// Run starts the server, again after [Server.Kill], with the files it had.
+func (s *Server) Run() {
+	s.tb.Helper()
+	path, err := exec.LookPath("redis-server")
+	if err != nil {
+		s.tb.Fatal("redis-server is not installed; on Debian: apt-get install redis-server")
+	}
+	_, port, _ := net.SplitHostPort(s.Addr)
+	args := append([]string{
+		"--port", port, "--bind", "127.0.0.1", "--dir", s.Dir, "--save", "",
+		"--appendonly", "yes", "--appendfsync", "always", "--logfile", filepath.Join(s.Dir, "log"),
+	}, s.args...)
+	s.command = exec.Command(path, args...) //nolint:gosec,noctx // a test's own server, ended by Kill
+	if err := s.command.Start(); err != nil {
+		s.tb.Fatalf("starting redis-server: %v", err)
+	}
+	client := redis.NewClient(&redis.Options{Addr: s.Addr})
+	defer func() { _ = client.Close() }()
+	s.await(func(ctx context.Context) error { return client.Ping(ctx).Err() })
+}
+
+// Kill ends the server at once, as a crash would.
+func (s *Server) Kill() {
+	if s.command == nil {
+		return
+	}
+	_ = s.command.Process.Kill()
+	_ = s.command.Wait()
+	s.command = nil
+}
+
+// URL returns the server's REDIS_URL.
+func (s *Server) URL() string { return "redis://" + s.Addr + "/0" }
+
+// Client returns a client as the programs make it, closed with the test.
+func (s *Server) Client() redis.UniversalClient {
+	s.tb.Helper()
+	return Client(s.tb, s.URL())
+}
+
+// quiet keeps go-redis's own log, which has no level, out of test outputs.
+var silence = sync.OnceFunc(func() { redis.SetLogger(quiet{}) })
+
+type quiet struct{}
+
+func (quiet) Printf(context.Context, string, ...any) {}
+
+// Client returns a client for a Redis URL, closed with the test.
+func Client(tb testing.TB, url string) redis.UniversalClient {
+	tb.Helper()
+	silence()
+	client, err := store.Connect(secret.New(url))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// Contents returns all that the server keeps on disk, to search it for what
+// should not be there.
+func (s *Server) Contents() []byte {
+	s.tb.Helper()
+	var all []byte
+	err := filepath.WalkDir(s.Dir, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path) //nolint:gosec // the test's own folder
+		all = append(all, data...)
+		return err
+	})
+	if err != nil {
+		s.tb.Fatalf("reading Redis's files: %v", err)
+	}
+	return all
+}
+
+func (s *Server) await(ready func(context.Context) error) {
+	s.tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for {
+		err := ready(ctx)
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			s.tb.Fatalf("redis-server did not become ready: %v", err)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// freeAddr lets the kernel choose a port that is free now. A cluster node also
+// listens on its port + 10000, so high ones are passed over.
+func freeAddr(tb testing.TB) string {
+	tb.Helper()
+	for {
+		listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
+		if err != nil {
+			tb.Fatalf("finding a free port: %v", err)
+		}
+		addr := listener.Addr().(*net.TCPAddr)
+		_ = listener.Close()
+		if addr.Port < 55000 {
+			return addr.String()
+		}
+	}
+}

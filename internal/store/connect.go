@@ -1,0 +1,82 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"tokenprovider/internal/secret"
+)
+
+// Forms of REDIS_URL, for error messages and help texts.
+const URLForms = "redis://[user:password@]host:port/db, rediss:// (TLS), " +
+	"redis+sentinel://host:port/db?master_name=NAME or redis+cluster://host:port?addr=host2:port"
+
+// Connect makes a client for a Redis URL; it does not dial. Sentinel and
+// Cluster are spelled by a suffix of the scheme and take the query parameters
+// of go-redis's ParseFailoverURL and ParseClusterURL. Errors never quote the
+// URL, which may hold a password.
+func Connect(raw secret.Text) (redis.UniversalClient, error) {
+	parsed, err := url.Parse(raw.Reveal())
+	if err != nil {
+		return nil, errors.New("not a URL: want " + URLForms)
+	}
+	scheme, kind, _ := strings.Cut(parsed.Scheme, "+")
+	parsed.Scheme = scheme
+	plain := parsed.String()
+	switch kind {
+	case "":
+		opts, err := redis.ParseURL(plain)
+		if err != nil {
+			return nil, wrongURL(err)
+		}
+		bound(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
+		opts.ContextTimeoutEnabled, opts.DialerRetries = true, 1
+		return redis.NewClient(opts), nil
+	case "sentinel":
+		opts, err := redis.ParseFailoverURL(plain)
+		if err != nil {
+			return nil, wrongURL(err)
+		}
+		if opts.MasterName == "" {
+			return nil, errors.New("redis+sentinel:// needs ?master_name=NAME")
+		}
+		bound(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
+		opts.ContextTimeoutEnabled, opts.DialerRetries = true, 1
+		return redis.NewFailoverClient(opts), nil
+	case "cluster":
+		opts, err := redis.ParseClusterURL(plain)
+		if err != nil {
+			return nil, wrongURL(err)
+		}
+		bound(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
+		opts.ContextTimeoutEnabled, opts.DialerRetries = true, 1
+		return redis.NewClusterClient(opts), nil
+	}
+	return nil, fmt.Errorf("unknown kind %q: want %s", kind, URLForms)
+}
+
+// bound gives the bounds that the URL leaves open. They fit a callback's
+// patience: Recall waits 5 s for all of it. One repetition gets over a broken
+// connection; what takes longer is for the callers, who know what they may
+// repeat.
+func bound(retries *int, timeouts ...*time.Duration) {
+	if *retries == 0 {
+		*retries = 1
+	}
+	for _, timeout := range timeouts {
+		if *timeout == 0 {
+			*timeout = time.Second
+		}
+	}
+}
+
+// wrongURL says what go-redis found wrong without the parts that it quotes.
+func wrongURL(err error) error {
+	text, _, _ := strings.Cut(strings.TrimPrefix(err.Error(), "redis: "), ":")
+	return fmt.Errorf("%s: want %s", text, URLForms)
+}

@@ -1,0 +1,81 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/redis/go-redis/v9"
+
+	"tokenprovider/internal/grant"
+)
+
+// List reads up to limit grants in the order of their ids: those in a state, or
+// all if state is "", that come after an id, or from the first if after is "".
+// It reads one range of an index a shard, so a page costs what it holds; a
+// grant that is there all the time is listed once, whatever changes meanwhile.
+func (s *Store) List(ctx context.Context, state grant.State, after grant.ID, limit int) ([]grant.Grant, error) {
+	shard, low := 0, "-"
+	if after != "" {
+		shard, low = after.Shard(), "("+string(after)
+	}
+	grants := make([]grant.Grant, 0, limit)
+	// Ask for one shard, and for twice as many each time that they do not fill
+	// the page: one round trip where grants are many, seven where there are none.
+	for window := 1; shard < grant.Shards && len(grants) < limit; window *= 2 {
+		end := min(shard+window, grant.Shards)
+		found, err := s.listShards(ctx, state, shard, end, low, limit-len(grants))
+		if err != nil {
+			return nil, err
+		}
+		grants = append(grants, found...)
+		shard, low = end, "-"
+	}
+	return grants, nil
+}
+
+// listShards reads the first grants of the shards [from, to); low bounds the
+// ids of the first of them.
+func (s *Store) listShards(ctx context.Context, state grant.State, from, to int, low string, limit int) ([]grant.Grant, error) {
+	indexes := make([]*redis.StringSliceCmd, 0, to-from)
+	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for shard := from; shard < to; shard++ {
+			indexes = append(indexes, pipe.ZRangeByLex(ctx, usersKey(shard, state),
+				&redis.ZRangeBy{Min: low, Max: "+", Count: int64(limit)}))
+			low = "-"
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing grants: %w", err)
+	}
+	var ids []grant.ID
+	for _, index := range indexes {
+		for _, id := range index.Val() {
+			ids = append(ids, grant.ID(id))
+		}
+	}
+	ids = ids[:min(limit, len(ids))]
+	records := make([]*redis.MapStringStringCmd, len(ids))
+	_, err = s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, id := range ids {
+			records[i] = pipe.HGetAll(ctx, grantKey(id))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing grants: %w", err)
+	}
+	grants := make([]grant.Grant, 0, len(ids))
+	for i, id := range ids {
+		g, err := s.decode(id, records[i].Val())
+		switch {
+		case errors.Is(err, grant.ErrNotFound): // removed since the index was read
+		case err != nil:
+			return nil, err
+		default:
+			grants = append(grants, g)
+		}
+	}
+	return grants, nil
+}

@@ -1,0 +1,34 @@
+-- Change a record, if it is still the one that was read. Version 0 creates it.
+--
+-- ARGV[2]    version that was read
+-- ARGV[3]    mark of this one change: a replay of it is answered as done
+-- ARGV[4]    '' (leave the plan), 'never', or when to renew, ms
+-- ARGV[5]    '1' if this is a new consent, which ends what was said of the last
+-- ARGV[6..]  fields and values; an empty value removes the field
+
+local version = get('version') or '0'
+if version ~= ARGV[2] then
+  if get('change') ~= ARGV[3] then return {'conflict'} end
+  return {'changed', redis.call('HGETALL', grant)}
+end
+
+if ARGV[5] == '1' then
+  redis.call('HDEL', grant, 'lease', 'lease_until', 'intent', 'uncertain',
+    'failures', 'retry_at', 'gone', 'reason')
+end
+for i = 6, #ARGV, 2 do
+  if ARGV[i + 1] == '' then
+    redis.call('HDEL', grant, ARGV[i])
+  else
+    redis.call('HSET', grant, ARGV[i], ARGV[i + 1])
+  end
+end
+redis.call('HSET', grant, 'change', ARGV[3])
+redis.call('HSETNX', grant, 'created', text(now()))
+if ARGV[4] == 'never' then
+  redis.call('ZREM', due, id)
+elseif ARGV[4] ~= '' then
+  redis.call('ZADD', due, ARGV[4], id)
+end
+settle()
+return {'changed', redis.call('HGETALL', grant)}

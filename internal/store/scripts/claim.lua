@@ -1,0 +1,41 @@
+-- Claim the right to spend the refresh token: write the lease and the intent.
+--
+-- ARGV[2] who claims: unique to this one claim
+-- ARGV[3] length of the lease, ms
+-- ARGV[4] 'due', to claim only what the plan says is due; or the time, in ms,
+--         until which the access token has to be good
+--
+-- If this cannot be written, no token is spent; once it is, a crash leaves a
+-- trace: an intent that no commit has cleared.
+
+if redis.call('EXISTS', grant) == 0 then return {'missing'} end
+if get('deleting') then return {'deleting'} end
+if get('gone') then return {'gone'} end
+
+local at, by = now(), ARGV[2]
+if get('lease') ~= by then -- else a replay of this very claim: answer it again
+  local expires = tonumber(get('expires') or '0')
+  if ARGV[4] == 'due' then
+    local plan = redis.call('ZSCORE', due, id)
+    if not plan or tonumber(plan) > at then return {'fresh'} end
+  elseif expires >= tonumber(ARGV[4]) then
+    return {'fresh'}
+  end
+
+  local lease_until = tonumber(get('lease_until') or '0')
+  if lease_until > at then return {'held', text(lease_until - at)} end
+  local retry_at = tonumber(get('retry_at') or '0')
+  if retry_at > at then return {'backoff', text(retry_at - at)} end
+
+  -- Whatever is asked, nothing is renewed in the first tenth of its life: who
+  -- wants more of a token than Zoom gives must not make it rotate in a loop.
+  local refreshed = tonumber(get('refreshed') or '0')
+  if ARGV[4] ~= 'due' and refreshed + (expires - refreshed) / 10 > at then return {'fresh'} end
+
+  if get('intent') then redis.call('HSET', grant, 'uncertain', '1') end
+  lease_until = text(at + tonumber(ARGV[3]))
+  redis.call('HSET', grant, 'lease', by, 'lease_until', lease_until, 'intent', text(at))
+  redis.call('ZADD', due, lease_until, id) -- if the holder dies, the next one takes over
+end
+return {'claimed', get('app'), get('refresh'), get('refresh_fingerprint'),
+  get('uncertain') or '0', get('failures') or '0'}

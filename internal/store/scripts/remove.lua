@@ -1,0 +1,13 @@
+-- Remove a record and all that points at it, if it is still the one that was
+-- read.
+--
+-- ARGV[2] version that was read
+
+local version = get('version')
+if not version then return {'missing'} end
+if version ~= ARGV[2] then return {'conflict'} end
+redis.call('ZREM', KEYS[states[get('state')]], id)
+redis.call('ZREM', users, id)
+redis.call('ZREM', due, id)
+redis.call('DEL', grant)
+return {'removed'}

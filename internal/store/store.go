@@ -1,0 +1,161 @@
+// Package store keeps grants in Redis. Nobody else names a key.
+//
+// A grant is one hash. It lives in one of [grant.Shards] shards, together with
+// the shard's due index and its indexes by id and by state. All keys of a shard
+// share a hash tag, so one script changes them together, on Redis Cluster too:
+//
+//	tp1:{s017}:grant:ID           hash: the record
+//	tp1:{s017}:due                sorted set: id by the time it is to be renewed
+//	tp1:{s017}:users              sorted set: every id, in order
+//	tp1:{s017}:users:STATE        sorted set: the ids in a state, in order
+//	tp1:{s017}:registering:ID     lock: somebody is registering this user
+//	tp1:keyset                    a known text, sealed, to tell a wrong keyset
+//
+// The access token, the refresh token and the callback keys are sealed, each
+// bound to its grant and its field. Scripts see fingerprints and times only.
+// "tp1" is the version of this format.
+package store
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/seal"
+)
+
+// ErrKeyset: the records in this Redis were sealed with another keyset.
+var ErrKeyset = errors.New("the keyset does not open what is stored in this Redis")
+
+// Store is safe for concurrent use. Every method is bounded by its context and
+// by the timeouts of the Redis client.
+type Store struct {
+	redis redis.UniversalClient
+	seal  *seal.Keyset
+}
+
+// New returns a store on a Redis client, which stays the caller's to close.
+func New(client redis.UniversalClient, keyset *seal.Keyset) *Store {
+	return &Store{client, keyset}
+}
+
+// Ping reports whether Redis answers.
+func (s *Store) Ping(ctx context.Context) error {
+	if err := s.redis.Ping(ctx).Err(); err != nil {
+		return fmt.Errorf("asking Redis: %w", err)
+	}
+	return nil
+}
+
+const keysetKey, keysetText = prefix + "keyset", "opened by the keyset in use"
+
+// CheckKeyset makes sure that the keyset opens what is stored here, and leaves
+// its mark in an empty Redis. It answers [ErrKeyset] if it does not.
+func (s *Store) CheckKeyset(ctx context.Context) error {
+	mark, err := s.seal.Seal([]byte(keysetText), keysetKey, "mark")
+	if err != nil {
+		return err
+	}
+	if err := s.redis.SetNX(ctx, keysetKey, mark, 0).Err(); err != nil {
+		return fmt.Errorf("marking the keyset: %w", err)
+	}
+	stored, err := s.redis.Get(ctx, keysetKey).Bytes()
+	if err != nil {
+		return fmt.Errorf("reading the keyset's mark: %w", err)
+	}
+	if _, err := s.seal.Open(stored, keysetKey, "mark"); err != nil {
+		return ErrKeyset
+	}
+	return nil
+}
+
+const prefix = "tp1:"
+
+func shardKey(shard int, name string) string {
+	return fmt.Sprintf("%s{s%03d}:%s", prefix, shard, name)
+}
+
+func grantKey(id grant.ID) string { return shardKey(id.Shard(), "grant:"+string(id)) }
+
+// recordKeys are the KEYS of every script that changes a record, in the order
+// that record.lua gives.
+func recordKeys(id grant.ID) []string {
+	shard := id.Shard()
+	keys := []string{grantKey(id), shardKey(shard, "due"), usersKey(shard, "")}
+	for _, state := range grant.States() {
+		keys = append(keys, usersKey(shard, state))
+	}
+	return keys
+}
+
+// usersKey is the index of a shard's grants in a state, or of all of them.
+func usersKey(shard int, state grant.State) string {
+	if state == "" {
+		return shardKey(shard, "users")
+	}
+	return shardKey(shard, "users:"+string(state))
+}
+
+//go:embed scripts/*.lua
+var scripts embed.FS
+
+var (
+	claimScript  = record("claim")
+	commitScript = record("commit")
+	failScript   = record("fail")
+	changeScript = record("change")
+	removeScript = record("remove")
+	dueScript    = script("due")
+	unlockScript = script("unlock")
+)
+
+func script(names ...string) *redis.Script {
+	var source []byte
+	for _, name := range names {
+		text, err := scripts.ReadFile("scripts/" + name + ".lua")
+		if err != nil {
+			panic(err) // a name above is wrong: the program cannot have been tested
+		}
+		source = append(append(source, text...), '\n')
+	}
+	return redis.NewScript(string(source))
+}
+
+func record(name string) *redis.Script { return script("record", name) }
+
+// run runs a record script. Its answer is a list that begins with a word.
+func (s *Store) run(ctx context.Context, script *redis.Script, id grant.ID, args ...any) (string, []any, error) {
+	answer, err := script.Run(ctx, s.redis, recordKeys(id), append([]any{string(id)}, args...)...).Slice()
+	if err != nil {
+		return "", nil, err
+	}
+	if len(answer) == 0 {
+		return "", nil, errors.New("a script answered nothing")
+	}
+	word, _ := answer[0].(string)
+	return word, answer[1:], nil
+}
+
+// wordErrors are the answers of scripts that mean the same everywhere.
+var wordErrors = map[string]error{
+	"missing":    grant.ErrNotFound,
+	"deleting":   grant.ErrDeleting,
+	"gone":       grant.ErrReauthorize,
+	"fresh":      grant.ErrFresh,
+	"conflict":   grant.ErrConflict,
+	"superseded": grant.ErrSuperseded,
+}
+
+func wordError(word string) error {
+	if err := wordErrors[word]; err != nil {
+		return err
+	}
+	return fmt.Errorf("a script answered %q, which this version does not know", word)
+}
+
+func millis(t time.Time) int64 { return t.UnixMilli() }
