@@ -159,6 +159,16 @@ type Claim struct {
 	Failures  int    // failed attempts since the last success
 }
 
+// Outcome says what a failed refresh has done to the refresh token.
+type Outcome string
+
+// The outcomes of a refresh that brought no token.
+const (
+	Unspent   Outcome = "unspent"   // Zoom did not take it
+	Uncertain Outcome = "uncertain" // nobody knows whether Zoom took it
+	Gone      Outcome = "gone"      // Zoom refuses it: the user must authorize again
+)
+
 // What a claim, a read or a change can be answered with.
 var (
 	// ErrNotFound: there is no such grant.

@@ -27,22 +27,18 @@ func (s *Store) Due(ctx context.Context, shard, limit int) (ids []grant.ID, next
 	return ids, next, nil
 }
 
-// ClaimDue claims a grant if it is due. See [Store.Claim].
-func (s *Store) ClaimDue(ctx context.Context, id grant.ID, owner string, lease time.Duration) (grant.Claim, error) {
-	return s.claim(ctx, id, owner, lease, "due")
-}
-
-// Claim claims a grant if its access token is not good until goodUntil: it
-// writes lease and intent, and returns the refresh token to spend. The owner
-// must be unique to the claim, which makes it safe to repeat.
+// Claim claims a grant that is to be renewed: it writes lease and intent, and
+// returns the refresh token to spend. With a zero goodUntil it claims what the
+// plan says is due; otherwise, what has no access token that is good until then.
+// The owner must be unique to the claim, which makes it safe to repeat.
 //
 // It answers [grant.ErrFresh], [grant.ErrReauthorize], [grant.ErrDeleting],
 // [grant.ErrNotFound], a [*grant.HeldError] or a [*grant.BackoffError].
 func (s *Store) Claim(ctx context.Context, id grant.ID, owner string, lease time.Duration, goodUntil time.Time) (grant.Claim, error) {
-	return s.claim(ctx, id, owner, lease, strconv.FormatInt(millis(goodUntil), 10))
-}
-
-func (s *Store) claim(ctx context.Context, id grant.ID, owner string, lease time.Duration, when string) (grant.Claim, error) {
+	when := "due"
+	if !goodUntil.IsZero() {
+		when = strconv.FormatInt(millis(goodUntil), 10)
+	}
 	word, answer, err := s.run(ctx, claimScript, id, owner, lease.Milliseconds(), when)
 	if err != nil {
 		return grant.Claim{}, fmt.Errorf("claiming grant %s: %w", id, err)
@@ -96,20 +92,10 @@ func (s *Store) Commit(ctx context.Context, id grant.ID, spent string, tokens gr
 	return wordError(word)
 }
 
-// Outcome says what a failed refresh has done to the refresh token.
-type Outcome string
-
-// The outcomes of a refresh that brought no token.
-const (
-	Unspent   Outcome = "unspent"   // Zoom did not take it
-	Uncertain Outcome = "uncertain" // nobody knows whether Zoom took it
-	Gone      Outcome = "gone"      // Zoom refuses it: the user must authorize again
-)
-
 // Fail records that a claim failed and lets go of its lease. The next attempt
-// is made after retryIn, except for [Gone]. A claim that is not the newest, or
+// is made after retryIn, except for [grant.Gone]. A claim that is not the newest, or
 // whose token is not the stored one any more, changes nothing.
-func (s *Store) Fail(ctx context.Context, c grant.Claim, outcome Outcome, retryIn time.Duration, reason string) error {
+func (s *Store) Fail(ctx context.Context, c grant.Claim, outcome grant.Outcome, retryIn time.Duration, reason string) error {
 	_, _, err := s.run(ctx, failScript, c.ID, c.Owner, c.Spent, string(outcome), retryIn.Milliseconds(), reason)
 	if err != nil {
 		return fmt.Errorf("recording the failure of grant %s: %w", c.ID, err)

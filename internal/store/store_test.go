@@ -113,7 +113,7 @@ func (f *fixture) get(id grant.ID) grant.Grant {
 
 func (f *fixture) claimDue(id grant.ID, owner string) grant.Claim {
 	f.t.Helper()
-	claim, err := f.ClaimDue(f.t.Context(), id, owner, lease)
+	claim, err := f.Claim(f.t.Context(), id, owner, lease, time.Time{})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -235,7 +235,7 @@ func TestStatesFollowWhatIsRecorded(t *testing.T) {
 		g = f.link(g)
 		f.wantState(g.ID, grant.Active)
 
-		if err := f.Fail(ctx, f.claimDue(g.ID, "a"), store.Unspent, 0, "Zoom is down"); err != nil {
+		if err := f.Fail(ctx, f.claimDue(g.ID, "a"), grant.Unspent, 0, "Zoom is down"); err != nil {
 			f.t.Fatal(err)
 		}
 		f.wantState(g.ID, grant.Degraded)
@@ -255,7 +255,7 @@ func TestStatesFollowWhatIsRecorded(t *testing.T) {
 			f.t.Errorf("the reason outlives the failure: %q", g.Reason)
 		}
 
-		if err := f.Fail(ctx, f.claimDue(g.ID, "c"), store.Gone, 0, "Zoom refused"); err != nil {
+		if err := f.Fail(ctx, f.claimDue(g.ID, "c"), grant.Gone, 0, "Zoom refused"); err != nil {
 			f.t.Fatal(err)
 		}
 		f.wantState(g.ID, grant.ReauthorizationRequired)
@@ -287,7 +287,7 @@ func TestStatesFollowWhatIsRecorded(t *testing.T) {
 			f.t.Fatal(err)
 		}
 		wantError(f.t, f.Remove(ctx, g.ID, g.Version), grant.ErrNotFound)
-		_, err = f.ClaimDue(ctx, g.ID, "f", lease)
+		_, err = f.Claim(ctx, g.ID, "f", lease, time.Time{})
 		wantError(f.t, err, grant.ErrNotFound)
 		wantError(f.t, f.Commit(ctx, g.ID, claim.Spent, tokens(1), past), grant.ErrNotFound)
 		var left []string
@@ -312,7 +312,7 @@ func TestClaimIsExclusive(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 8 {
 			wg.Go(func() {
-				_, err := f.ClaimDue(ctx, g.ID, fmt.Sprint("replica-", i), lease)
+				_, err := f.Claim(ctx, g.ID, fmt.Sprint("replica-", i), lease, time.Time{})
 				var other *grant.HeldError
 				switch {
 				case err == nil:
@@ -358,7 +358,7 @@ func TestClaimOnDemand(t *testing.T) {
 		if _, err := f.Change(ctx, id, 0, store.Change{Consent: &store.Consent{App: app, User: "ann", Tokens: old, Due: future}}); err != nil {
 			f.t.Fatal(err)
 		}
-		_, err := f.ClaimDue(ctx, id, "a", lease)
+		_, err := f.Claim(ctx, id, "a", lease, time.Time{})
 		wantError(f.t, err, grant.ErrFresh)
 		_, err = f.Claim(ctx, id, "b", lease, time.Now().Add(9*time.Minute))
 		wantError(f.t, err, grant.ErrFresh)
@@ -382,11 +382,11 @@ func TestCommitIsByPredecessor(t *testing.T) {
 		slow := f.claimDue(g.ID, "slow")
 
 		// Somebody else has recorded a loss; the late success beats it.
-		other, err := f.ClaimDue(ctx, g.ID, "slow", lease)
+		other, err := f.Claim(ctx, g.ID, "slow", lease, time.Time{})
 		if err != nil {
 			f.t.Fatal(err)
 		}
-		if err := f.Fail(ctx, other, store.Gone, 0, "refused"); err != nil {
+		if err := f.Fail(ctx, other, grant.Gone, 0, "refused"); err != nil {
 			f.t.Fatal(err)
 		}
 		f.wantState(g.ID, grant.ReauthorizationRequired)
@@ -404,7 +404,7 @@ func TestCommitIsByPredecessor(t *testing.T) {
 		// Any other answer to an older token is of no use.
 		wantError(f.t, f.Commit(ctx, g.ID, slow.Spent, tokens(2), future), grant.ErrSuperseded)
 		// A failure never beats a success.
-		if err := f.Fail(ctx, slow, store.Gone, 0, "refused"); err != nil {
+		if err := f.Fail(ctx, slow, grant.Gone, 0, "refused"); err != nil {
 			f.t.Fatal(err)
 		}
 		if got := f.get(g.ID); got.Version != version || got.State != grant.Active {
@@ -443,7 +443,7 @@ func TestUncertaintyOutlivesTheClaim(t *testing.T) {
 		g := f.consent("ann", past)
 
 		// A claim whose holder has died leaves an intent.
-		if _, err := f.ClaimDue(ctx, g.ID, "dead", time.Millisecond); err != nil {
+		if _, err := f.Claim(ctx, g.ID, "dead", time.Millisecond, time.Time{}); err != nil {
 			f.t.Fatal(err)
 		}
 		claim := f.awaitClaim(g.ID, "heir")
@@ -451,7 +451,7 @@ func TestUncertaintyOutlivesTheClaim(t *testing.T) {
 			f.t.Fatal("the heir is not told that the token may be spent")
 		}
 		// Not even a certain refusal to take the token makes it certain again.
-		if err := f.Fail(ctx, claim, store.Unspent, 0, "429"); err != nil {
+		if err := f.Fail(ctx, claim, grant.Unspent, 0, "429"); err != nil {
 			f.t.Fatal(err)
 		}
 		claim = f.awaitClaim(g.ID, "heir2")
@@ -465,14 +465,14 @@ func TestUncertaintyOutlivesTheClaim(t *testing.T) {
 		if claim.Uncertain || claim.Failures != 0 {
 			f.t.Errorf("after a success: %+v", claim)
 		}
-		if err := f.Fail(ctx, claim, store.Unspent, 0, "429"); err != nil {
+		if err := f.Fail(ctx, claim, grant.Unspent, 0, "429"); err != nil {
 			f.t.Fatal(err)
 		}
 		claim = f.awaitClaim(g.ID, "next2")
 		if claim.Uncertain {
 			f.t.Error("a token that Zoom did not take is called uncertain")
 		}
-		if err := f.Fail(ctx, claim, store.Uncertain, 0, "time-out"); err != nil {
+		if err := f.Fail(ctx, claim, grant.Uncertain, 0, "time-out"); err != nil {
 			f.t.Fatal(err)
 		}
 		if claim = f.awaitClaim(g.ID, "next3"); !claim.Uncertain || claim.Failures != 2 {
@@ -487,7 +487,7 @@ func (f *fixture) awaitClaim(id grant.ID, owner string) grant.Claim {
 	ctx, cancel := context.WithTimeout(f.t.Context(), 10*time.Second)
 	defer cancel()
 	for {
-		claim, err := f.ClaimDue(ctx, id, owner, lease)
+		claim, err := f.Claim(ctx, id, owner, lease, time.Time{})
 		if err == nil {
 			return claim
 		}
@@ -501,7 +501,7 @@ func TestFailureBacksOff(t *testing.T) {
 	conform(t, func(f *fixture) {
 		ctx := f.t.Context()
 		g := f.consent("ann", past)
-		if err := f.Fail(ctx, f.claimDue(g.ID, "a"), store.Unspent, time.Minute, "500"); err != nil {
+		if err := f.Fail(ctx, f.claimDue(g.ID, "a"), grant.Unspent, time.Minute, "500"); err != nil {
 			f.t.Fatal(err)
 		}
 		_, err := f.Claim(ctx, g.ID, "b", lease, future.Add(time.Hour))
@@ -654,7 +654,7 @@ func TestCheckKeyset(t *testing.T) {
 		wantError(f.t, stranger.CheckKeyset(ctx), store.ErrKeyset)
 		_, err := stranger.Serving(ctx, g.ID)
 		wantError(f.t, err, seal.ErrOpen)
-		_, err = stranger.ClaimDue(ctx, g.ID, "a", lease)
+		_, err = stranger.Claim(ctx, g.ID, "a", lease, time.Time{})
 		wantError(f.t, err, seal.ErrOpen)
 		_, err = stranger.Refresh(ctx, g.ID)
 		wantError(f.t, err, seal.ErrOpen)
@@ -751,7 +751,7 @@ func TestRedisDown(t *testing.T) {
 		"Due":         func() error { _, _, err := s.Due(ctx, 0, 1); return err },
 		"Claim":       func() error { _, err := s.Claim(ctx, id, "a", lease, future); return err },
 		"Commit":      func() error { return s.Commit(ctx, id, fingerprint(0), tokens(1), future) },
-		"Fail":        func() error { return s.Fail(ctx, grant.Claim{ID: id}, store.Gone, 0, "") },
+		"Fail":        func() error { return s.Fail(ctx, grant.Claim{ID: id}, grant.Gone, 0, "") },
 		"Lock":        func() error { _, _, err := s.LockRegistration(ctx, id, lease); return err },
 	} {
 		err := call()

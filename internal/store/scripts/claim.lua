@@ -6,13 +6,25 @@
 --         until which the access token has to be good
 --
 -- If this cannot be written, no token is spent; once it is, a crash leaves a
--- trace: an intent that no commit has cleared.
-
-if redis.call('EXISTS', grant) == 0 then return {'missing'} end
-if get('deleting') then return {'deleting'} end
-if get('gone') then return {'gone'} end
+-- trace: an intent that no commit has cleared. Whatever stands in the way of a
+-- claim also moves the plan, so that no scheduler asks again too soon.
 
 local at, by = now(), ARGV[2]
+
+local function never(why)
+  redis.call('ZREM', due, id)
+  return {why}
+end
+
+local function later(why, plan)
+  redis.call('ZADD', due, text(plan), id)
+  return {why, text(plan - at)}
+end
+
+if redis.call('EXISTS', grant) == 0 then return never('missing') end
+if get('deleting') then return never('deleting') end
+if get('gone') then return never('gone') end
+
 if get('lease') ~= by then -- else a replay of this very claim: answer it again
   local expires = tonumber(get('expires') or '0')
   if ARGV[4] == 'due' then
@@ -23,9 +35,9 @@ if get('lease') ~= by then -- else a replay of this very claim: answer it again
   end
 
   local lease_until = tonumber(get('lease_until') or '0')
-  if lease_until > at then return {'held', text(lease_until - at)} end
+  if lease_until > at then return later('held', lease_until) end
   local retry_at = tonumber(get('retry_at') or '0')
-  if retry_at > at then return {'backoff', text(retry_at - at)} end
+  if retry_at > at then return later('backoff', retry_at) end
 
   -- Whatever is asked, nothing is renewed in the first tenth of its life: who
   -- wants more of a token than Zoom gives must not make it rotate in a loop.

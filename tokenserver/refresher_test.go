@@ -1,0 +1,161 @@
+package tokenserver_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/tokenserver"
+)
+
+// plan is a due index, and the renewals made by it, on virtual time.
+type plan struct {
+	mu       sync.Mutex
+	due      map[grant.ID]time.Time
+	renewed  map[grant.ID]time.Time
+	under    map[grant.ID]bool
+	most     int // renewals under way at once
+	looks    int
+	takes    time.Duration // one renewal
+	err      error
+	finished sync.WaitGroup
+}
+
+func (p *plan) Due(_ context.Context, shard, limit int) (ids []grant.ID, next time.Duration, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.looks++
+	if p.err != nil {
+		return nil, 0, p.err
+	}
+	next = -1
+	for id, at := range p.due {
+		switch wait := time.Until(at); {
+		case id.Shard() != shard:
+		case wait <= 0:
+			ids = append(ids, id)
+		case next < 0 || wait < next:
+			next = wait
+		}
+	}
+	slices.SortFunc(ids, func(a, b grant.ID) int { return p.due[a].Compare(p.due[b]) })
+	return ids[:min(limit, len(ids))], next, nil
+}
+
+func (p *plan) RenewDue(id grant.ID, landed func(error)) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.under[id] {
+		return false
+	}
+	p.under[id] = true
+	p.most = max(p.most, len(p.under))
+	p.finished.Go(func() {
+		time.Sleep(p.takes)
+		p.mu.Lock()
+		delete(p.under, id)
+		delete(p.due, id)
+		p.renewed[id] = time.Now()
+		p.mu.Unlock()
+		landed(nil)
+	})
+	return true
+}
+
+func newPlan() *plan {
+	return &plan{due: map[grant.ID]time.Time{}, renewed: map[grant.ID]time.Time{}, under: map[grant.ID]bool{}}
+}
+
+// run lets a refresher work on the plan for d.
+func (p *plan) run(t *testing.T, r *tokenserver.Refresher, d time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		r.Run(ctx)
+		close(ended)
+	}()
+	time.Sleep(d)
+	cancel()
+	<-ended
+	p.finished.Wait()
+}
+
+func TestRefresherRenewsWhatIsDueInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlan()
+		p.takes = 200 * time.Millisecond
+		want := map[grant.ID]time.Time{}
+		for i := range 300 {
+			id := grant.NewID("app", fmt.Sprint(i))
+			p.due[id] = time.Now().Add(time.Duration(i) * time.Second)
+			want[id] = p.due[id]
+		}
+		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop()}, 6*time.Minute)
+		for id, at := range want {
+			done, ok := p.renewed[id]
+			if late := done.Sub(at); !ok || late < 0 || late > time.Second {
+				t.Errorf("renewed: %v, %v after its time", ok, late)
+			}
+		}
+	})
+}
+
+func TestRefresherBoundsRenewalsInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlan()
+		p.takes = time.Second
+		for i := range 100 {
+			p.due[grant.NewID("app", fmt.Sprint(i))] = time.Now()
+		}
+		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop(), InFlight: 10}, 15*time.Second)
+		if p.most != 10 || len(p.renewed) != 100 {
+			t.Errorf("%d renewed, at most %d at once; want 100 and 10", len(p.renewed), p.most)
+		}
+	})
+}
+
+func TestRefresherWaitsCheaply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlan()
+		for i := range 1000 {
+			p.due[grant.NewID("app", fmt.Sprint(i))] = time.Now().Add(time.Hour)
+		}
+		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop()}, 10*time.Minute)
+		if perSecond := float64(p.looks) / 600; perSecond > 6 {
+			t.Errorf("%.1f looks a second with nothing due, want a handful", perSecond)
+		}
+	})
+}
+
+func TestRefresherGetsOverAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlan()
+		id := grant.NewID("app", "ann")
+		p.due[id] = time.Now()
+		p.err = errors.New("Redis is down")
+		core, logs := observer.New(zap.WarnLevel)
+		r := &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.New(core), Poll: time.Second}
+		time.AfterFunc(10*time.Second, func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.err = nil
+		})
+		p.run(t, r, 20*time.Second)
+		if _, ok := p.renewed[id]; !ok {
+			t.Error("not renewed after the outage")
+		}
+		if logs.Len() == 0 || p.looks > 20*grant.Shards*2 {
+			t.Errorf("%d warnings, %d looks", logs.Len(), p.looks)
+		}
+	})
+}

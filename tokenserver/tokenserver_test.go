@@ -1,0 +1,428 @@
+package tokenserver_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"tokenprovider/internal/callback"
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/secret"
+	"tokenprovider/tokenserver"
+)
+
+const token = "an-access-token"
+
+// records is a store with one grant.
+type records struct {
+	mu      sync.Mutex
+	id      grant.ID
+	serving grant.Serving
+	err     error
+	reads   []grant.ID
+}
+
+func (r *records) Serving(_ context.Context, id grant.ID) (grant.Serving, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reads = append(r.reads, id)
+	if r.err != nil {
+		return grant.Serving{}, r.err
+	}
+	if id != r.id {
+		return grant.Serving{}, grant.ErrNotFound
+	}
+	return r.serving, nil
+}
+
+type renew func(ctx context.Context, id grant.ID, ttl time.Duration) error
+
+func (f renew) Renew(ctx context.Context, id grant.ID, ttl time.Duration) error {
+	return f(ctx, id, ttl)
+}
+
+type fixture struct {
+	*records
+	address callback.Address
+	server  *httptest.Server
+	logs    *observer.ObservedLogs
+	metrics *prometheus.Registry
+}
+
+func start(t *testing.T, renewer renew, verifier *tokenserver.Verifier) *fixture {
+	t.Helper()
+	address := callback.NewAddress(grant.NewID("default", "ann"))
+	core, logs := observer.New(zap.DebugLevel)
+	f := &fixture{
+		records: &records{id: address.ID, serving: grant.Serving{
+			State: grant.Active, Access: secret.New(token), Expires: time.Now().Add(time.Hour),
+			Keys: []grant.CallbackKey{address.Key()},
+		}},
+		address: address, logs: logs, metrics: prometheus.NewRegistry(),
+	}
+	if renewer == nil {
+		renewer = func(context.Context, grant.ID, time.Duration) error {
+			t.Error("a renewal was asked for")
+			return nil
+		}
+	}
+	f.server = httptest.NewServer(tokenserver.New(tokenserver.Config{
+		Grants: f.records, Renewer: renewer, Log: zap.New(core), Metrics: f.metrics,
+		Verifier: verifier, Patience: 5 * time.Second,
+	}))
+	t.Cleanup(func() {
+		f.server.Close()
+		for _, entry := range logs.All() {
+			for _, value := range entry.ContextMap() {
+				if text, ok := value.(string); ok && (strings.Contains(text, token) || strings.Contains(text, address.Secret.Reveal())) {
+					t.Errorf("%q logs a secret", entry.Message)
+				}
+			}
+		}
+	})
+	return f
+}
+
+func (f *fixture) url(t *testing.T) string {
+	t.Helper()
+	base, err := url.Parse(f.server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.address.URL(base).Reveal()
+}
+
+func (f *fixture) change(change func(*records)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(f.records)
+}
+
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func do(t *testing.T, method, url string, header http.Header) answer {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), method, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if header != nil {
+		request.Header = header
+	}
+	response, err := http.DefaultTransport.RoundTrip(request) // follows no redirects
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{response.StatusCode, response.Header, string(body)}
+}
+
+func (f *fixture) wantCount(t *testing.T, outcome string, want float64) {
+	t.Helper()
+	families, err := f.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			if family.GetName() == "tokenprovider_callbacks_total" && metric.GetLabel()[0].GetValue() == outcome {
+				if got := metric.GetCounter().GetValue(); got != want {
+					t.Errorf("%s callbacks counted: %v, want %v", outcome, got, want)
+				}
+				return
+			}
+		}
+	}
+	t.Errorf("no %s callback was counted, want %v", outcome, want)
+}
+
+func TestServesTheTokenAndNothingElse(t *testing.T) {
+	f := start(t, nil, nil)
+	got := do(t, http.MethodGet, f.url(t), nil)
+	if got.status != http.StatusOK || got.body != token {
+		t.Errorf("answered %d and %d bytes, want the token", got.status, len(got.body))
+	}
+	for name, want := range map[string]string{
+		"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store",
+		"Content-Length": strconv.Itoa(len(token)),
+	} {
+		if got := got.header.Get(name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	head := do(t, http.MethodHead, f.url(t), nil)
+	if head.status != http.StatusOK || head.body != "" || head.header.Get("Content-Length") != strconv.Itoa(len(token)) {
+		t.Errorf("HEAD answered %d, %d bytes, Content-Length %s", head.status, len(head.body), head.header.Get("Content-Length"))
+	}
+	f.wantCount(t, "served", 2)
+}
+
+func TestUnknownMalformedAndWrongAreOneAnswer(t *testing.T) {
+	f := start(t, nil, nil)
+	good := f.url(t)
+	stranger := callback.NewAddress(grant.NewID("default", "bob"))
+	forged := callback.NewAddress(f.address.ID)
+	base, _ := url.Parse(f.server.URL)
+	urls := map[string]string{
+		"unknown":         stranger.URL(base).Reveal(),
+		"wrong secret":    forged.URL(base).Reveal(),
+		"malformed":       good + "x",
+		"longer":          good + "/",
+		"another's":       strings.Replace(good, string(f.address.ID), string(stranger.ID), 1),
+		"no secret":       f.server.URL + callback.Prefix + string(f.address.ID),
+		"the root":        f.server.URL,
+		"elsewhere":       f.server.URL + "/metrics",
+		"doubled slashes": strings.Replace(good, "/callback/", "//callback//", 1),
+		"dots":            f.server.URL + "/callback/../callback/x/y",
+		"escaped":         strings.Replace(good, "/callback/", "/%63allback/", 1),
+	}
+	var first *answer
+	for name, u := range urls {
+		got := do(t, http.MethodGet, u, nil)
+		got.header.Del("Date")
+		if got.status != http.StatusNotFound {
+			t.Errorf("%s: answered %d, want 404", name, got.status)
+		}
+		if first == nil {
+			first = &got
+		} else if got.body != first.body || len(got.header) != len(first.header) || got.header.Get("Content-Length") != first.header.Get("Content-Length") {
+			t.Errorf("%s: answered differently: %+v and %+v", name, got, *first)
+		}
+	}
+	if len(f.reads) != len(urls) {
+		t.Errorf("%d reads for %d requests: one of them took another way", len(f.reads), len(urls))
+	}
+	f.wantCount(t, "unknown", float64(len(urls)))
+}
+
+func TestKeysEnd(t *testing.T) {
+	f := start(t, nil, nil)
+	f.change(func(r *records) { r.serving.Keys[0].NotAfter = time.Now().Add(-time.Second) })
+	if got := do(t, http.MethodGet, f.url(t), nil); got.status != http.StatusNotFound {
+		t.Errorf("an ended secret is answered %d, want 404", got.status)
+	}
+}
+
+func TestMethods(t *testing.T) {
+	f := start(t, nil, nil)
+	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions, http.MethodPatch} {
+		got := do(t, method, f.url(t), nil)
+		if got.status != http.StatusMethodNotAllowed || got.header.Get("Allow") != "GET, HEAD" {
+			t.Errorf("%s: answered %d, Allow %q", method, got.status, got.header.Get("Allow"))
+		}
+	}
+	if len(f.reads) != 0 {
+		t.Error("a method that is not allowed read the grant")
+	}
+}
+
+func TestStates(t *testing.T) {
+	f := start(t, nil, nil)
+	for state, want := range map[grant.State]int{
+		grant.Pending: 200, grant.Active: 200, grant.Degraded: 200, // Recall calls while it creates the credential
+		grant.ReauthorizationRequired: 410, grant.Deleting: 404,
+	} {
+		f.change(func(r *records) { r.serving.State = state })
+		if got := do(t, http.MethodGet, f.url(t), nil); got.status != want {
+			t.Errorf("%s: answered %d, want %d", state, got.status, want)
+		}
+	}
+}
+
+func TestSignatures(t *testing.T) {
+	const right, other = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_b3RoZXJvdGhlcm90aGVyb3RoZXI="
+	verifier, err := tokenserver.NewVerifier([]secret.Text{secret.New(other), secret.New(right)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := start(t, nil, verifier)
+	signed := func(key string, at time.Time, url string) int {
+		webhook, err := standardwebhooks.NewWebhook(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signature, err := webhook.Sign("msg_1", at, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return do(t, http.MethodGet, url, http.Header{
+			"Webhook-Id": {"msg_1"}, "Webhook-Timestamp": {strconv.FormatInt(at.Unix(), 10)},
+			"Webhook-Signature": {"v1,AAAA " + signature},
+		}).status
+	}
+	now := time.Now()
+	for name, c := range map[string]struct {
+		got, want int
+	}{
+		"signed":                    {signed(right, now, f.url(t)), 200},
+		"by the other secret":       {signed(other, now, f.url(t)), 200},
+		"by a stranger":             {signed("whsec_c3RyYW5nZXJzdHJhbmdlcg==", now, f.url(t)), 401},
+		"six minutes old":           {signed(right, now.Add(-6*time.Minute), f.url(t)), 401},
+		"six minutes early":         {signed(right, now.Add(6*time.Minute), f.url(t)), 401},
+		"unsigned":                  {do(t, http.MethodGet, f.url(t), nil).status, 401},
+		"signed, with a wrong URL":  {signed(right, now, f.url(t)+"x"), 404},
+		"unsigned, and a wrong URL": {do(t, http.MethodGet, f.url(t)+"x", nil).status, 404},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: answered %d, want %d", name, c.got, c.want)
+		}
+	}
+}
+
+// The vector is Recall's scheme over an empty body, computed independently.
+func TestSignatureVector(t *testing.T) {
+	webhook, err := standardwebhooks.NewWebhook("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := webhook.Sign("msg_p5jXN8AQM9LWM0D4loKWxJek", time.Unix(1614265330, 0), nil)
+	if want := "v1,v48jdbgvh29KJz2Qc+ghw8G6vG3nAKnujWBg8oM/62A="; err != nil || got != want {
+		t.Errorf("signature %q, %v, want %q", got, err, want)
+	}
+}
+
+func TestNewVerifierRefuses(t *testing.T) {
+	for name, secrets := range map[string][]secret.Text{
+		"none": nil, "an empty one": {{}}, "not base64": {secret.New("whsec_!hunter2")},
+	} {
+		if _, err := tokenserver.NewVerifier(secrets); err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestTokenThatIsTooOldIsRenewedFirst(t *testing.T) {
+	var f *fixture
+	asked := 0
+	f = start(t, func(_ context.Context, id grant.ID, ttl time.Duration) error {
+		asked++
+		if id != f.address.ID || ttl != 120*time.Second {
+			t.Errorf("asked to renew %s for %v", id, ttl)
+		}
+		f.change(func(r *records) {
+			r.serving.Access, r.serving.Expires = secret.New("new"), time.Now().Add(time.Hour)
+		})
+		return nil
+	}, nil)
+	f.change(func(r *records) { r.serving.Expires = time.Now().Add(119 * time.Second) })
+	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 200 || got.body != "new" {
+		t.Errorf("answered %d %q, want the new token", got.status, got.body)
+	}
+	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 200 || asked != 1 {
+		t.Errorf("a fresh token: answered %d after %d renewals", got.status, asked)
+	}
+}
+
+func TestNoTokenToBeHad(t *testing.T) {
+	var outcome error
+	f := start(t, func(context.Context, grant.ID, time.Duration) error { return outcome }, nil)
+	f.change(func(r *records) { r.serving.Expires = time.Now().Add(time.Minute) })
+	for _, c := range []struct {
+		name   string
+		err    error
+		status int
+		after  string
+	}{
+		{"backing off", errors.Join(errors.New("Zoom is down"), &grant.BackoffError{For: 6500 * time.Millisecond}), 503, "7"},
+		{"no time left", context.DeadlineExceeded, 503, "1"},
+		{"still too old", nil, 503, "1"},
+		{"gone", grant.ErrReauthorize, 410, ""},
+		{"removed meanwhile", grant.ErrDeleting, 404, ""},
+	} {
+		outcome = c.err
+		got := do(t, http.MethodGet, f.url(t), nil)
+		if got.status != c.status || got.header.Get("Retry-After") != c.after {
+			t.Errorf("%s: answered %d, Retry-After %q, want %d, %q", c.name, got.status, got.header.Get("Retry-After"), c.status, c.after)
+		}
+		if strings.Contains(got.body, token) {
+			t.Errorf("%s: the token is in the answer", c.name)
+		}
+	}
+}
+
+func TestWhatTheRenewalFoundIsServed(t *testing.T) {
+	var f *fixture
+	become := grant.Active
+	var lost error
+	f = start(t, func(context.Context, grant.ID, time.Duration) error {
+		f.change(func(r *records) { r.serving.State, r.err = become, lost })
+		return nil
+	}, nil)
+	f.change(func(r *records) { r.serving.Expires = time.Now() })
+	become = grant.ReauthorizationRequired
+	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 410 {
+		t.Errorf("a grant that turned out gone: answered %d, want 410", got.status)
+	}
+	f.change(func(r *records) { r.serving.State = grant.Active })
+	become, lost = grant.Active, errors.New("Redis is down")
+	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 503 {
+		t.Errorf("a read that fails after the renewal: answered %d, want 503", got.status)
+	}
+}
+
+func TestStoreDown(t *testing.T) {
+	f := start(t, nil, nil)
+	f.change(func(r *records) { r.err = errors.New("connection refused") })
+	for _, u := range []string{f.url(t), f.url(t) + "x"} {
+		if got := do(t, http.MethodGet, u, nil); got.status != 503 || got.header.Get("Retry-After") == "" || strings.Contains(got.body, "refused") {
+			t.Errorf("answered %d %q", got.status, got.body)
+		}
+	}
+	if f.logs.FilterMessage("a callback could not be served").Len() != 2 {
+		t.Error("the cause was not logged")
+	}
+}
+
+func TestAbandonedCallback(t *testing.T) {
+	arrived, left := make(chan struct{}), make(chan error, 1)
+	f := start(t, func(ctx context.Context, _ grant.ID, _ time.Duration) error {
+		close(arrived)
+		<-ctx.Done()
+		left <- ctx.Err()
+		return ctx.Err()
+	}, nil)
+	f.change(func(r *records) { r.serving.Expires = time.Now() })
+	ctx, cancel := context.WithCancel(t.Context())
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, f.url(t), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		<-arrived
+		cancel()
+	}()
+	if response, err := http.DefaultTransport.RoundTrip(request); err == nil {
+		_ = response.Body.Close()
+		t.Fatal("the callback was answered")
+	}
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Errorf("waited until %v, want until the caller left", err)
+	}
+	f.server.Close() // waits for the handler
+	f.wantCount(t, "abandoned", 1)
+	if f.logs.Len() != 0 {
+		t.Errorf("an abandoned callback is no event worth a line: %v", f.logs.All())
+	}
+}
