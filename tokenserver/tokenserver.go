@@ -117,7 +117,7 @@ func (h *Handler) serve(r *http.Request) (grant.Serving, error) {
 	if h.Verifier != nil && !h.Verifier.Verify(r.Header) {
 		return grant.Serving{}, errSignature
 	}
-	if err := alive(serving); err != nil || serving.GoodFor(grant.MinTTL, time.Now()) {
+	if err := serving.Alive(); err != nil || serving.GoodFor(grant.MinTTL, time.Now()) {
 		return serving, err
 	}
 	if err := h.Renewer.Renew(ctx, address.ID, grant.MinTTL); err != nil {
@@ -127,25 +127,13 @@ func (h *Handler) serve(r *http.Request) (grant.Serving, error) {
 	if err != nil {
 		return grant.Serving{}, err
 	}
-	if err := alive(serving); err != nil {
+	if err := serving.Alive(); err != nil {
 		return grant.Serving{}, err
 	}
 	if !serving.GoodFor(grant.MinTTL, time.Now()) {
 		return grant.Serving{}, errTooOld
 	}
 	return serving, nil
-}
-
-// alive says whether a grant may be served at all.
-func alive(s grant.Serving) error {
-	switch s.State {
-	case grant.ReauthorizationRequired:
-		return grant.ErrReauthorize
-	case grant.Deleting:
-		return grant.ErrDeleting
-	default:
-		return nil
-	}
 }
 
 // refuse is the one place where errors become HTTP.

@@ -111,6 +111,7 @@ type Grant struct {
 	Former     string // a credential at Recall that has to be removed; mostly empty
 	Consent    string // fingerprint of the code or refresh token it was registered with
 	Keys       []CallbackKey
+	Revoke     bool // revoke at Zoom when it is removed
 
 	AccessExpires time.Time
 	Refreshed     time.Time // when the access token was issued
@@ -146,6 +147,19 @@ type Serving struct {
 // needs it for ttl.
 func (s Serving) GoodFor(ttl time.Duration, now time.Time) bool {
 	return !s.Access.IsZero() && s.Expires.Sub(now) >= ttl
+}
+
+// Alive says whether the grant may be served at all: nil, [ErrReauthorize] or
+// [ErrDeleting].
+func (s Serving) Alive() error {
+	switch s.State {
+	case ReauthorizationRequired:
+		return ErrReauthorize
+	case Deleting:
+		return ErrDeleting
+	default:
+		return nil
+	}
 }
 
 // Claim is the right, for the length of a lease, to spend a refresh token.

@@ -1,6 +1,7 @@
 package grant_test
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -105,6 +106,17 @@ func TestGoodFor(t *testing.T) {
 	s.Access = secret.Text{}
 	if s.GoodFor(0, now) {
 		t.Error("no token is good for nothing")
+	}
+}
+
+func TestAlive(t *testing.T) {
+	for state, want := range map[grant.State]error{
+		grant.Pending: nil, grant.Active: nil, grant.Degraded: nil,
+		grant.ReauthorizationRequired: grant.ErrReauthorize, grant.Deleting: grant.ErrDeleting,
+	} {
+		if got := (grant.Serving{State: state}).Alive(); !errors.Is(got, want) {
+			t.Errorf("%s: %v, want %v", state, got, want)
+		}
 	}
 }
 

@@ -77,19 +77,22 @@ func (s *Store) Refresh(ctx context.Context, id grant.ID) (secret.Text, error) {
 // Change is what to change in a grant. Nil and zero leave things as they are.
 type Change struct {
 	Consent    *Consent
+	Identity   *Identity
 	Credential *string // id at Recall; "" if there is none any more
 	Former     *string
 	Keys       *[]grant.CallbackKey
 	Reason     *string
-	Deleting   bool
+	Deleting   bool // cannot be taken back
+	Revoke     bool // when it is removed, also revoke it at Zoom
 }
 
-// Consent is a user's new consent: its tokens and whose they are. It ends
-// whatever was recorded of the grant before: failures, a lease, its loss.
+// Identity is whose grant it is, by Zoom's ids.
+type Identity struct{ ZoomUser, ZoomAccount string }
+
+// Consent is a user's new consent. It ends whatever was recorded of the grant
+// before: failures, a lease, its loss.
 type Consent struct {
 	App, User   string
-	ZoomUser    string
-	ZoomAccount string
 	Fingerprint string // of the code or refresh token that it came from
 	Tokens      grant.Tokens
 	Due         time.Time
@@ -109,8 +112,6 @@ func (s *Store) Change(ctx context.Context, id grant.ID, version int64, c Change
 		consent, plan = "1", strconv.FormatInt(millis(c.Consent.Due), 10)
 		set("app", c.Consent.App)
 		set("user", c.Consent.User)
-		set("zoom_user", c.Consent.ZoomUser)
-		set("zoom_account", c.Consent.ZoomAccount)
 		set("consent", c.Consent.Fingerprint)
 		tokens, err := s.sealTokens(id, c.Consent.Tokens)
 		if err != nil {
@@ -121,6 +122,10 @@ func (s *Store) Change(ctx context.Context, id grant.ID, version int64, c Change
 		set(fieldAccess, string(tokens.access))
 		set("refreshed", strconv.FormatInt(millis(c.Consent.Tokens.Issued), 10))
 		set("expires", strconv.FormatInt(millis(c.Consent.Tokens.Expires), 10))
+	}
+	if c.Identity != nil {
+		set("zoom_user", c.Identity.ZoomUser)
+		set("zoom_account", c.Identity.ZoomAccount)
 	}
 	for field, value := range map[string]*string{"credential": c.Credential, "former": c.Former, "reason": c.Reason} {
 		if value != nil {
@@ -137,6 +142,9 @@ func (s *Store) Change(ctx context.Context, id grant.ID, version int64, c Change
 	if c.Deleting {
 		plan = "never"
 		set("deleting", "1")
+	}
+	if c.Revoke {
+		set("revoke", "1")
 	}
 	args := append([]any{version, rand.Text(), plan, consent}, fields...)
 	word, answer, err := s.run(ctx, changeScript, id, args...)
@@ -185,6 +193,7 @@ func (s *Store) decode(id grant.ID, fields map[string]string) (grant.Grant, erro
 		Former:        fields["former"],
 		Consent:       fields["consent"],
 		Keys:          s.openKeys(id, &d),
+		Revoke:        fields["revoke"] != "",
 		AccessExpires: d.time("expires"),
 		Refreshed:     d.time("refreshed"),
 		Created:       d.time("created"),

@@ -81,10 +81,12 @@ func fingerprint(n int) string { return store.RefreshFingerprint(tokens(n).Refre
 // consent creates a user's grant with tokens(0), due as given.
 func (f *fixture) consent(user string, due time.Time) grant.Grant {
 	f.t.Helper()
-	g, err := f.Change(f.t.Context(), grant.NewID(app, user), 0, store.Change{Consent: &store.Consent{
-		App: app, User: user, ZoomUser: "zoom-" + user, ZoomAccount: "account",
-		Fingerprint: "code-fingerprint", Tokens: tokens(0), Due: due,
-	}})
+	g, err := f.Change(f.t.Context(), grant.NewID(app, user), 0, store.Change{
+		Consent: &store.Consent{
+			App: app, User: user, Fingerprint: "code-fingerprint", Tokens: tokens(0), Due: due,
+		},
+		Identity: &store.Identity{ZoomUser: "zoom-" + user, ZoomAccount: "account"},
+	})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -272,8 +274,8 @@ func TestStatesFollowWhatIsRecorded(t *testing.T) {
 		}
 		f.wantState(g.ID, grant.Active)
 
-		g, err = f.Change(ctx, g.ID, g.Version, store.Change{Deleting: true})
-		if err != nil {
+		g, err = f.Change(ctx, g.ID, g.Version, store.Change{Deleting: true, Revoke: true})
+		if err != nil || !g.Revoke {
 			f.t.Fatal(err)
 		}
 		f.wantState(g.ID, grant.Deleting)
