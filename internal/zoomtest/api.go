@@ -1,0 +1,209 @@
+package zoomtest
+
+import (
+	"encoding/json"
+	"mime"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+func (z *Zoom) routes() {
+	z.mux.HandleFunc("GET /oauth/authorize", z.authorize)
+	z.mux.HandleFunc("POST /oauth/token", z.token)
+	z.mux.HandleFunc("POST /oauth/revoke", z.revoke)
+	z.mux.HandleFunc("GET /v2/users/me", z.me)
+	z.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, http.StatusNotFound, map[string]any{"code": 404, "message": "not found"})
+	})
+}
+
+func reply(w http.ResponseWriter, status int, body map[string]any) {
+	w.Header().Set("Content-Type", "application/json;charset=UTF-8")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body)
+}
+
+func refuse(w http.ResponseWriter, status int, code, reason string) {
+	reply(w, status, map[string]any{"reason": reason, "error": code})
+}
+
+// authorize is the consent page of a user who consents at once: the one that
+// login_hint names, or the first.
+func (z *Zoom) authorize(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	redirect, err := url.Parse(query.Get("redirect_uri"))
+	method := query.Get("code_challenge_method")
+	z.mu.Lock()
+	_, app := z.options.Apps[query.Get("client_id")]
+	userID := query.Get("login_hint")
+	if userID == "" {
+		userID = z.first
+	}
+	_, user := z.users[userID]
+	z.mu.Unlock()
+	switch {
+	case query.Get("response_type") != "code":
+		refuse(w, http.StatusBadRequest, "unsupported_response_type", "response_type must be code")
+	case !app:
+		refuse(w, http.StatusBadRequest, "invalid_client", "Invalid client_id")
+	case err != nil || !redirect.IsAbs():
+		refuse(w, http.StatusBadRequest, "invalid_request", "redirect_uri must be an absolute URL")
+	case query.Has("code_challenge") != (method == "S256"):
+		refuse(w, http.StatusBadRequest, "invalid_request", "code_challenge_method must be S256")
+	case !user:
+		refuse(w, http.StatusBadRequest, "invalid_request", "no such user")
+	default:
+		target := redirect.Query()
+		target.Set("code", z.Consent(query.Get("client_id"), userID, query.Get("redirect_uri"), query.Get("code_challenge")))
+		target.Set("state", query.Get("state"))
+		redirect.RawQuery = target.Encode()
+		http.Redirect(w, r, redirect.String(), http.StatusFound)
+	}
+}
+
+// form authenticates the app by HTTP Basic and reads the form. It answers
+// itself where either is not as Zoom wants it.
+func (z *Zoom) form(w http.ResponseWriter, r *http.Request) (client string, form url.Values, ok bool) {
+	id, password, basic := r.BasicAuth()
+	client, errID := url.QueryUnescape(id) // RFC 6749, section 2.3.1
+	secret, errSecret := url.QueryUnescape(password)
+	z.mu.Lock()
+	want, known := z.options.Apps[client]
+	authentic := basic && errID == nil && errSecret == nil && known && same(secret, want)
+	if !authentic {
+		z.counts.InvalidClient++
+	}
+	z.mu.Unlock()
+	if !authentic {
+		refuse(w, http.StatusUnauthorized, "invalid_client", "Invalid client_id or client_secret")
+		return "", nil, false
+	}
+	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/x-www-form-urlencoded" {
+		refuse(w, http.StatusBadRequest, "invalid_request", "the body must be form-encoded")
+		return "", nil, false
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+	if err := r.ParseForm(); err != nil || r.PostForm.Has("client_secret") {
+		refuse(w, http.StatusBadRequest, "invalid_request", "bad form, or credentials in it")
+		return "", nil, false
+	}
+	return client, r.PostForm, true
+}
+
+const invalidToken = "Invalid Token!"
+
+func (z *Zoom) token(w http.ResponseWriter, r *http.Request) {
+	client, form, ok := z.form(w, r)
+	if !ok {
+		return
+	}
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	var g *grant
+	switch form.Get("grant_type") {
+	case "authorization_code":
+		g = z.exchangeLocked(client, form)
+	case "refresh_token":
+		g = z.refreshLocked(client, form.Get("refresh_token"))
+	default:
+		refuse(w, http.StatusBadRequest, "unsupported_grant_type", "Invalid grant_type")
+		return
+	}
+	if g == nil {
+		refuse(w, http.StatusBadRequest, "invalid_grant", invalidToken)
+		return
+	}
+	access, refresh := z.issueLocked(g)
+	answer := map[string]any{
+		"access_token": access, "refresh_token": refresh, "token_type": "bearer",
+		"expires_in": int(z.options.AccessTokenLife / time.Second),
+		"scope":      "user:read:token user:read:zak", "api_url": "https://api.zoom.us",
+	}
+	fault, _ := r.Context().Value(faultKey{}).(Fault)
+	for name, value := range fault.Replace {
+		answer[name] = value
+	}
+	for _, name := range fault.Omit {
+		delete(answer, name)
+	}
+	reply(w, http.StatusOK, answer)
+}
+
+// exchangeLocked spends a code; nil if it is refused.
+func (z *Zoom) exchangeLocked(client string, form url.Values) *grant {
+	c := z.codes[form.Get("code")]
+	if c == nil || c.client != client || !z.now().Before(c.expires) {
+		return nil
+	}
+	if c.spent {
+		z.counts.SpentCodes++
+		return nil
+	}
+	verifier := form.Get("code_verifier")
+	if c.redirect != form.Get("redirect_uri") || (c.challenge != "" || verifier != "") && c.challenge != s256(verifier) {
+		return nil
+	}
+	c.spent = true
+	z.counts.Exchanges++
+	return &grant{client: client, user: c.user}
+}
+
+// refreshLocked spends a refresh token; nil if it is refused.
+func (z *Zoom) refreshLocked(client, token string) *grant {
+	r := z.refresh[token]
+	switch {
+	case r == nil || r.grant.client != client:
+		z.counts.UnknownPresented++
+		return nil
+	case r.spent:
+		z.counts.SpentPresented++
+	}
+	if !z.acceptsLocked(r) {
+		if !r.spent {
+			z.counts.UnknownPresented++
+		}
+		return nil
+	}
+	if r.spent { // the lenient way: what was answered before is forgotten
+		r.grant.newest.spent = true
+		r.grant.newest = r
+	}
+	r.spent = true
+	z.counts.Refreshes++
+	z.renewed[r.grant.user]++
+	return r.grant
+}
+
+func (z *Zoom) revoke(w http.ResponseWriter, r *http.Request) {
+	client, form, ok := z.form(w, r)
+	if !ok {
+		return
+	}
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	var g *grant
+	if a := z.access[form.Get("token")]; a != nil {
+		g = a.grant
+	} else if r := z.refresh[form.Get("token")]; r != nil {
+		g = r.grant
+	}
+	if g == nil || g.client != client || g.revoked {
+		refuse(w, http.StatusBadRequest, "invalid_request", invalidToken)
+		return
+	}
+	g.revoked = true
+	z.counts.Revocations++
+	reply(w, http.StatusOK, map[string]any{"status": "success"})
+}
+
+func (z *Zoom) me(w http.ResponseWriter, r *http.Request) {
+	token, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	user, _, live := z.Whose(token)
+	if !bearer || !live {
+		reply(w, http.StatusUnauthorized, map[string]any{"code": 124, "message": "Invalid access token."})
+		return
+	}
+	reply(w, http.StatusOK, map[string]any{"id": user.ID, "account_id": user.AccountID, "email": user.Email, "type": 2})
+}
