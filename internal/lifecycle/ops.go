@@ -1,0 +1,71 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"tokenprovider/internal/settings"
+)
+
+// Readiness is whether the program should be sent work.
+type Readiness struct {
+	// Check says what is missing; nil if nothing is.
+	Check func(ctx context.Context) error
+
+	stopping atomic.Bool
+}
+
+// Part makes readiness end when the program stops. It belongs last, so that it
+// is stopped first.
+func (r *Readiness) Part() Part {
+	return Part{Name: "readiness", Stop: func(context.Context) error {
+		r.stopping.Store(true)
+		return nil
+	}}
+}
+
+// Ready returns nil if the program should be sent work.
+func (r *Readiness) Ready(ctx context.Context) error {
+	if r.stopping.Load() {
+		return errors.New("stopping")
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return r.Check(ctx)
+}
+
+// Metrics returns a registry with what every program tells of itself.
+func Metrics() *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "tokenprovider_build_info", Help: "Always 1; the version is the label.",
+	}, []string{"version"})
+	build.WithLabelValues(settings.Version()).Set(1)
+	registry.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return registry
+}
+
+// Ops handles what is for operators and never exposed: /healthz (the process
+// lives; it never depends on Redis), /readyz and /metrics.
+func Ops(ready *Readiness, metrics prometheus.Gatherer) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		if err := ready.Ready(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	return mux
+}

@@ -1,0 +1,161 @@
+package settings
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"tokenprovider/internal/seal"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
+	"tokenprovider/internal/zoom"
+)
+
+// DefaultApp is the name of the Zoom app where there is only one.
+const DefaultApp = "default"
+
+// Program holds what every program has.
+type Program struct {
+	Version   kong.VersionFlag `help:"Print the version and exit."`
+	LogLevel  string           `env:"LOG_LEVEL" default:"info" help:"Least level that is logged: debug, info, warn or error."`
+	LogFormat string           `env:"LOG_FORMAT" default:"json" help:"How log lines look: json or console."`
+}
+
+// Check implements [Checker].
+func (p Program) Check(fault func(setting, text string)) {
+	if _, err := zapcore.ParseLevel(p.LogLevel); err != nil {
+		fault("LOG_LEVEL", "not debug, info, warn or error")
+	}
+	if p.LogFormat != "json" && p.LogFormat != "console" {
+		fault("LOG_FORMAT", "not json or console")
+	}
+}
+
+// Logger returns the logger that was asked for, writing to w.
+func (p Program) Logger(w io.Writer) *zap.Logger {
+	level, err := zapcore.ParseLevel(p.LogLevel)
+	if err != nil {
+		level = zapcore.InfoLevel // Check has refused it
+	}
+	config := zap.NewProductionEncoderConfig()
+	config.TimeKey, config.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
+	config.EncodeDuration = zapcore.StringDurationEncoder
+	encoder := zapcore.NewJSONEncoder(config)
+	if p.LogFormat == "console" {
+		config.EncodeLevel = zapcore.CapitalLevelEncoder
+		encoder = zapcore.NewConsoleEncoder(config)
+	}
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level))
+}
+
+// Storage is where grants are kept.
+type Storage struct {
+	RedisURL          secret.Text   `env:"REDIS_URL" placeholder:"URL" needed:"redis://host:port/db" help:"Where the grants are: redis://[user:password@]host:port/db, rediss:// (TLS), redis+sentinel://host:port/db?master_name=NAME or redis+cluster://host:port?addr=host2:port."`
+	RedisURLFile      string        `env:"REDIS_URL_FILE" placeholder:"FILE" help:"File that holds the Redis URL."`
+	RedisStartTimeout time.Duration `env:"REDIS_START_TIMEOUT" default:"30s" help:"How long to wait for Redis at the start."`
+	KeysetFile        string        `env:"KEYSET_FILE" placeholder:"FILE" needed:"a Tink AEAD keyset in JSON; make one with: tokenctl keyset create" help:"Tink AEAD keyset (JSON) that seals every secret in Redis."`
+
+	client redis.UniversalClient
+	keyset *seal.Keyset
+}
+
+// Check implements [Checker]. It makes what [Storage.Open] opens, so that a
+// wrong URL or keyset is a fault like any other.
+func (s *Storage) Check(fault func(setting, text string)) {
+	if !s.RedisURL.IsZero() {
+		client, err := store.Connect(s.RedisURL)
+		if err != nil {
+			fault("REDIS_URL", err.Error())
+		}
+		s.client = client
+	}
+	if s.KeysetFile != "" {
+		json, err := os.ReadFile(s.KeysetFile)
+		if err != nil {
+			fault("KEYSET_FILE", fileFault(err))
+			return
+		}
+		if s.keyset, err = seal.Parse(json); err != nil {
+			fault("KEYSET_FILE", err.Error())
+		}
+	}
+	if s.RedisStartTimeout <= 0 {
+		fault("REDIS_START_TIMEOUT", "not more than 0")
+	}
+}
+
+// Open returns the store once Redis answers and the keyset opens what is in it,
+// and a function that closes the connections. A wrong keyset is a fault in the
+// settings.
+func (s *Storage) Open(ctx context.Context, log *zap.Logger) (*store.Store, func() error, error) {
+	redis.SetLogger(redisLog{log.Named("redis")})
+	opened := store.New(s.client, s.keyset)
+	if err := s.await(ctx, log, opened); err != nil {
+		return nil, nil, errors.Join(err, s.client.Close())
+	}
+	return opened, s.client.Close, nil
+}
+
+func (s *Storage) await(ctx context.Context, log *zap.Logger, opened *store.Store) error {
+	ctx, cancel := context.WithTimeout(ctx, s.RedisStartTimeout)
+	defer cancel()
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		err := opened.CheckKeyset(ctx)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, store.ErrKeyset):
+			return Faults{"KEYSET_FILE: " + err.Error()}
+		}
+		log.Warn("waiting for Redis", zap.Error(err))
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("Redis did not answer within REDIS_START_TIMEOUT (%v): %w", s.RedisStartTimeout, err) //nolint:staticcheck,revive // a name
+		case <-time.After(wait):
+		}
+	}
+}
+
+// redisLog brings what go-redis says of its connections into our log.
+type redisLog struct{ *zap.Logger }
+
+func (l redisLog) Printf(_ context.Context, format string, values ...any) {
+	l.Debug(fmt.Sprintf(format, values...))
+}
+
+// Zoom is the Zoom OAuth app.
+type Zoom struct {
+	ZoomClientID         string      `env:"ZOOM_CLIENT_ID" placeholder:"ID" needed:"the client id of the Zoom OAuth app" help:"Client id of the Zoom OAuth app."`
+	ZoomClientSecret     secret.Text `env:"ZOOM_CLIENT_SECRET" placeholder:"SECRET" needed:"the client secret of the Zoom OAuth app" help:"Its client secret."`
+	ZoomClientSecretFile string      `env:"ZOOM_CLIENT_SECRET_FILE" placeholder:"FILE" help:"File that holds the client secret."`
+	ZoomOAuthURL         *url.URL    `name:"zoom-oauth-url" env:"ZOOM_OAUTH_URL" default:"https://zoom.us" help:"Where Zoom's OAuth endpoints are."`
+	ZoomAPIURL           *url.URL    `name:"zoom-api-url" env:"ZOOM_API_URL" default:"https://api.zoom.us" help:"Where Zoom's API is."`
+}
+
+// Client returns a client for the app.
+func (z Zoom) Client(c *http.Client) *zoom.Client {
+	return zoom.New(zoom.Config{
+		ClientID: z.ZoomClientID, ClientSecret: z.ZoomClientSecret,
+		OAuthURL: z.ZoomOAuthURL, APIURL: z.ZoomAPIURL, HTTP: c,
+	})
+}
+
+// NotYet reports settings of the contract that this version does not act on: to
+// accept them in silence would promise what is not kept.
+func NotYet(fault func(setting, text string), names ...string) {
+	for _, name := range names {
+		if _, set := os.LookupEnv(name); set {
+			fault(name, "this version does not support it yet: unset it")
+		}
+	}
+}
