@@ -163,7 +163,7 @@ func settingName(v *kong.Value) string {
 }
 
 // lenient maps a value and keeps a fault for later, so that one fault does not
-// hide the others. A later source that is right takes the fault back.
+// hide the others. What is malformed is a fault even where a flag overrides it.
 func lenient[T any](p *parser, want string, parse func(string) (T, error)) kong.MapperFunc {
 	return func(ctx *kong.DecodeContext, target reflect.Value) error {
 		token, err := ctx.Scan.PopValue("value")
@@ -176,7 +176,6 @@ func lenient[T any](p *parser, want string, parse func(string) (T, error)) kong.
 			p.fault(setting, "not "+want)
 			return nil
 		}
-		delete(p.faults, setting)
 		target.Set(reflect.ValueOf(value))
 		return nil
 	}

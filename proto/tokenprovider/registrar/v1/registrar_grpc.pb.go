@@ -80,8 +80,8 @@ type RegistrarServiceClient interface {
 	// that does not exist is not an error.
 	//
 	// UNAVAILABLE: Recall or Zoom could not be reached. The user is in
-	// STATE_DELETING, and the registrar finishes the work by itself, without the
-	// revocation if that was asked for; repeat the call to see it done.
+	// STATE_DELETING, and the registrar finishes the work by itself; repeat the
+	// call to see it done.
 	DeregisterUser(ctx context.Context, in *DeregisterUserRequest, opts ...grpc.CallOption) (*DeregisterUserResponse, error)
 	// GetAccessToken hands a user's Zoom access token to an internal service.
 	//
@@ -219,8 +219,8 @@ type RegistrarServiceServer interface {
 	// that does not exist is not an error.
 	//
 	// UNAVAILABLE: Recall or Zoom could not be reached. The user is in
-	// STATE_DELETING, and the registrar finishes the work by itself, without the
-	// revocation if that was asked for; repeat the call to see it done.
+	// STATE_DELETING, and the registrar finishes the work by itself; repeat the
+	// call to see it done.
 	DeregisterUser(context.Context, *DeregisterUserRequest) (*DeregisterUserResponse, error)
 	// GetAccessToken hands a user's Zoom access token to an internal service.
 	//

@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+TOOL := go tool -modfile=tools/go.mod
+
+.PHONY: help test cover lint proto verify vuln sandbox build redis
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+sandbox: ## everything in one process, without any set-up
+	go run ./cmd/sandbox
+
+test: redis ## all tests, with the race detector, against a real redis-server
+	go test -race -timeout 15m -coverprofile cover.out -coverpkg ./internal/store,./internal/grant,./tokenserver,./registrar ./...
+
+cover: ## judge the coverage that the last `make test` has measured
+	.ci/coverage cover.out 85
+
+lint: ## vet and golangci-lint
+	go vet ./...
+	$(TOOL) golangci-lint run ./...
+
+proto: ## generate the Go code of the API
+	$(TOOL) buf generate
+
+verify: proto ## fail if the API does not lint or generated code or modules are stale
+	$(TOOL) buf lint
+	go mod tidy -diff
+	cd tools && go mod tidy -diff
+	git diff --exit-code -- proto
+	test -z "$$(git status --porcelain -- proto)"
+
+vuln: ## known vulnerabilities (asks a database on the network)
+	$(TOOL) govulncheck ./...
+
+build: ## the programs, into bin/
+	go build -trimpath -o bin/ ./cmd/...
+
+# The tests want Debian's redis-server; it is installed where that is possible.
+redis:
+	@command -v redis-server >/dev/null || .ci/install-redis

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+
+	"tokenprovider/internal/lifecycle"
+	"tokenprovider/internal/recall"
+	"tokenprovider/internal/recalltest"
+	"tokenprovider/internal/rotation"
+	"tokenprovider/internal/seal"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/settings"
+	"tokenprovider/internal/store"
+	"tokenprovider/internal/zoom"
+	"tokenprovider/internal/zoomtest"
+	"tokenprovider/registrar"
+	"tokenprovider/tokenserver"
+)
+
+// Recall wants tokens that are good for two minutes, so they cannot be much
+// shorter; the margin makes them be renewed in the tenth of their life.
+const (
+	tokenLife     = 150 * time.Second
+	refreshBefore = 140 * time.Second
+)
+
+// sandbox is everything that runs.
+type sandbox struct {
+	log    *zap.Logger
+	zoom   *zoomtest.Zoom
+	recall *recalltest.Recall
+	parts  []lifecycle.Part
+
+	tokens    string // base URL of the token server
+	ops       string // base URL of health and metrics
+	registrar string // address of the gRPC service
+}
+
+// start listens everywhere and puts the parts together; lifecycle.Run runs them.
+func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
+	s := &sandbox{log: log, zoom: zoomtest.New(zoomtest.Options{AccessTokenLife: tokenLife})}
+	s.recall = recalltest.New(recalltest.Options{Identify: s.identify})
+
+	embedded := miniredis.NewMiniRedis()
+	if err := embedded.Start(); err != nil {
+		return nil, fmt.Errorf("starting the embedded Redis: %w", err)
+	}
+	client := redis.NewClient(&redis.Options{Addr: embedded.Addr()})
+	s.parts = append(s.parts, lifecycle.Part{Name: "redis", Stop: func(context.Context) error {
+		defer embedded.Close()
+		return client.Close()
+	}})
+
+	var listeners [5]net.Listener
+	var urls [5]string
+	for i := range listeners {
+		listener, err := lifecycle.Listen(ctx, "loopback", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		listeners[i], urls[i] = listener, "http://"+listener.Addr().String()
+	}
+	zoomURL, recallURL := mustURL(urls[0]), mustURL(urls[1])
+	s.tokens, s.ops, s.registrar = urls[2], urls[3], listeners[4].Addr().String()
+
+	json, err := seal.Generate()
+	if err != nil {
+		return nil, err
+	}
+	keyset, err := seal.Parse(json)
+	if err != nil {
+		return nil, err
+	}
+	grants := store.New(client, keyset)
+	outbound := &http.Client{Timeout: 10 * time.Second}
+	zoomClient := zoom.New(zoom.Config{
+		ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret),
+		OAuthURL: zoomURL, APIURL: zoomURL, HTTP: outbound,
+	})
+	metrics := lifecycle.Metrics()
+	rotator := rotation.New(rotation.Config{
+		Grants: grants, Log: log, Metrics: metrics, RefreshBefore: refreshBefore,
+		Apps: map[string]rotation.Zoom{settings.DefaultApp: zoomClient},
+	})
+	handler := tokenserver.New(tokenserver.Config{Grants: grants, Renewer: rotator, Log: log, Metrics: metrics})
+	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log, Poll: 500 * time.Millisecond}
+	service := registrar.New(registrar.Config{
+		Store: grants, Rotator: rotator, Log: log, CallbackBase: mustURL(s.tokens),
+		Apps: map[string]registrar.App{settings.DefaultApp: {Zoom: zoomClient, OAuthApp: recalltest.DefaultOAuthApp}},
+		Recall: recall.New(recall.Config{
+			APIURL: recallURL, APIKey: secret.New("recall-key"), HTTP: outbound,
+		}),
+	})
+	server, _, err := registrar.NewServer(service)
+	if err != nil {
+		return nil, err
+	}
+	ready := &lifecycle.Readiness{Check: grants.Ping}
+	s.parts = append(s.parts,
+		lifecycle.HTTP("zoom", listeners[0], s.zoom),
+		lifecycle.HTTP("recall", listeners[1], s.recall),
+		lifecycle.HTTP("ops", listeners[3], lifecycle.Ops(ready, metrics)),
+		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
+		lifecycle.Part{Name: "registrations", Stop: service.Close},
+		lifecycle.Loop("refresher", refresher.Run),
+		lifecycle.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, time.Second) }),
+		lifecycle.HTTP("callbacks", listeners[2], handler),
+		lifecycle.GRPC("grpc", listeners[4], server),
+		ready.Part(),
+	)
+	return s, nil
+}
+
+// identify is how the Recall stand-in learns from the Zoom stand-in what a token
+// is.
+func (s *sandbox) identify(_ context.Context, token string) (zoomUser, account string, left time.Duration, err error) {
+	whose, left, ok := s.zoom.Whose(token)
+	if !ok {
+		return "", "", 0, errors.New("Zoom does not know the token") //nolint:staticcheck,revive // a name
+	}
+	return whose.ID, whose.AccountID, left, nil
+}

@@ -1,0 +1,487 @@
+// Package e2e_test runs the real programs as processes, against a real
+// redis-server and the stand-ins for Zoom and Recall.
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"tokenprovider/internal/recalltest"
+	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/zoomtest"
+	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
+)
+
+var bin string // folder of the programs
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		folder, err := os.MkdirTemp("", "tokenprovider-bin-")
+		if err != nil {
+			panic(err)
+		}
+		defer func() { _ = os.RemoveAll(folder) }()
+		bin = folder
+		build := exec.Command("go", "build", "-race", "-o", folder+"/", "tokenprovider/cmd/...")
+		if output, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "building the programs: %v\n%s", err, output)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// process is a running program.
+type process struct {
+	t       *testing.T
+	name    string
+	command *exec.Cmd
+	ended   chan struct{}
+
+	mu     sync.Mutex
+	output bytes.Buffer
+	seen   chan struct{} // closed and replaced at each new line
+}
+
+func launch(t *testing.T, name string, env []string, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, name: name, ended: make(chan struct{}), seen: make(chan struct{})}
+	p.command = exec.Command(filepath.Join(bin, name), args...)
+	p.command.Env = append([]string{"PATH=" + os.Getenv("PATH")}, env...)
+	p.command.Dir = t.TempDir()
+	reader, writer := io.Pipe()
+	p.command.Stdout, p.command.Stderr = writer, writer
+	if err := p.command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for lines := bufio.NewScanner(reader); lines.Scan(); {
+			p.mu.Lock()
+			p.output.WriteString(lines.Text() + "\n")
+			close(p.seen)
+			p.seen = make(chan struct{})
+			p.mu.Unlock()
+		}
+	}()
+	go func() {
+		_ = p.command.Wait()
+		_ = writer.Close()
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		_ = p.command.Process.Kill()
+		<-p.ended
+		if t.Failed() {
+			t.Logf("%s said:\n%s", name, p.said())
+		}
+	})
+	return p
+}
+
+func (p *process) said() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.output.String()
+}
+
+// await waits until the output has a match and returns its first group.
+func (p *process) await(pattern string) string {
+	p.t.Helper()
+	want := regexp.MustCompile(pattern)
+	deadline := time.After(30 * time.Second)
+	for {
+		p.mu.Lock()
+		found, seen := want.FindStringSubmatch(p.output.String()), p.seen
+		p.mu.Unlock()
+		if found != nil {
+			return found[len(found)-1]
+		}
+		select {
+		case <-seen:
+		case <-p.ended:
+			p.t.Fatalf("%s ended before it said %q", p.name, pattern)
+		case <-deadline:
+			p.t.Fatalf("%s did not say %q", p.name, pattern)
+		}
+	}
+}
+
+// wait waits for the end and returns the exit status.
+func (p *process) wait() int {
+	p.t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(30 * time.Second):
+		p.t.Fatalf("%s did not end", p.name)
+	}
+	return p.command.ProcessState.ExitCode()
+}
+
+// stack is what the programs need around them.
+type stack struct {
+	t      *testing.T
+	redis  *redistest.Server
+	zoom   *zoomtest.Zoom
+	recall *recalltest.Recall
+	env    []string
+}
+
+func newStack(t *testing.T, life time.Duration) *stack {
+	t.Helper()
+	s := &stack{t: t, redis: redistest.Start(t), zoom: zoomtest.New(zoomtest.Options{AccessTokenLife: life})}
+	s.recall = recalltest.New(recalltest.Options{
+		VerificationSecrets: []string{verification},
+		Identify: func(_ context.Context, token string) (string, string, time.Duration, error) {
+			user, left, ok := s.zoom.Whose(token)
+			if !ok {
+				return "", "", 0, errors.New("dead token")
+			}
+			return user.ID, user.AccountID, left, nil
+		},
+	})
+	zoomServer, recallServer := httptest.NewServer(s.zoom), httptest.NewServer(s.recall)
+	t.Cleanup(zoomServer.Close)
+	t.Cleanup(recallServer.Close)
+	keyset := filepath.Join(t.TempDir(), "keyset.json")
+	if status := launch(t, "tokenctl", nil, "keyset", "create", keyset).wait(); status != 0 {
+		t.Fatalf("tokenctl keyset create: exit status %d", status)
+	}
+	s.env = []string{
+		"REDIS_URL=" + s.redis.URL(), "KEYSET_FILE=" + keyset, "OPS_ADDR=127.0.0.1:0",
+		"ZOOM_CLIENT_ID=" + zoomtest.DefaultClientID, "ZOOM_CLIENT_SECRET=" + zoomtest.DefaultClientSecret,
+		"ZOOM_OAUTH_URL=" + zoomServer.URL, "ZOOM_API_URL=" + zoomServer.URL,
+		"RECALL_API_URL=" + recallServer.URL, "RECALL_API_KEY=recall-key", "RECALL_OAUTH_APP_ID=" + recalltest.DefaultOAuthApp,
+		"REFRESH_BEFORE=" + (life - time.Second).String(),
+	}
+	return s
+}
+
+const verification = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+func (s *stack) tokenServer() (p *process, base, ops string) {
+	s.t.Helper()
+	p = launch(s.t, "tokenserver", append(s.env, "HTTP_ADDR=127.0.0.1:0", "RECALL_VERIFICATION_SECRETS="+verification))
+	base = "http://" + p.await(`"http":"([^"]+)"`)
+	ops = "http://" + p.await(`"ops":"([^"]+)"`)
+	return p, base, ops
+}
+
+func (s *stack) registrar(base string) (*process, registrarv1.RegistrarServiceClient, *grpc.ClientConn) {
+	s.t.Helper()
+	p := launch(s.t, "registrar", append(s.env, "GRPC_ADDR=127.0.0.1:0", "GRPC_INSECURE=true", "CALLBACK_BASE_URL="+base))
+	connection, err := grpc.NewClient(p.await(`"grpc":"([^"]+)"`), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = connection.Close() })
+	return p, registrarv1.NewRegistrarServiceClient(connection), connection
+}
+
+func get(t *testing.T, url string) (status int, body string) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal("a request was not answered") // the error would show the URL
+	}
+	defer func() { _ = response.Body.Close() }()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.StatusCode, string(text)
+}
+
+// until waits for a condition.
+func until(t *testing.T, what string, d time.Duration, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(d); !condition(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %v: %s", d, what)
+		}
+	}
+}
+
+// TestMainJob is the product's purpose, from a consent to the removal, with a
+// registrar and two token servers as processes.
+func TestMainJob(t *testing.T) {
+	t.Parallel()
+	const redirect, users = "https://app.example/oauth", 20
+	s := newStack(t, 150*time.Second)
+	one, base, opsOne := s.tokenServer()
+	two, _, opsTwo := s.tokenServer()
+	registrar, client, connection := s.registrar(base)
+
+	health, err := healthpb.NewHealthClient(connection).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil || health.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("gRPC health: %v, %v", health, err)
+	}
+	for _, ops := range []string{opsOne, opsTwo} {
+		for _, path := range []string{"/healthz", "/readyz"} {
+			if status, _ := get(t, ops+path); status != http.StatusOK {
+				t.Errorf("%s answers %d", path, status)
+			}
+		}
+	}
+
+	var secrets []string
+	for i := range users {
+		user := fmt.Sprint("user-", i)
+		code := s.zoom.Consent(zoomtest.DefaultClientID, "zoom-"+user, redirect, "")
+		secrets = append(secrets, code)
+		registered, err := client.RegisterUser(t.Context(), &registrarv1.RegisterUserRequest{
+			UserId: user, Grant: &registrarv1.RegisterUserRequest_AuthorizationCode{
+				AuthorizationCode: &registrarv1.AuthorizationCode{Code: code, RedirectUri: redirect},
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if state := registered.GetUser().GetState(); state != registrarv1.State_STATE_ACTIVE {
+			t.Fatalf("registered as %v: %s", state, registered.GetUser().GetReason())
+		}
+	}
+	credentials := s.recall.Credentials()
+	tokens := map[string]string{} // credential -> token
+	for _, c := range credentials {
+		tokens[c.ID] = s.callBack(c.ID)
+		secrets = append(secrets, tokens[c.ID], c.AccessTokenCallbackURL[strings.LastIndex(c.AccessTokenCallbackURL, "/")+1:])
+		if status, _ := get(t, c.AccessTokenCallbackURL); status != http.StatusUnauthorized {
+			t.Fatalf("an unsigned callback is answered %d, want 401", status)
+		}
+	}
+
+	// Every grant is renewed once, by either replica, and Recall gets the new token.
+	until(t, "every token was renewed", 60*time.Second, func() bool { return s.zoom.Counts().Refreshes >= users })
+	until(t, "every new token is served", 10*time.Second, func() bool {
+		for _, c := range credentials {
+			if token := s.callBack(c.ID); token == tokens[c.ID] || !s.zoom.Live(token) {
+				return false
+			}
+		}
+		return true
+	})
+	if counts := s.zoom.Counts(); counts.SpentPresented+counts.UnknownPresented+counts.SpentCodes+counts.InvalidClient != 0 {
+		t.Errorf("Zoom has seen what it should not: %+v", counts)
+	}
+	for _, c := range credentials {
+		secrets = append(secrets, s.callBack(c.ID))
+	}
+	if _, metrics := get(t, opsOne+"/metrics"); !strings.Contains(metrics, `tokenprovider_callbacks_total{outcome="served"}`) || !strings.Contains(metrics, "tokenprovider_build_info") {
+		t.Error("callbacks are not counted")
+	}
+
+	if _, err := client.DeregisterUser(t.Context(), &registrarv1.DeregisterUserRequest{UserId: "user-0"}); err != nil {
+		t.Fatal(err)
+	}
+	if left := s.recall.Credentials(); len(left) != users-1 {
+		t.Errorf("%d credentials at Recall, want %d", len(left), users-1)
+	}
+	if status, _ := get(t, credentials[0].AccessTokenCallbackURL); status != http.StatusNotFound {
+		t.Errorf("a removed user's URL answers %d, want 404", status)
+	}
+
+	for _, p := range []*process{registrar, one, two} {
+		if err := p.command.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if status := p.wait(); status != 0 {
+			t.Errorf("%s: exit status %d after SIGTERM", p.name, status)
+		}
+		if strings.Contains(p.said(), "DATA RACE") {
+			t.Errorf("%s has a data race", p.name)
+		}
+	}
+	files := string(s.redis.Contents())
+	if !strings.Contains(files, "zoom-user-1") {
+		t.Fatal("the grants are not in Redis's files, so no secret would be found either")
+	}
+	logs := one.said() + two.said() + registrar.said()
+	for i, secret := range secrets {
+		if strings.Contains(files, secret) || strings.Contains(logs, secret) {
+			t.Errorf("secret %d is stored or logged in clear", i)
+		}
+	}
+}
+
+// callBack is Recall asking for a token.
+func (s *stack) callBack(credential string) string {
+	s.t.Helper()
+	token, status, err := s.recall.Callback(s.t.Context(), credential)
+	if err != nil {
+		s.t.Fatalf("a callback was answered %d", status)
+	}
+	return token
+}
+
+func TestBadSettingsEndTheProgram(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	file := func(name, content string) string {
+		path := filepath.Join(folder, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good := newStack(t, time.Hour).env
+	for name, c := range map[string]struct {
+		program string
+		env     []string
+		args    []string
+		want    []string // one for every line
+	}{
+		"nothing set, token server": {"tokenserver", nil, nil, []string{
+			"KEYSET_FILE: not set", "REDIS_URL: not set", "ZOOM_CLIENT_ID: not set", "ZOOM_CLIENT_SECRET: not set",
+		}},
+		"nothing set, registrar": {"registrar", nil, nil, []string{
+			"CALLBACK_BASE_URL: not set", "GRPC_INSECURE: not true", "KEYSET_FILE: not set", "RECALL_API_KEY: not set",
+			"RECALL_OAUTH_APP_ID: not set", "REDIS_URL: not set", "ZOOM_CLIENT_ID: not set", "ZOOM_CLIENT_SECRET: not set",
+		}},
+		"everything malformed": {"registrar", []string{
+			"GRPC_INSECURE=hunter2", "REDIS_URL=hunter2://hunter2", "KEYSET_FILE=" + file("bad", "hunter2"), "LOG_LEVEL=hunter2",
+			"LOG_FORMAT=hunter2", "REFRESH_BEFORE=hunter2", "ZOOM_OAUTH_URL=hunter2", "CALLBACK_BASE_URL=https://u:hunter2@h",
+			"ZOOM_CLIENT_ID=x", "ZOOM_CLIENT_SECRET=hunter2", "ZOOM_CLIENT_SECRET_FILE=" + file("secret", "hunter2"),
+			"RECALL_API_KEY_FILE=" + folder + "/missing", "RECALL_OAUTH_APP_ID=x", "JOURNAL_DIR=hunter2",
+		}, nil, []string{
+			"CALLBACK_BASE_URL: not an absolute URL", "GRPC_INSECURE: not true or false", "JOURNAL_DIR: this version does not support it",
+			"KEYSET_FILE: not a Tink keyset", "LOG_FORMAT: not json or console", "LOG_LEVEL: not debug", "RECALL_API_KEY_FILE: the file cannot be read",
+			"REDIS_URL: ", "REFRESH_BEFORE: not a duration", "ZOOM_CLIENT_SECRET: set here and by ZOOM_CLIENT_SECRET_FILE", "ZOOM_OAUTH_URL: not an absolute URL",
+		}},
+		"an unknown flag":                  {"tokenserver", good, []string{"--nonsense"}, []string{"unknown flag --nonsense"}},
+		"a flag without its value":         {"tokenserver", good, []string{"--redis-url"}, []string{"--redis-url"}},
+		"secrets that are not enforced":    {"tokenserver", append(good, "ZOOM_WEBHOOK_SECRET_TOKEN=hunter2"), nil, []string{"ZOOM_WEBHOOK_SECRET_TOKEN: this version does not support it"}},
+		"malformed verification secrets":   {"tokenserver", append(good, "RECALL_VERIFICATION_SECRETS=whsec_!hunter2"), nil, []string{"RECALL_VERIFICATION_SECRETS: a verification secret is not"}},
+		"a flag that is wrong":             {"tokenserver", good, []string{"--refresh-before=hunter2"}, []string{"REFRESH_BEFORE: not a duration"}},
+		"plaintext that was not asked for": {"registrar", append(good, "CALLBACK_BASE_URL=https://h"), nil, []string{"GRPC_INSECURE: not true"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := launch(t, c.program, c.env, c.args...)
+			if status := p.wait(); status != 2 {
+				t.Errorf("exit status %d, want 2", status)
+			}
+			lines := strings.Split(strings.TrimSpace(p.said()), "\n")
+			if len(lines) != len(c.want) {
+				t.Errorf("%d lines, want %d", len(lines), len(c.want))
+			}
+			for i, want := range c.want {
+				if i < len(lines) && (!strings.HasPrefix(lines[i], c.program+": ") || !strings.Contains(lines[i], want)) {
+					t.Errorf("line %d is %q, want %q", i+1, lines[i], want)
+				}
+			}
+			if strings.Contains(p.said(), "hunter2") {
+				t.Error("a value is shown")
+			}
+		})
+	}
+}
+
+func TestStartWithoutWhatIsNeeded(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, time.Hour)
+	run := func(env ...string) (int, string) {
+		p := launch(t, "tokenserver", append(s.env, env...))
+		status := p.wait()
+		if strings.Contains(p.said(), "goroutine ") || strings.Contains(p.said(), ".go:") {
+			t.Error("a stack trace is shown")
+		}
+		lines := strings.Split(strings.TrimSpace(p.said()), "\n")
+		return status, lines[len(lines)-1]
+	}
+	p, _, _ := s.tokenServer() // leaves its mark in Redis
+
+	other := filepath.Join(t.TempDir(), "other.json")
+	launch(t, "tokenctl", nil, "keyset", "create", other).wait()
+	if status, line := run("KEYSET_FILE=" + other); status != 2 || !strings.Contains(line, "KEYSET_FILE: the keyset does not open what is stored in this Redis") {
+		t.Errorf("a wrong keyset: exit status %d, %q", status, line)
+	}
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	if status, line := run("HTTP_ADDR=" + taken.Addr().String()); status != 1 || !strings.Contains(line, "HTTP_ADDR: ") {
+		t.Errorf("a taken port: exit status %d, %q", status, line)
+	}
+	s.redis.Kill()
+	if status, line := run("REDIS_START_TIMEOUT=300ms"); status != 1 || !strings.Contains(line, "Redis did not answer within REDIS_START_TIMEOUT (300ms)") {
+		t.Errorf("Redis down: exit status %d, %q", status, line)
+	}
+
+	// A token server that waits for Redis starts when it comes, and stops when told.
+	late := launch(t, "tokenserver", append(s.env, "HTTP_ADDR=127.0.0.1:0"))
+	late.await("waiting for Redis")
+	s.redis.Run()
+	late.await("token server started")
+	for _, running := range []*process{p, late} {
+		_ = running.command.Process.Signal(syscall.SIGTERM)
+		if status := running.wait(); status != 0 {
+			t.Errorf("exit status %d after SIGTERM", status)
+		}
+	}
+}
+
+func TestKeysetIsNeverOverwritten(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "keyset.json")
+	if status := launch(t, "tokenctl", nil, "keyset", "create", path).wait(); status != 0 {
+		t.Fatalf("exit status %d", status)
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v, want 0600", info.Mode(), err)
+	}
+	if status := launch(t, "tokenctl", nil, "keyset", "create", path).wait(); status != 1 {
+		t.Errorf("exit status %d, want 1", status)
+	}
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
+		t.Error("the keyset was overwritten")
+	}
+}
+
+func TestSandboxOnce(t *testing.T) {
+	t.Parallel()
+	p := launch(t, "sandbox", nil, "--once")
+	if status := p.wait(); status != 0 || !strings.Contains(p.said(), "one full round") {
+		t.Errorf("exit status %d", status)
+	}
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	t.Parallel()
+	for _, program := range []string{"tokenserver", "registrar", "tokenctl", "sandbox"} {
+		for _, flag := range []string{"--help", "--version"} {
+			p := launch(t, program, nil, flag)
+			if status := p.wait(); status != 0 || !strings.Contains(p.said(), program) {
+				t.Errorf("%s %s: exit status %d", program, flag, status)
+			}
+		}
+	}
+}
