@@ -181,7 +181,7 @@ func (s *sandbox) awaitRenewals(ctx context.Context, n int) error {
 func (s *sandbox) callBack(ctx context.Context, credential string) (string, error) {
 	token, status, err := s.recall.Callback(ctx, credential)
 	if err != nil {
-		return "", fmt.Errorf("Recall's callback was answered %d: %w", status, err) //nolint:staticcheck,revive // a name
+		return "", fmt.Errorf("Recall's callback was answered %d: %w", status, err) //nolint:staticcheck // a name
 	}
 	return token, nil
 }

@@ -125,7 +125,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 func (s *sandbox) identify(_ context.Context, token string) (zoomUser, account string, left time.Duration, err error) {
 	whose, left, ok := s.zoom.Whose(token)
 	if !ok {
-		return "", "", 0, errors.New("Zoom does not know the token") //nolint:staticcheck,revive // a name
+		return "", "", 0, errors.New("Zoom does not know the token") //nolint:staticcheck // a name
 	}
 	return whose.ID, whose.AccountID, left, nil
 }

@@ -185,17 +185,17 @@ const (
 
 // What a claim, a read or a change can be answered with.
 var (
-	// ErrNotFound: there is no such grant.
+	// ErrNotFound means: there is no such grant.
 	ErrNotFound = errors.New("no such grant")
-	// ErrFresh: the access token is good for long enough; nothing to renew.
+	// ErrFresh means: the access token is good for long enough; nothing to renew.
 	ErrFresh = errors.New("access token is fresh")
-	// ErrReauthorize: the grant is gone at Zoom; only the user can mend it.
+	// ErrReauthorize means: the grant is gone at Zoom; only the user can mend it.
 	ErrReauthorize = errors.New("user must authorize again")
-	// ErrDeleting: the grant is being removed.
+	// ErrDeleting means: the grant is being removed.
 	ErrDeleting = errors.New("grant is being removed")
-	// ErrConflict: the record was changed by somebody else meanwhile.
+	// ErrConflict means: the record was changed by somebody else meanwhile.
 	ErrConflict = errors.New("grant was changed meanwhile")
-	// ErrSuperseded: the answer's predecessor is not the stored refresh token
+	// ErrSuperseded means: the answer's predecessor is not the stored refresh token
 	// any more, so the answer is of no use.
 	ErrSuperseded = errors.New("refresh token has been superseded")
 )

@@ -23,15 +23,15 @@ import (
 )
 
 var (
-	// ErrNotFound: Recall has no such credential.
+	// ErrNotFound means: Recall has no such credential.
 	ErrNotFound = errors.New("no such credential at Recall")
-	// ErrUnauthorized: Recall refuses the API key. The operator has to mend that.
-	ErrUnauthorized = errors.New("Recall refuses the API key") //nolint:revive,staticcheck // a name
-	// ErrUncertain: no usable answer came. Recall may have done what it was asked.
+	// ErrUnauthorized means: Recall refuses the API key. The operator has to mend that.
+	ErrUnauthorized = errors.New("Recall refuses the API key") //nolint:staticcheck // a name
+	// ErrUncertain means: no usable answer came. Recall may have done what it was asked.
 	ErrUncertain = errors.New("no usable answer from Recall")
 )
 
-// ConflictError: the Zoom user or account already has a credential at Recall.
+// ConflictError means: the Zoom user or account already has a credential at Recall.
 type ConflictError struct{ ZoomUser, ZoomAccount string }
 
 func (e *ConflictError) Error() string {

@@ -134,7 +134,7 @@ func (r *Recall) fetch(ctx context.Context, target string) (called, error) {
 		}
 		return called{}, fmt.Errorf("the callback could not be reached: %w", err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 
 	got := called{status: resp.StatusCode}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxToken+1))

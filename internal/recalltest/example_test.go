@@ -16,7 +16,7 @@ func Example() {
 	// What is under test: it answers Recall's callbacks with a token.
 	provider := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain")
-		io.WriteString(w, "zoom-access-token")
+		_, _ = io.WriteString(w, "zoom-access-token")
 	}))
 	defer provider.Close()
 
@@ -38,7 +38,7 @@ func Example() {
 		fmt.Println(err)
 		return
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 
 	credential := recall.Credentials()[0]
 	fmt.Println(resp.StatusCode, credential.Status, credential.UserID)

@@ -74,7 +74,7 @@ func (w *world) answer(status int, contentType, body string) {
 			rw.Header().Set("Location", "/elsewhere")
 		}
 		rw.WriteHeader(status)
-		io.WriteString(rw, body)
+		_, _ = io.WriteString(rw, body)
 	}))
 }
 
@@ -108,7 +108,7 @@ func (w *world) send(method, path, body string, edit func(*http.Request)) (reply
 	if err != nil {
 		return reply{}, err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	raw, err := io.ReadAll(resp.Body)
 	r := reply{status: resp.StatusCode, header: resp.Header, raw: string(raw)}
 	_ = json.Unmarshal(raw, &r.body)
@@ -363,7 +363,7 @@ func TestCallbackFailsWithoutAnswer(t *testing.T) {
 	fail("dropped", w.callback, 0)
 	w.provide.Store(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
 		rw.Header().Set("Content-Length", "100")
-		rw.Write([]byte("ann"))
+		_, _ = rw.Write([]byte("ann"))
 	}))
 	fail("cut short", w.callback, 200)
 	fail("bad URL", "http://a b/?id=1", 0)
@@ -384,7 +384,7 @@ func TestDeletedDuringCallback(t *testing.T) {
 	w.provide.Store(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
 		w.do("DELETE", credentialsPath+id+"/", "")
 		rw.Header().Set("Content-Type", "text/plain")
-		io.WriteString(rw, "ann:acme:1h")
+		_, _ = io.WriteString(rw, "ann:acme:1h")
 	}))
 	if token, _, err := w.recall.Callback(t.Context(), id); token == "" || err != nil {
 		t.Errorf("callback: %q, %v", token, err)
@@ -418,7 +418,7 @@ func sign(t *testing.T, secret, id, timestamp, body string) string {
 		t.Fatal(err)
 	}
 	h := hmac.New(sha256.New, key)
-	io.WriteString(h, id+"."+timestamp+"."+body)
+	_, _ = io.WriteString(h, id+"."+timestamp+"."+body)
 	return "v1," + base64.StdEncoding.EncodeToString(h.Sum(nil))
 }
 
@@ -444,7 +444,7 @@ func TestSignedCallbacks(t *testing.T) {
 			t.Errorf("callback %s %s", req.Method, req.URL)
 		}
 		rw.Header().Set("Content-Type", "text/plain")
-		io.WriteString(rw, "ann:acme:1h")
+		_, _ = io.WriteString(rw, "ann:acme:1h")
 	}
 	w.provide.Store(http.HandlerFunc(record))
 	made := w.create()
@@ -498,7 +498,7 @@ func TestConcurrentCreatesOfOneUser(t *testing.T) {
 		both.Done()
 		both.Wait()
 		rw.Header().Set("Content-Type", "text/plain")
-		io.WriteString(rw, "ann:acme:1h")
+		_, _ = io.WriteString(rw, "ann:acme:1h")
 	}))
 	statuses := make(chan int, 2)
 	for range 2 {
@@ -629,7 +629,7 @@ func TestLogs(t *testing.T) {
 	w.answer(500, "text/plain", "")
 	for _, id := range []string{"a", "b"} {
 		w.recall.AddCredential(recalltest.Credential{ID: id, AccessTokenCallbackURL: w.callback})
-		w.recall.Callback(t.Context(), id)
+		_, _, _ = w.recall.Callback(t.Context(), id)
 		now = now.Add(time.Second)
 	}
 	for query, want := range map[string]string{

@@ -73,7 +73,7 @@ func (s *Server) Run() {
 		"--port", port, "--bind", "127.0.0.1", "--dir", s.Dir, "--save", "",
 		"--appendonly", "yes", "--appendfsync", "always", "--logfile", filepath.Join(s.Dir, "log"),
 	}, s.args...)
-	s.command = exec.Command(path, args...) //nolint:gosec,noctx // a test's own server, ended by Kill
+	s.command = exec.Command(path, args...) //nolint:noctx // a test's own server, ended by Kill
 	if err := s.command.Start(); err != nil {
 		s.tb.Fatalf("starting redis-server: %v", err)
 	}
@@ -129,7 +129,7 @@ func (s *Server) Contents() []byte {
 		if err != nil || entry.IsDir() {
 			return err
 		}
-		data, err := os.ReadFile(path) //nolint:gosec // the test's own folder
+		data, err := os.ReadFile(path)
 		all = append(all, data...)
 		return err
 	})

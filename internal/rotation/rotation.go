@@ -35,10 +35,10 @@ import (
 	"tokenprovider/internal/zoom"
 )
 
-// ErrClosed: the rotator is shutting down and starts no flights.
+// ErrClosed means: the rotator is shutting down and starts no flights.
 var ErrClosed = errors.New("renewals have been stopped")
 
-// ErrUnknownApp: the grant belongs to a Zoom app that is not in the settings.
+// ErrUnknownApp means: the grant belongs to a Zoom app that is not in the settings.
 var ErrUnknownApp = errors.New("the grant's Zoom app is not configured")
 
 // Grants is the store, as the protocol needs it. See [store.Store] for what

@@ -20,7 +20,7 @@ import (
 	"github.com/tink-crypto/tink-go/v2/tink"
 )
 
-// ErrOpen: the value was not sealed by any key of the keyset, or not for this
+// ErrOpen means: the value was not sealed by any key of the keyset, or not for this
 // place.
 var ErrOpen = errors.New("sealed value does not open with this keyset")
 

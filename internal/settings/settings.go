@@ -28,7 +28,7 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-// ErrDone: --help or --version was asked for and has been answered.
+// ErrDone means: --help or --version was asked for and has been answered.
 var ErrDone = errors.New("nothing more to do")
 
 // Faults is all that is wrong with the settings, one line each.

@@ -12,7 +12,7 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-// Forms of REDIS_URL, for error messages and help texts.
+// URLForms is how a REDIS_URL may look, for error messages and help texts.
 const URLForms = "redis://[user:password@]host:port/db, rediss:// (TLS), " +
 	"redis+sentinel://host:port/db?master_name=NAME or redis+cluster://host:port?addr=host2:port"
 

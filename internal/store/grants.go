@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -64,7 +65,7 @@ func (s *Store) Serving(ctx context.Context, id grant.ID) (grant.Serving, error)
 // to claim it.
 func (s *Store) Refresh(ctx context.Context, id grant.ID) (secret.Text, error) {
 	sealed, err := s.redis.HGet(ctx, grantKey(id), fieldRefresh).Result()
-	if err == redis.Nil {
+	if errors.Is(err, redis.Nil) {
 		return secret.Text{}, grant.ErrNotFound
 	}
 	if err != nil {

@@ -29,7 +29,7 @@ import (
 	"tokenprovider/internal/seal"
 )
 
-// ErrKeyset: the records in this Redis were sealed with another keyset.
+// ErrKeyset means: the records in this Redis were sealed with another keyset.
 var ErrKeyset = errors.New("the keyset does not open what is stored in this Redis")
 
 // Store is safe for concurrent use. Every method is bounded by its context and

@@ -28,19 +28,19 @@ import (
 )
 
 var (
-	// ErrInvalidGrant: Zoom refuses the code or the refresh token itself. It was
+	// ErrInvalidGrant means: Zoom refuses the code or the refresh token itself. It was
 	// spent, has expired, or the user has removed the app.
-	ErrInvalidGrant = errors.New("Zoom refuses the grant (invalid_grant)") //nolint:revive,staticcheck // a name
-	// ErrInvalidClient: Zoom refuses the app's credentials. The operator has to
+	ErrInvalidGrant = errors.New("Zoom refuses the grant (invalid_grant)") //nolint:staticcheck // a name
+	// ErrInvalidClient means: Zoom refuses the app's credentials. The operator has to
 	// mend that; it says nothing about any grant.
-	ErrInvalidClient = errors.New("Zoom refuses the app's client id or secret (invalid_client)") //nolint:revive,staticcheck // a name
-	// ErrInvalidToken: the access token is dead.
-	ErrInvalidToken = errors.New("Zoom refuses the access token") //nolint:revive,staticcheck // a name
-	// ErrUnsent: the request did not leave.
-	ErrUnsent = errors.New("Zoom cannot be reached") //nolint:revive,staticcheck // a name
-	// ErrUncertain: the request left and no usable answer came. Zoom may have
+	ErrInvalidClient = errors.New("Zoom refuses the app's client id or secret (invalid_client)") //nolint:staticcheck // a name
+	// ErrInvalidToken means: the access token is dead.
+	ErrInvalidToken = errors.New("Zoom refuses the access token") //nolint:staticcheck // a name
+	// ErrUnsent means: the request did not leave.
+	ErrUnsent = errors.New("Zoom cannot be reached") //nolint:staticcheck // a name
+	// ErrUncertain means: the request left and no usable answer came. Zoom may have
 	// done what it was asked.
-	ErrUncertain = errors.New("Zoom's answer was lost") //nolint:revive,staticcheck // a name
+	ErrUncertain = errors.New("Zoom's answer was lost") //nolint:staticcheck // a name
 )
 
 // RefusedError is an answer that is neither success nor a verdict on the grant
