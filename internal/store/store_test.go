@@ -34,14 +34,32 @@ type fixture struct {
 	t      *testing.T
 }
 
+// suite is what every kind of Redis has to do.
+var suite = map[string]func(*fixture){
+	"consent is read back":                             testConsentIsReadBack,
+	"change needs the version that was read":           testChangeNeedsTheVersionThatWasRead,
+	"states follow what is recorded":                   testStatesFollowWhatIsRecorded,
+	"claim is exclusive":                               testClaimIsExclusive,
+	"claim repeated by its owner is the same claim":    testClaimRepeatedByItsOwnerIsTheSameClaim,
+	"claim on demand":                                  testClaimOnDemand,
+	"commit is by predecessor":                         testCommitIsByPredecessor,
+	"commit of an answer that keeps the refresh token": testCommitOfAnAnswerThatKeepsTheRefreshToken,
+	"uncertainty outlives the claim":                   testUncertaintyOutlivesTheClaim,
+	"failure backs off":                                testFailureBacksOff,
+	"due is soonest first":                             testDueIsSoonestFirst,
+	"list pages":                                       testListPages,
+	"registration lock":                                testRegistrationLock,
+	"check keyset":                                     testCheckKeyset,
+	"sealed fields are bound to their grant":           testSealedFieldsAreBoundToTheirGrant,
+	"damaged record is an error not a panic":           testDamagedRecordIsAnErrorNotAPanic,
+}
+
 // conform runs the suite's part on every kind of Redis that the store is for,
 // and on the sandbox's embedded one, so that they cannot drift apart.
 func conform(t *testing.T, test func(*fixture)) {
 	for name, connect := range map[string]func(*testing.T) redis.UniversalClient{
-		"server": func(t *testing.T) redis.UniversalClient { return redistest.Start(t).Client() },
-		"cluster": func(t *testing.T) redis.UniversalClient {
-			return redistest.Client(t, "redis+cluster://"+redistest.StartCluster(t).Addr)
-		},
+		"server":  func(t *testing.T) redis.UniversalClient { return redistest.Start(t).Client() },
+		"cluster": oneCluster,
 		"embedded": func(t *testing.T) redis.UniversalClient {
 			return redistest.Client(t, "redis://"+miniredis.RunT(t).Addr())
 		},
@@ -51,6 +69,31 @@ func conform(t *testing.T, test func(*fixture)) {
 			client := connect(t)
 			test(&fixture{store.New(client, newKeyset(t)), client, t})
 		})
+	}
+}
+
+var cluster struct {
+	sync.Mutex
+	addr string
+}
+
+// oneCluster lends the cluster, which takes seconds to start, to one test after
+// the other, empty.
+func oneCluster(t *testing.T) redis.UniversalClient {
+	cluster.Lock()
+	t.Cleanup(cluster.Unlock)
+	client := redistest.Client(t, "redis+cluster://"+cluster.addr)
+	if err := client.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+// TestConformance runs the suite, with one cluster for all of it.
+func TestConformance(t *testing.T) {
+	cluster.addr = redistest.StartCluster(t).Addr
+	for name, test := range suite {
+		t.Run(name, func(t *testing.T) { conform(t, test) })
 	}
 }
 
@@ -162,325 +205,307 @@ func wantError(t *testing.T, err, want error) {
 
 var past, future = time.Now().Add(-time.Minute), time.Now().Add(time.Hour)
 
-func TestConsentIsReadBack(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		id := grant.NewID(app, "ann")
-		_, err := f.Get(ctx, id)
-		wantError(f.t, err, grant.ErrNotFound)
-		_, err = f.Serving(ctx, id)
-		wantError(f.t, err, grant.ErrNotFound)
-		_, err = f.Refresh(ctx, id)
-		wantError(f.t, err, grant.ErrNotFound)
+func testConsentIsReadBack(f *fixture) {
+	ctx := f.t.Context()
+	id := grant.NewID(app, "ann")
+	_, err := f.Get(ctx, id)
+	wantError(f.t, err, grant.ErrNotFound)
+	_, err = f.Serving(ctx, id)
+	wantError(f.t, err, grant.ErrNotFound)
+	_, err = f.Refresh(ctx, id)
+	wantError(f.t, err, grant.ErrNotFound)
 
-		g := f.consent("ann", future)
-		if g.User != "ann" || g.App != app || g.ZoomUser != "zoom-ann" || g.ZoomAccount != "account" || g.Version != 1 || g.Consent != "code-fingerprint" {
-			f.t.Errorf("changed into %+v", g)
-		}
-		if age := time.Since(g.Created); age < -time.Second || age > 10*time.Second || g.Updated.Before(g.Created) {
-			f.t.Errorf("created %v, updated %v", g.Created, g.Updated)
-		}
-		f.wantState(id, grant.Pending)
+	g := f.consent("ann", future)
+	if g.User != "ann" || g.App != app || g.ZoomUser != "zoom-ann" || g.ZoomAccount != "account" || g.Version != 1 || g.Consent != "code-fingerprint" {
+		f.t.Errorf("changed into %+v", g)
+	}
+	if age := time.Since(g.Created); age < -time.Second || age > 10*time.Second || g.Updated.Before(g.Created) {
+		f.t.Errorf("created %v, updated %v", g.Created, g.Updated)
+	}
+	f.wantState(id, grant.Pending)
 
-		address := callback.NewAddress(id)
-		keys := []grant.CallbackKey{address.Key(), {Fingerprint: "x", NotAfter: future.Truncate(time.Millisecond).UTC()}}
-		if _, err := f.Change(ctx, id, g.Version, store.Change{Keys: &keys}); err != nil {
-			f.t.Fatal(err)
-		}
-		serving, err := f.Serving(ctx, id)
+	address := callback.NewAddress(id)
+	keys := []grant.CallbackKey{address.Key(), {Fingerprint: "x", NotAfter: future.Truncate(time.Millisecond).UTC()}}
+	if _, err := f.Change(ctx, id, g.Version, store.Change{Keys: &keys}); err != nil {
+		f.t.Fatal(err)
+	}
+	serving, err := f.Serving(ctx, id)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if serving.Access.Reveal() != "plain-access-0" || serving.State != grant.Pending || !serving.GoodFor(59*time.Minute, time.Now()) {
+		f.t.Errorf("serving in state %s until %v", serving.State, serving.Expires)
+	}
+	if !slices.Equal(serving.Keys, keys) || !address.Opens(serving.Keys, time.Now()) {
+		f.t.Errorf("keys = %+v, want %+v", serving.Keys, keys)
+	}
+	if refresh, err := f.Refresh(ctx, id); err != nil || refresh.Reveal() != "plain-refresh-0" {
+		f.t.Errorf("the refresh token is not read back: %v", err)
+	}
+	if got := f.get(id); got.ID != id || !slices.Equal(got.Keys, keys) || got.AccessExpires.IsZero() || got.Refreshed.IsZero() {
+		f.t.Errorf("read back %+v", got)
+	}
+}
+
+func testChangeNeedsTheVersionThatWasRead(f *fixture) {
+	ctx := f.t.Context()
+	g := f.consent("ann", future)
+	reason := "why"
+	changed, err := f.Change(ctx, g.ID, g.Version, store.Change{Reason: &reason})
+	if err != nil || changed.Version != g.Version+1 || changed.Reason != reason {
+		f.t.Fatalf("changed into %+v, %v", changed, err)
+	}
+	_, err = f.Change(ctx, g.ID, g.Version, store.Change{Reason: &reason})
+	wantError(f.t, err, grant.ErrConflict)
+	_, err = f.Change(ctx, g.ID, 0, store.Change{Reason: &reason})
+	wantError(f.t, err, grant.ErrConflict)
+	wantError(f.t, f.Remove(ctx, g.ID, g.Version), grant.ErrConflict)
+
+	none := ""
+	changed, err = f.Change(ctx, g.ID, changed.Version, store.Change{Reason: &none})
+	if err != nil || changed.Reason != "" {
+		f.t.Errorf("an empty value must remove the field: %+v, %v", changed, err)
+	}
+}
+
+func testStatesFollowWhatIsRecorded(f *fixture) {
+	ctx := f.t.Context()
+	g := f.consent("ann", past)
+	f.wantState(g.ID, grant.Pending)
+	g = f.link(g)
+	f.wantState(g.ID, grant.Active)
+
+	if err := f.Fail(ctx, f.claimDue(g.ID, "a"), grant.Unspent, 0, "Zoom is down"); err != nil {
+		f.t.Fatal(err)
+	}
+	f.wantState(g.ID, grant.Degraded)
+	if g := f.get(g.ID); g.Reason != "Zoom is down" {
+		f.t.Errorf("reason = %q", g.Reason)
+	}
+
+	claim := f.claimDue(g.ID, "b")
+	if claim.Failures != 1 {
+		f.t.Errorf("failures = %d, want 1", claim.Failures)
+	}
+	if err := f.Commit(ctx, g.ID, claim.Spent, tokens(1), past); err != nil {
+		f.t.Fatal(err)
+	}
+	f.wantState(g.ID, grant.Active)
+	if g := f.get(g.ID); g.Reason != "" {
+		f.t.Errorf("the reason outlives the failure: %q", g.Reason)
+	}
+
+	if err := f.Fail(ctx, f.claimDue(g.ID, "c"), grant.Gone, 0, "Zoom refused"); err != nil {
+		f.t.Fatal(err)
+	}
+	f.wantState(g.ID, grant.ReauthorizationRequired)
+	if _, due := f.dueIn(g.ID); due {
+		f.t.Error("a grant that is gone is still due")
+	}
+	_, err := f.Claim(ctx, g.ID, "d", lease, future)
+	wantError(f.t, err, grant.ErrReauthorize)
+
+	// A new consent ends all that, and keeps the credential.
+	g, err = f.Change(ctx, g.ID, f.get(g.ID).Version, store.Change{Consent: &store.Consent{App: app, User: "ann", Tokens: tokens(5), Due: past}})
+	if err != nil || g.Credential != "credential-ann" || g.Reason != "" {
+		f.t.Fatalf("after a new consent: %+v, %v", g, err)
+	}
+	f.wantState(g.ID, grant.Active)
+
+	g, err = f.Change(ctx, g.ID, g.Version, store.Change{Deleting: true, Revoke: true})
+	if err != nil || !g.Revoke {
+		f.t.Fatal(err)
+	}
+	f.wantState(g.ID, grant.Deleting)
+	if _, due := f.dueIn(g.ID); due {
+		f.t.Error("a grant that is being removed is still due")
+	}
+	_, err = f.Claim(ctx, g.ID, "e", lease, future)
+	wantError(f.t, err, grant.ErrDeleting)
+
+	if err := f.Remove(ctx, g.ID, g.Version); err != nil {
+		f.t.Fatal(err)
+	}
+	wantError(f.t, f.Remove(ctx, g.ID, g.Version), grant.ErrNotFound)
+	_, err = f.Claim(ctx, g.ID, "f", lease, time.Time{})
+	wantError(f.t, err, grant.ErrNotFound)
+	wantError(f.t, f.Commit(ctx, g.ID, claim.Spent, tokens(1), past), grant.ErrNotFound)
+	var left []string
+	for _, pattern := range []string{"tp1:*grant*", "tp1:*users*", "tp1:*due*"} {
+		keys, err := f.client.Keys(ctx, pattern).Result()
 		if err != nil {
 			f.t.Fatal(err)
 		}
-		if serving.Access.Reveal() != "plain-access-0" || serving.State != grant.Pending || !serving.GoodFor(59*time.Minute, time.Now()) {
-			f.t.Errorf("serving in state %s until %v", serving.State, serving.Expires)
-		}
-		if !slices.Equal(serving.Keys, keys) || !address.Opens(serving.Keys, time.Now()) {
-			f.t.Errorf("keys = %+v, want %+v", serving.Keys, keys)
-		}
-		if refresh, err := f.Refresh(ctx, id); err != nil || refresh.Reveal() != "plain-refresh-0" {
-			f.t.Errorf("the refresh token is not read back: %v", err)
-		}
-		if got := f.get(id); got.ID != id || !slices.Equal(got.Keys, keys) || got.AccessExpires.IsZero() || got.Refreshed.IsZero() {
-			f.t.Errorf("read back %+v", got)
-		}
-	})
+		left = append(left, keys...)
+	}
+	if len(left) > 0 {
+		f.t.Errorf("left behind: %v", left)
+	}
 }
 
-func TestChangeNeedsTheVersionThatWasRead(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		g := f.consent("ann", future)
-		reason := "why"
-		changed, err := f.Change(ctx, g.ID, g.Version, store.Change{Reason: &reason})
-		if err != nil || changed.Version != g.Version+1 || changed.Reason != reason {
-			f.t.Fatalf("changed into %+v, %v", changed, err)
-		}
-		_, err = f.Change(ctx, g.ID, g.Version, store.Change{Reason: &reason})
-		wantError(f.t, err, grant.ErrConflict)
-		_, err = f.Change(ctx, g.ID, 0, store.Change{Reason: &reason})
-		wantError(f.t, err, grant.ErrConflict)
-		wantError(f.t, f.Remove(ctx, g.ID, g.Version), grant.ErrConflict)
-
-		none := ""
-		changed, err = f.Change(ctx, g.ID, changed.Version, store.Change{Reason: &none})
-		if err != nil || changed.Reason != "" {
-			f.t.Errorf("an empty value must remove the field: %+v, %v", changed, err)
-		}
-	})
-}
-
-func TestStatesFollowWhatIsRecorded(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		g := f.consent("ann", past)
-		f.wantState(g.ID, grant.Pending)
-		g = f.link(g)
-		f.wantState(g.ID, grant.Active)
-
-		if err := f.Fail(ctx, f.claimDue(g.ID, "a"), grant.Unspent, 0, "Zoom is down"); err != nil {
-			f.t.Fatal(err)
-		}
-		f.wantState(g.ID, grant.Degraded)
-		if g := f.get(g.ID); g.Reason != "Zoom is down" {
-			f.t.Errorf("reason = %q", g.Reason)
-		}
-
-		claim := f.claimDue(g.ID, "b")
-		if claim.Failures != 1 {
-			f.t.Errorf("failures = %d, want 1", claim.Failures)
-		}
-		if err := f.Commit(ctx, g.ID, claim.Spent, tokens(1), past); err != nil {
-			f.t.Fatal(err)
-		}
-		f.wantState(g.ID, grant.Active)
-		if g := f.get(g.ID); g.Reason != "" {
-			f.t.Errorf("the reason outlives the failure: %q", g.Reason)
-		}
-
-		if err := f.Fail(ctx, f.claimDue(g.ID, "c"), grant.Gone, 0, "Zoom refused"); err != nil {
-			f.t.Fatal(err)
-		}
-		f.wantState(g.ID, grant.ReauthorizationRequired)
-		if _, due := f.dueIn(g.ID); due {
-			f.t.Error("a grant that is gone is still due")
-		}
-		_, err := f.Claim(ctx, g.ID, "d", lease, future)
-		wantError(f.t, err, grant.ErrReauthorize)
-
-		// A new consent ends all that, and keeps the credential.
-		g, err = f.Change(ctx, g.ID, f.get(g.ID).Version, store.Change{Consent: &store.Consent{App: app, User: "ann", Tokens: tokens(5), Due: past}})
-		if err != nil || g.Credential != "credential-ann" || g.Reason != "" {
-			f.t.Fatalf("after a new consent: %+v, %v", g, err)
-		}
-		f.wantState(g.ID, grant.Active)
-
-		g, err = f.Change(ctx, g.ID, g.Version, store.Change{Deleting: true, Revoke: true})
-		if err != nil || !g.Revoke {
-			f.t.Fatal(err)
-		}
-		f.wantState(g.ID, grant.Deleting)
-		if _, due := f.dueIn(g.ID); due {
-			f.t.Error("a grant that is being removed is still due")
-		}
-		_, err = f.Claim(ctx, g.ID, "e", lease, future)
-		wantError(f.t, err, grant.ErrDeleting)
-
-		if err := f.Remove(ctx, g.ID, g.Version); err != nil {
-			f.t.Fatal(err)
-		}
-		wantError(f.t, f.Remove(ctx, g.ID, g.Version), grant.ErrNotFound)
-		_, err = f.Claim(ctx, g.ID, "f", lease, time.Time{})
-		wantError(f.t, err, grant.ErrNotFound)
-		wantError(f.t, f.Commit(ctx, g.ID, claim.Spent, tokens(1), past), grant.ErrNotFound)
-		var left []string
-		for _, pattern := range []string{"tp1:*grant*", "tp1:*users*", "tp1:*due*"} {
-			keys, err := f.client.Keys(ctx, pattern).Result()
-			if err != nil {
-				f.t.Fatal(err)
+func testClaimIsExclusive(f *fixture) {
+	ctx := f.t.Context()
+	g := f.consent("ann", past)
+	var won, held atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			_, err := f.Claim(ctx, g.ID, fmt.Sprint("replica-", i), lease, time.Time{})
+			var other *grant.HeldError
+			switch {
+			case err == nil:
+				won.Add(1)
+			case errors.As(err, &other) || errors.Is(err, grant.ErrFresh): // the winner's claim has moved the plan
+				held.Add(1)
+			default:
+				f.t.Error(err)
 			}
-			left = append(left, keys...)
-		}
-		if len(left) > 0 {
-			f.t.Errorf("left behind: %v", left)
-		}
-	})
+		})
+	}
+	wg.Wait()
+	if won.Load() != 1 || held.Load() != 7 {
+		f.t.Errorf("%d claims won and %d were held off, want 1 and 7", won.Load(), held.Load())
+	}
+	_, err := f.Claim(ctx, g.ID, "another", lease, future.Add(time.Hour))
+	var other *grant.HeldError
+	if !errors.As(err, &other) || other.For <= 0 || other.For > lease {
+		f.t.Errorf("a claim on demand = %v, want it held for at most the lease", err)
+	}
+	if in, ok := f.dueIn(g.ID); !ok || in <= 0 || in > lease {
+		f.t.Errorf("due in %v (%v), want when the lease ends", in, ok)
+	}
 }
 
-func TestClaimIsExclusive(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		g := f.consent("ann", past)
-		var won, held atomic.Int32
-		var wg sync.WaitGroup
-		for i := range 8 {
-			wg.Go(func() {
-				_, err := f.Claim(ctx, g.ID, fmt.Sprint("replica-", i), lease, time.Time{})
-				var other *grant.HeldError
-				switch {
-				case err == nil:
-					won.Add(1)
-				case errors.As(err, &other) || errors.Is(err, grant.ErrFresh): // the winner's claim has moved the plan
-					held.Add(1)
-				default:
-					f.t.Error(err)
-				}
-			})
-		}
-		wg.Wait()
-		if won.Load() != 1 || held.Load() != 7 {
-			f.t.Errorf("%d claims won and %d were held off, want 1 and 7", won.Load(), held.Load())
-		}
-		_, err := f.Claim(ctx, g.ID, "another", lease, future.Add(time.Hour))
-		var other *grant.HeldError
-		if !errors.As(err, &other) || other.For <= 0 || other.For > lease {
-			f.t.Errorf("a claim on demand = %v, want it held for at most the lease", err)
-		}
-		if in, ok := f.dueIn(g.ID); !ok || in <= 0 || in > lease {
-			f.t.Errorf("due in %v (%v), want when the lease ends", in, ok)
-		}
-	})
+func testClaimRepeatedByItsOwnerIsTheSameClaim(f *fixture) {
+	g := f.consent("ann", past)
+	first, again := f.claimDue(g.ID, "a"), f.claimDue(g.ID, "a")
+	if first.Spent != again.Spent || again.Uncertain || !again.Refresh.Equal(first.Refresh) {
+		f.t.Errorf("the second answer differs: %+v, %+v", first, again)
+	}
 }
 
-func TestClaimRepeatedByItsOwnerIsTheSameClaim(t *testing.T) {
-	conform(t, func(f *fixture) {
-		g := f.consent("ann", past)
-		first, again := f.claimDue(g.ID, "a"), f.claimDue(g.ID, "a")
-		if first.Spent != again.Spent || again.Uncertain || !again.Refresh.Equal(first.Refresh) {
-			f.t.Errorf("the second answer differs: %+v, %+v", first, again)
-		}
-	})
+func testClaimOnDemand(f *fixture) {
+	ctx := f.t.Context()
+	id := grant.NewID(app, "ann")
+	old := tokens(0)
+	old.Issued, old.Expires = time.Now().Add(-50*time.Minute), time.Now().Add(10*time.Minute)
+	if _, err := f.Change(ctx, id, 0, store.Change{Consent: &store.Consent{App: app, User: "ann", Tokens: old, Due: future}}); err != nil {
+		f.t.Fatal(err)
+	}
+	_, err := f.Claim(ctx, id, "a", lease, time.Time{})
+	wantError(f.t, err, grant.ErrFresh)
+	_, err = f.Claim(ctx, id, "b", lease, time.Now().Add(9*time.Minute))
+	wantError(f.t, err, grant.ErrFresh)
+	claim, err := f.Claim(ctx, id, "c", lease, time.Now().Add(11*time.Minute))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	// What is in the first tenth of its life is not renewed, whatever is asked.
+	if err := f.Commit(ctx, id, claim.Spent, tokens(1), future); err != nil {
+		f.t.Fatal(err)
+	}
+	_, err = f.Claim(ctx, id, "d", lease, time.Now().Add(48*time.Hour))
+	wantError(f.t, err, grant.ErrFresh)
 }
 
-func TestClaimOnDemand(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		id := grant.NewID(app, "ann")
-		old := tokens(0)
-		old.Issued, old.Expires = time.Now().Add(-50*time.Minute), time.Now().Add(10*time.Minute)
-		if _, err := f.Change(ctx, id, 0, store.Change{Consent: &store.Consent{App: app, User: "ann", Tokens: old, Due: future}}); err != nil {
+func testCommitIsByPredecessor(f *fixture) {
+	ctx := f.t.Context()
+	g := f.link(f.consent("ann", past))
+	slow := f.claimDue(g.ID, "slow")
+
+	// Somebody else has recorded a loss; the late success beats it.
+	other, err := f.Claim(ctx, g.ID, "slow", lease, time.Time{})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if err := f.Fail(ctx, other, grant.Gone, 0, "refused"); err != nil {
+		f.t.Fatal(err)
+	}
+	f.wantState(g.ID, grant.ReauthorizationRequired)
+	for range 3 { // a journal may be replayed as often as one likes
+		if err := f.Commit(ctx, g.ID, slow.Spent, tokens(1), future); err != nil {
 			f.t.Fatal(err)
 		}
-		_, err := f.Claim(ctx, id, "a", lease, time.Time{})
-		wantError(f.t, err, grant.ErrFresh)
-		_, err = f.Claim(ctx, id, "b", lease, time.Now().Add(9*time.Minute))
-		wantError(f.t, err, grant.ErrFresh)
-		claim, err := f.Claim(ctx, id, "c", lease, time.Now().Add(11*time.Minute))
-		if err != nil {
-			f.t.Fatal(err)
-		}
-		// What is in the first tenth of its life is not renewed, whatever is asked.
-		if err := f.Commit(ctx, id, claim.Spent, tokens(1), future); err != nil {
-			f.t.Fatal(err)
-		}
-		_, err = f.Claim(ctx, id, "d", lease, time.Now().Add(48*time.Hour))
-		wantError(f.t, err, grant.ErrFresh)
-	})
+	}
+	f.wantState(g.ID, grant.Active)
+	if in, ok := f.dueIn(g.ID); !ok || in < 59*time.Minute {
+		f.t.Errorf("due in %v (%v)", in, ok)
+	}
+	version := f.get(g.ID).Version
+
+	// Any other answer to an older token is of no use.
+	wantError(f.t, f.Commit(ctx, g.ID, slow.Spent, tokens(2), future), grant.ErrSuperseded)
+	// A failure never beats a success.
+	if err := f.Fail(ctx, slow, grant.Gone, 0, "refused"); err != nil {
+		f.t.Fatal(err)
+	}
+	if got := f.get(g.ID); got.Version != version || got.State != grant.Active {
+		f.t.Errorf("a stale failure changed the grant: %+v", got)
+	}
+	if refresh, err := f.Refresh(ctx, g.ID); err != nil || !refresh.Equal(tokens(1).Refresh) {
+		f.t.Errorf("the stored refresh token is not the successor: %v", err)
+	}
 }
 
-func TestCommitIsByPredecessor(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		g := f.link(f.consent("ann", past))
-		slow := f.claimDue(g.ID, "slow")
-
-		// Somebody else has recorded a loss; the late success beats it.
-		other, err := f.Claim(ctx, g.ID, "slow", lease, time.Time{})
-		if err != nil {
+func testCommitOfAnAnswerThatKeepsTheRefreshToken(f *fixture) {
+	ctx := f.t.Context()
+	g := f.consent("ann", past)
+	claim := f.claimDue(g.ID, "a")
+	kept := tokens(1)
+	kept.Refresh, kept.Expires = tokens(0).Refresh, kept.Expires.Add(time.Second)
+	for range 2 {
+		if err := f.Commit(ctx, g.ID, claim.Spent, kept, future); err != nil {
 			f.t.Fatal(err)
 		}
-		if err := f.Fail(ctx, other, grant.Gone, 0, "refused"); err != nil {
-			f.t.Fatal(err)
-		}
-		f.wantState(g.ID, grant.ReauthorizationRequired)
-		for range 3 { // a journal may be replayed as often as one likes
-			if err := f.Commit(ctx, g.ID, slow.Spent, tokens(1), future); err != nil {
-				f.t.Fatal(err)
-			}
-		}
-		f.wantState(g.ID, grant.Active)
-		if in, ok := f.dueIn(g.ID); !ok || in < 59*time.Minute {
-			f.t.Errorf("due in %v (%v)", in, ok)
-		}
-		version := f.get(g.ID).Version
-
-		// Any other answer to an older token is of no use.
-		wantError(f.t, f.Commit(ctx, g.ID, slow.Spent, tokens(2), future), grant.ErrSuperseded)
-		// A failure never beats a success.
-		if err := f.Fail(ctx, slow, grant.Gone, 0, "refused"); err != nil {
-			f.t.Fatal(err)
-		}
-		if got := f.get(g.ID); got.Version != version || got.State != grant.Active {
-			f.t.Errorf("a stale failure changed the grant: %+v", got)
-		}
-		if refresh, err := f.Refresh(ctx, g.ID); err != nil || !refresh.Equal(tokens(1).Refresh) {
-			f.t.Errorf("the stored refresh token is not the successor: %v", err)
-		}
-	})
+	}
+	if serving, err := f.Serving(ctx, g.ID); err != nil || !serving.Access.Equal(kept.Access) {
+		f.t.Errorf("the new access token is not served: %v", err)
+	}
+	if v := f.get(g.ID).Version; v != 2 {
+		f.t.Errorf("version %d, want 2: the replay must change nothing", v)
+	}
 }
 
-func TestCommitOfAnAnswerThatKeepsTheRefreshToken(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		g := f.consent("ann", past)
-		claim := f.claimDue(g.ID, "a")
-		kept := tokens(1)
-		kept.Refresh, kept.Expires = tokens(0).Refresh, kept.Expires.Add(time.Second)
-		for range 2 {
-			if err := f.Commit(ctx, g.ID, claim.Spent, kept, future); err != nil {
-				f.t.Fatal(err)
-			}
-		}
-		if serving, err := f.Serving(ctx, g.ID); err != nil || !serving.Access.Equal(kept.Access) {
-			f.t.Errorf("the new access token is not served: %v", err)
-		}
-		if v := f.get(g.ID).Version; v != 2 {
-			f.t.Errorf("version %d, want 2: the replay must change nothing", v)
-		}
-	})
-}
+func testUncertaintyOutlivesTheClaim(f *fixture) {
+	ctx := f.t.Context()
+	g := f.consent("ann", past)
 
-func TestUncertaintyOutlivesTheClaim(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		g := f.consent("ann", past)
-
-		// A claim whose holder has died leaves an intent.
-		if _, err := f.Claim(ctx, g.ID, "dead", time.Millisecond, time.Time{}); err != nil {
-			f.t.Fatal(err)
-		}
-		claim := f.awaitClaim(g.ID, "heir")
-		if !claim.Uncertain {
-			f.t.Fatal("the heir is not told that the token may be spent")
-		}
-		// Not even a certain refusal to take the token makes it certain again.
-		if err := f.Fail(ctx, claim, grant.Unspent, 0, "429"); err != nil {
-			f.t.Fatal(err)
-		}
-		claim = f.awaitClaim(g.ID, "heir2")
-		if !claim.Uncertain {
-			f.t.Error("uncertainty was forgotten")
-		}
-		if err := f.Commit(ctx, g.ID, claim.Spent, tokens(1), past); err != nil {
-			f.t.Fatal(err)
-		}
-		claim = f.claimDue(g.ID, "next")
-		if claim.Uncertain || claim.Failures != 0 {
-			f.t.Errorf("after a success: %+v", claim)
-		}
-		if err := f.Fail(ctx, claim, grant.Unspent, 0, "429"); err != nil {
-			f.t.Fatal(err)
-		}
-		claim = f.awaitClaim(g.ID, "next2")
-		if claim.Uncertain {
-			f.t.Error("a token that Zoom did not take is called uncertain")
-		}
-		if err := f.Fail(ctx, claim, grant.Uncertain, 0, "time-out"); err != nil {
-			f.t.Fatal(err)
-		}
-		if claim = f.awaitClaim(g.ID, "next3"); !claim.Uncertain || claim.Failures != 2 {
-			f.t.Errorf("after a lost answer: %+v", claim)
-		}
-	})
+	// A claim whose holder has died leaves an intent.
+	if _, err := f.Claim(ctx, g.ID, "dead", time.Millisecond, time.Time{}); err != nil {
+		f.t.Fatal(err)
+	}
+	claim := f.awaitClaim(g.ID, "heir")
+	if !claim.Uncertain {
+		f.t.Fatal("the heir is not told that the token may be spent")
+	}
+	// Not even a certain refusal to take the token makes it certain again.
+	if err := f.Fail(ctx, claim, grant.Unspent, 0, "429"); err != nil {
+		f.t.Fatal(err)
+	}
+	claim = f.awaitClaim(g.ID, "heir2")
+	if !claim.Uncertain {
+		f.t.Error("uncertainty was forgotten")
+	}
+	if err := f.Commit(ctx, g.ID, claim.Spent, tokens(1), past); err != nil {
+		f.t.Fatal(err)
+	}
+	claim = f.claimDue(g.ID, "next")
+	if claim.Uncertain || claim.Failures != 0 {
+		f.t.Errorf("after a success: %+v", claim)
+	}
+	if err := f.Fail(ctx, claim, grant.Unspent, 0, "429"); err != nil {
+		f.t.Fatal(err)
+	}
+	claim = f.awaitClaim(g.ID, "next2")
+	if claim.Uncertain {
+		f.t.Error("a token that Zoom did not take is called uncertain")
+	}
+	if err := f.Fail(ctx, claim, grant.Uncertain, 0, "time-out"); err != nil {
+		f.t.Fatal(err)
+	}
+	if claim = f.awaitClaim(g.ID, "next3"); !claim.Uncertain || claim.Failures != 2 {
+		f.t.Errorf("after a lost answer: %+v", claim)
+	}
 }
 
 // awaitClaim claims as soon as the lease or the wait before it has ended.
@@ -499,51 +524,47 @@ func (f *fixture) awaitClaim(id grant.ID, owner string) grant.Claim {
 	}
 }
 
-func TestFailureBacksOff(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		g := f.consent("ann", past)
-		if err := f.Fail(ctx, f.claimDue(g.ID, "a"), grant.Unspent, time.Minute, "500"); err != nil {
-			f.t.Fatal(err)
-		}
-		_, err := f.Claim(ctx, g.ID, "b", lease, future.Add(time.Hour))
-		var backoff *grant.BackoffError
-		if !errors.As(err, &backoff) || backoff.For <= 50*time.Second || backoff.For > time.Minute {
-			f.t.Errorf("claim = %v, want to wait for a minute", err)
-		}
-		if in, ok := f.dueIn(g.ID); !ok || in <= 50*time.Second || in > time.Minute {
-			f.t.Errorf("due in %v (%v), want in a minute", in, ok)
-		}
-	})
+func testFailureBacksOff(f *fixture) {
+	ctx := f.t.Context()
+	g := f.consent("ann", past)
+	if err := f.Fail(ctx, f.claimDue(g.ID, "a"), grant.Unspent, time.Minute, "500"); err != nil {
+		f.t.Fatal(err)
+	}
+	_, err := f.Claim(ctx, g.ID, "b", lease, future.Add(time.Hour))
+	var backoff *grant.BackoffError
+	if !errors.As(err, &backoff) || backoff.For <= 50*time.Second || backoff.For > time.Minute {
+		f.t.Errorf("claim = %v, want to wait for a minute", err)
+	}
+	if in, ok := f.dueIn(g.ID); !ok || in <= 50*time.Second || in > time.Minute {
+		f.t.Errorf("due in %v (%v), want in a minute", in, ok)
+	}
 }
 
-func TestDueIsSoonestFirst(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		users := sameShard(4)
-		for i, user := range users {
-			due := time.Now().Add(-time.Duration(i+1) * time.Minute)
-			if i == 3 {
-				due = time.Now().Add(time.Minute)
-			}
-			f.consent(user, due)
+func testDueIsSoonestFirst(f *fixture) {
+	ctx := f.t.Context()
+	users := sameShard(4)
+	for i, user := range users {
+		due := time.Now().Add(-time.Duration(i+1) * time.Minute)
+		if i == 3 {
+			due = time.Now().Add(time.Minute)
 		}
-		shard := grant.NewID(app, users[0]).Shard()
-		ids, next, err := f.Due(ctx, shard, 10)
-		want := []grant.ID{grant.NewID(app, users[2]), grant.NewID(app, users[1]), grant.NewID(app, users[0])}
-		if err != nil || !slices.Equal(ids, want) {
-			f.t.Errorf("due = %v, %v, want %v", ids, err, want)
-		}
-		if next <= 50*time.Second || next > time.Minute {
-			f.t.Errorf("next in %v, want a minute", next)
-		}
-		if ids, _, err = f.Due(ctx, shard, 1); err != nil || !slices.Equal(ids, want[:1]) {
-			f.t.Errorf("the first = %v, %v, want %v", ids, err, want[:1])
-		}
-		if ids, next, err = f.Due(ctx, (shard+1)%grant.Shards, 10); err != nil || len(ids) != 0 || next >= 0 {
-			f.t.Errorf("an empty shard: %v, %v, %v", ids, next, err)
-		}
-	})
+		f.consent(user, due)
+	}
+	shard := grant.NewID(app, users[0]).Shard()
+	ids, next, err := f.Due(ctx, shard, 10)
+	want := []grant.ID{grant.NewID(app, users[2]), grant.NewID(app, users[1]), grant.NewID(app, users[0])}
+	if err != nil || !slices.Equal(ids, want) {
+		f.t.Errorf("due = %v, %v, want %v", ids, err, want)
+	}
+	if next <= 50*time.Second || next > time.Minute {
+		f.t.Errorf("next in %v, want a minute", next)
+	}
+	if ids, _, err = f.Due(ctx, shard, 1); err != nil || !slices.Equal(ids, want[:1]) {
+		f.t.Errorf("the first = %v, %v, want %v", ids, err, want[:1])
+	}
+	if ids, next, err = f.Due(ctx, (shard+1)%grant.Shards, 10); err != nil || len(ids) != 0 || next >= 0 {
+		f.t.Errorf("an empty shard: %v, %v, %v", ids, next, err)
+	}
 }
 
 // sameShard returns users whose grants share a shard.
@@ -557,41 +578,39 @@ func sameShard(n int) (users []string) {
 	return users
 }
 
-func TestListPages(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		const n = 150
-		var all, active []grant.ID
-		for i := range n {
-			g := f.consent(fmt.Sprint("user-", i), future)
-			all = append(all, g.ID)
-			if i%3 == 0 {
-				active = append(active, f.link(g).ID)
-			}
+func testListPages(f *fixture) {
+	ctx := f.t.Context()
+	const n = 150
+	var all, active []grant.ID
+	for i := range n {
+		g := f.consent(fmt.Sprint("user-", i), future)
+		all = append(all, g.ID)
+		if i%3 == 0 {
+			active = append(active, f.link(g).ID)
 		}
-		slices.Sort(all)
-		slices.Sort(active)
-		for _, size := range []int{1, 7, 100, 1000} {
-			if got := f.pages("", size); !slices.Equal(got, all) {
-				f.t.Errorf("pages of %d: %d grants, want all %d in order", size, len(got), n)
-			}
-			if got := f.pages(grant.Active, size); !slices.Equal(got, active) {
-				f.t.Errorf("pages of %d: %d active grants, want %d in order", size, len(got), len(active))
-			}
+	}
+	slices.Sort(all)
+	slices.Sort(active)
+	for _, size := range []int{1, 7, 100, 1000} {
+		if got := f.pages("", size); !slices.Equal(got, all) {
+			f.t.Errorf("pages of %d: %d grants, want all %d in order", size, len(got), n)
 		}
-		// A grant that goes away between two pages takes no other with it.
-		first, err := f.List(ctx, "", "", 10)
-		if err != nil {
-			f.t.Fatal(err)
+		if got := f.pages(grant.Active, size); !slices.Equal(got, active) {
+			f.t.Errorf("pages of %d: %d active grants, want %d in order", size, len(got), len(active))
 		}
-		if err := f.Remove(ctx, first[9].ID, first[9].Version); err != nil {
-			f.t.Fatal(err)
-		}
-		second, err := f.List(ctx, "", first[9].ID, 10)
-		if err != nil || second[0].ID != all[10] {
-			f.t.Errorf("the page after a removed grant: %v", err)
-		}
-	})
+	}
+	// A grant that goes away between two pages takes no other with it.
+	first, err := f.List(ctx, "", "", 10)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if err := f.Remove(ctx, first[9].ID, first[9].Version); err != nil {
+		f.t.Fatal(err)
+	}
+	second, err := f.List(ctx, "", first[9].ID, 10)
+	if err != nil || second[0].ID != all[10] {
+		f.t.Errorf("the page after a removed grant: %v", err)
+	}
 }
 
 func (f *fixture) pages(state grant.State, size int) (ids []grant.ID) {
@@ -612,75 +631,69 @@ func (f *fixture) pages(state grant.State, size int) (ids []grant.ID) {
 	}
 }
 
-func TestRegistrationLock(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		id := grant.NewID(app, "ann")
-		lock := func(ttl time.Duration) (func(), bool) {
-			unlock, ok, err := f.LockRegistration(ctx, id, ttl)
-			if err != nil {
-				f.t.Fatal(err)
-			}
-			return unlock, ok
+func testRegistrationLock(f *fixture) {
+	ctx := f.t.Context()
+	id := grant.NewID(app, "ann")
+	lock := func(ttl time.Duration) (func(), bool) {
+		unlock, ok, err := f.LockRegistration(ctx, id, ttl)
+		if err != nil {
+			f.t.Fatal(err)
 		}
-		unlock, ok := lock(time.Minute)
-		if !ok {
-			f.t.Fatal("a free lock was refused")
-		}
-		if _, ok := lock(time.Minute); ok {
-			f.t.Fatal("a lock was given twice")
-		}
-		unlock()
-		late, ok := lock(time.Minute)
-		if !ok {
-			f.t.Fatal("the lock was not let go")
-		}
-		unlock() // no longer its own: must not take the other's away
-		if _, ok := lock(time.Minute); ok {
-			f.t.Fatal("somebody else's lock was let go")
-		}
-		late()
-	})
+		return unlock, ok
+	}
+	unlock, ok := lock(time.Minute)
+	if !ok {
+		f.t.Fatal("a free lock was refused")
+	}
+	if _, ok := lock(time.Minute); ok {
+		f.t.Fatal("a lock was given twice")
+	}
+	unlock()
+	late, ok := lock(time.Minute)
+	if !ok {
+		f.t.Fatal("the lock was not let go")
+	}
+	unlock() // no longer its own: must not take the other's away
+	if _, ok := lock(time.Minute); ok {
+		f.t.Fatal("somebody else's lock was let go")
+	}
+	late()
 }
 
-func TestCheckKeyset(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		for range 2 {
-			if err := f.CheckKeyset(ctx); err != nil {
-				f.t.Fatal(err)
-			}
+func testCheckKeyset(f *fixture) {
+	ctx := f.t.Context()
+	for range 2 {
+		if err := f.CheckKeyset(ctx); err != nil {
+			f.t.Fatal(err)
 		}
-		g := f.consent("ann", past)
-		stranger := store.New(f.client, newKeyset(f.t))
-		wantError(f.t, stranger.CheckKeyset(ctx), store.ErrKeyset)
-		_, err := stranger.Serving(ctx, g.ID)
-		wantError(f.t, err, seal.ErrOpen)
-		_, err = stranger.Claim(ctx, g.ID, "a", lease, time.Time{})
-		wantError(f.t, err, seal.ErrOpen)
-		_, err = stranger.Refresh(ctx, g.ID)
-		wantError(f.t, err, seal.ErrOpen)
-	})
+	}
+	g := f.consent("ann", past)
+	stranger := store.New(f.client, newKeyset(f.t))
+	wantError(f.t, stranger.CheckKeyset(ctx), store.ErrKeyset)
+	_, err := stranger.Serving(ctx, g.ID)
+	wantError(f.t, err, seal.ErrOpen)
+	_, err = stranger.Claim(ctx, g.ID, "a", lease, time.Time{})
+	wantError(f.t, err, seal.ErrOpen)
+	_, err = stranger.Refresh(ctx, g.ID)
+	wantError(f.t, err, seal.ErrOpen)
 }
 
-func TestSealedFieldsAreBoundToTheirGrant(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		ann, bob := f.consent("ann", future), f.consent("bob", future)
-		for _, field := range []string{"access", "refresh"} {
-			stolen, err := f.client.HGet(ctx, recordKey(f, ann.ID), field).Result()
-			if err != nil {
-				f.t.Fatal(err)
-			}
-			if err := f.client.HSet(ctx, recordKey(f, bob.ID), field, stolen).Err(); err != nil {
-				f.t.Fatal(err)
-			}
+func testSealedFieldsAreBoundToTheirGrant(f *fixture) {
+	ctx := f.t.Context()
+	ann, bob := f.consent("ann", future), f.consent("bob", future)
+	for _, field := range []string{"access", "refresh"} {
+		stolen, err := f.client.HGet(ctx, recordKey(f, ann.ID), field).Result()
+		if err != nil {
+			f.t.Fatal(err)
 		}
-		_, err := f.Serving(ctx, bob.ID)
-		wantError(f.t, err, seal.ErrOpen)
-		_, err = f.Refresh(ctx, bob.ID)
-		wantError(f.t, err, seal.ErrOpen)
-	})
+		if err := f.client.HSet(ctx, recordKey(f, bob.ID), field, stolen).Err(); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	_, err := f.Serving(ctx, bob.ID)
+	wantError(f.t, err, seal.ErrOpen)
+	_, err = f.Refresh(ctx, bob.ID)
+	wantError(f.t, err, seal.ErrOpen)
 }
 
 func recordKey(f *fixture, id grant.ID) string {
@@ -688,25 +701,23 @@ func recordKey(f *fixture, id grant.ID) string {
 	return fmt.Sprintf("tp1:{s%03d}:grant:%s", id.Shard(), id)
 }
 
-func TestDamagedRecordIsAnErrorNotAPanic(t *testing.T) {
-	conform(t, func(f *fixture) {
-		ctx := f.t.Context()
-		g := f.consent("ann", past)
-		for _, field := range []string{"expires", "keys"} {
-			if err := f.client.HSet(ctx, recordKey(f, g.ID), field, "damaged").Err(); err != nil {
-				f.t.Fatal(err)
-			}
-			if _, err := f.Get(ctx, g.ID); err == nil {
-				f.t.Errorf("a damaged %s is read", field)
-			}
-			if _, err := f.Serving(ctx, g.ID); err == nil {
-				f.t.Errorf("a damaged %s is served", field)
-			}
-			if _, err := f.List(ctx, "", "", 10); err == nil {
-				f.t.Errorf("a damaged %s is listed", field)
-			}
+func testDamagedRecordIsAnErrorNotAPanic(f *fixture) {
+	ctx := f.t.Context()
+	g := f.consent("ann", past)
+	for _, field := range []string{"expires", "keys"} {
+		if err := f.client.HSet(ctx, recordKey(f, g.ID), field, "damaged").Err(); err != nil {
+			f.t.Fatal(err)
 		}
-	})
+		if _, err := f.Get(ctx, g.ID); err == nil {
+			f.t.Errorf("a damaged %s is read", field)
+		}
+		if _, err := f.Serving(ctx, g.ID); err == nil {
+			f.t.Errorf("a damaged %s is served", field)
+		}
+		if _, err := f.List(ctx, "", "", 10); err == nil {
+			f.t.Errorf("a damaged %s is listed", field)
+		}
+	}
 }
 
 func TestNothingSecretIsStoredInClear(t *testing.T) {
