@@ -9,14 +9,21 @@ import (
 	"time"
 )
 
-func (z *Zoom) routes() {
-	z.mux.HandleFunc("GET /oauth/authorize", z.authorize)
-	z.mux.HandleFunc("POST /oauth/token", z.token)
-	z.mux.HandleFunc("POST /oauth/revoke", z.revoke)
-	z.mux.HandleFunc("GET /v2/users/me", z.me)
-	z.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+// route does a request's work. It is no ServeMux: that would redirect
+// "//oauth/token" to where it belongs, and so hide a badly joined URL.
+func (z *Zoom) route(w http.ResponseWriter, r *http.Request, f Fault) {
+	switch r.Method + " " + r.URL.Path {
+	case "GET /oauth/authorize":
+		z.authorize(w, r)
+	case "POST /oauth/token":
+		z.token(w, r, f)
+	case "POST /oauth/revoke":
+		z.revoke(w, r)
+	case "GET /v2/users/me":
+		z.me(w, r)
+	default:
 		reply(w, http.StatusNotFound, map[string]any{"code": 404, "message": "not found"})
-	})
+	}
 }
 
 func reply(w http.ResponseWriter, status int, body map[string]any) {
@@ -34,7 +41,7 @@ func refuse(w http.ResponseWriter, status int, code, reason string) {
 func (z *Zoom) authorize(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	redirect, err := url.Parse(query.Get("redirect_uri"))
-	method := query.Get("code_challenge_method")
+	pkce := query.Has("code_challenge") || query.Has("code_challenge_method")
 	z.mu.Lock()
 	_, app := z.options.Apps[query.Get("client_id")]
 	userID := query.Get("login_hint")
@@ -44,20 +51,26 @@ func (z *Zoom) authorize(w http.ResponseWriter, r *http.Request) {
 	_, user := z.users[userID]
 	z.mu.Unlock()
 	switch {
+	case repeated(query):
+		refuse(w, http.StatusBadRequest, "invalid_request", "a parameter is repeated")
 	case query.Get("response_type") != "code":
 		refuse(w, http.StatusBadRequest, "unsupported_response_type", "response_type must be code")
 	case !app:
 		refuse(w, http.StatusBadRequest, "invalid_client", "Invalid client_id")
-	case err != nil || !redirect.IsAbs():
-		refuse(w, http.StatusBadRequest, "invalid_request", "redirect_uri must be an absolute URL")
-	case query.Has("code_challenge") != (method == "S256"):
+	case err != nil || !redirect.IsAbs() || redirect.Host == "" || redirect.Fragment != "":
+		refuse(w, http.StatusBadRequest, "invalid_request", "redirect_uri must be an absolute URL without a fragment")
+	case pkce && query.Get("code_challenge_method") != "S256":
 		refuse(w, http.StatusBadRequest, "invalid_request", "code_challenge_method must be S256")
+	case pkce && len(query.Get("code_challenge")) != len(s256("")):
+		refuse(w, http.StatusBadRequest, "invalid_request", "code_challenge must be a base64url SHA-256")
 	case !user:
 		refuse(w, http.StatusBadRequest, "invalid_request", "no such user")
 	default:
 		target := redirect.Query()
 		target.Set("code", z.Consent(query.Get("client_id"), userID, query.Get("redirect_uri"), query.Get("code_challenge")))
-		target.Set("state", query.Get("state"))
+		if query.Has("state") {
+			target.Set("state", query.Get("state"))
+		}
 		redirect.RawQuery = target.Encode()
 		http.Redirect(w, r, redirect.String(), http.StatusFound)
 	}
@@ -77,24 +90,38 @@ func (z *Zoom) form(w http.ResponseWriter, r *http.Request) (client string, form
 	}
 	z.mu.Unlock()
 	if !authentic {
-		refuse(w, http.StatusUnauthorized, "invalid_client", "Invalid client_id or client_secret")
+		refuse(w, http.StatusUnauthorized, "invalid_client", invalidClient)
 		return "", nil, false
 	}
 	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/x-www-form-urlencoded" {
 		refuse(w, http.StatusBadRequest, "invalid_request", "the body must be form-encoded")
 		return "", nil, false
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
-	if err := r.ParseForm(); err != nil || r.PostForm.Has("client_secret") {
-		refuse(w, http.StatusBadRequest, "invalid_request", "bad form, or credentials in it")
+	if err := r.ParseForm(); err != nil || repeated(r.PostForm) || r.PostForm.Has("client_secret") {
+		refuse(w, http.StatusBadRequest, "invalid_request", "bad form, a repeated field, or credentials in it")
 		return "", nil, false
 	}
 	return client, r.PostForm, true
 }
 
-const invalidToken = "Invalid Token!"
+// repeated reports whether a parameter is given twice (RFC 6749, section 3.1).
+func repeated(form url.Values) bool {
+	for _, values := range form {
+		if len(values) > 1 {
+			return true
+		}
+	}
+	return false
+}
 
-func (z *Zoom) token(w http.ResponseWriter, r *http.Request) {
+// The texts that Zoom refuses with.
+const (
+	invalidToken  = "Invalid Token!"
+	invalidClient = "Invalid client_id or client_secret"
+	invalidAccess = "Invalid access token."
+)
+
+func (z *Zoom) token(w http.ResponseWriter, r *http.Request, fault Fault) {
 	client, form, ok := z.form(w, r)
 	if !ok {
 		return
@@ -121,7 +148,6 @@ func (z *Zoom) token(w http.ResponseWriter, r *http.Request) {
 		"expires_in": int(z.options.AccessTokenLife / time.Second),
 		"scope":      "user:read:token user:read:zak", "api_url": "https://api.zoom.us",
 	}
-	fault, _ := r.Context().Value(faultKey{}).(Fault)
 	for name, value := range fault.Replace {
 		answer[name] = value
 	}
@@ -134,11 +160,14 @@ func (z *Zoom) token(w http.ResponseWriter, r *http.Request) {
 // exchangeLocked spends a code; nil if it is refused.
 func (z *Zoom) exchangeLocked(client string, form url.Values) *grant {
 	c := z.codes[form.Get("code")]
-	if c == nil || c.client != client || !z.now().Before(c.expires) {
+	if c == nil || c.client != client {
 		return nil
 	}
 	if c.spent {
 		z.counts.SpentCodes++
+		return nil
+	}
+	if !z.now().Before(c.expires) {
 		return nil
 	}
 	verifier := form.Get("code_verifier")
@@ -150,7 +179,8 @@ func (z *Zoom) exchangeLocked(client string, form url.Values) *grant {
 	return &grant{client: client, user: c.user}
 }
 
-// refreshLocked spends a refresh token; nil if it is refused.
+// refreshLocked spends a refresh token; nil if it is refused. The latest one
+// must always be used (devforum 10375, 77706).
 func (z *Zoom) refreshLocked(client, token string) *grant {
 	r := z.refresh[token]
 	switch {
@@ -166,8 +196,8 @@ func (z *Zoom) refreshLocked(client, token string) *grant {
 		}
 		return nil
 	}
-	if r.spent { // the lenient way: what was answered before is forgotten
-		r.grant.newest.spent = true
+	if r.spent { // the lenient way: the successor that was lost is void
+		r.grant.newest.void = true
 		r.grant.newest = r
 	}
 	r.spent = true
@@ -202,7 +232,7 @@ func (z *Zoom) me(w http.ResponseWriter, r *http.Request) {
 	token, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	user, _, live := z.Whose(token)
 	if !bearer || !live {
-		reply(w, http.StatusUnauthorized, map[string]any{"code": 124, "message": "Invalid access token."})
+		reply(w, http.StatusUnauthorized, map[string]any{"code": 124, "message": invalidAccess})
 		return
 	}
 	reply(w, http.StatusOK, map[string]any{"id": user.ID, "account_id": user.AccountID, "email": user.Email, "type": 2})

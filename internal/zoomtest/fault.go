@@ -1,19 +1,22 @@
 package zoomtest
 
 import (
+	"bytes"
 	"context"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"time"
 )
 
 // Fault is how a request goes wrong. Without any field but Delay, Omit and
 // Replace, the work is done and answered.
 type Fault struct {
-	Delay      time.Duration  // before the work
+	Delay      time.Duration  // before the work, on top of Options.Latency
 	Status     int            // answer this instead of doing the work
-	Header     http.Header    // added to the answer
-	Body       string         // with Status; "": an empty JSON object
+	Header     http.Header    // set in the answer
+	Body       string         // with Status; "": what Zoom answers with such a status
 	DropBefore bool           // close the connection, nothing done
 	DropAfter  bool           // do the work and lose the answer
 	Omit       []string       // leave these fields out of a token answer
@@ -58,26 +61,37 @@ func (z *Zoom) nextFault(path string) Fault {
 	return Fault{}
 }
 
-type faultKey struct{}
-
-// ServeHTTP implements [http.Handler]. A client that leaves while it waits does
-// not keep the work from being done, as with a real server.
+// ServeHTTP implements [http.Handler]. It waits first (Latency and Delay), then
+// works. A client that leaves during the wait ends the wait, but does not keep
+// the work from being done: as with a real server, a token may be spent for an
+// answer that nobody read.
 func (z *Zoom) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault := z.nextFault(r.URL.Path)
+	// All of the body first: net/http notices that a client has left only once
+	// its request has been read to the end.
+	var body []byte
+	var err error
+	if r.Body != nil {
+		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<10))
+	}
+	r = r.WithContext(r.Context()) // a copy: the caller's stays as it is
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	wait(r.Context(), z.options.Latency+fault.Delay)
 	if fault.DropBefore {
 		panic(http.ErrAbortHandler)
 	}
 	answer := httptest.NewRecorder()
-	if fault.Status != 0 {
-		answer.Header().Set("Content-Type", "application/json")
+	switch {
+	case err != nil:
+		refuse(answer, http.StatusBadRequest, "invalid_request", "the body is cut short or too long")
+	case fault.Status == 0:
+		z.route(answer, r, fault)
+	case fault.Body == "":
+		plausible(answer, r.URL.Path, fault.Status)
+	default:
+		answer.Header().Set("Content-Type", "application/json;charset=UTF-8")
 		answer.WriteHeader(fault.Status)
 		_, _ = answer.WriteString(fault.Body)
-		if fault.Body == "" {
-			_, _ = answer.WriteString("{}")
-		}
-	} else {
-		z.mux.ServeHTTP(answer, r.WithContext(context.WithValue(r.Context(), faultKey{}, fault)))
 	}
 	if fault.DropAfter {
 		panic(http.ErrAbortHandler)
@@ -88,11 +102,26 @@ func (z *Zoom) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	for _, from := range []http.Header{answer.Header(), fault.Header} {
 		for name, values := range from {
-			header[name] = values
+			header[http.CanonicalHeaderKey(name)] = values
 		}
 	}
 	w.WriteHeader(answer.Code)
 	_, _ = w.Write(answer.Body.Bytes())
+}
+
+// plausible answers a status with the body that Zoom has for it.
+func plausible(w http.ResponseWriter, path string, status int) {
+	oauth := strings.HasPrefix(path, "/oauth/")
+	switch {
+	case oauth && status == http.StatusBadRequest:
+		refuse(w, status, "invalid_grant", invalidToken)
+	case oauth && status == http.StatusUnauthorized:
+		refuse(w, status, "invalid_client", invalidClient)
+	case status == http.StatusUnauthorized:
+		reply(w, status, map[string]any{"code": 124, "message": invalidAccess})
+	default:
+		reply(w, status, map[string]any{"code": status, "message": http.StatusText(status)})
+	}
 }
 
 func wait(ctx context.Context, d time.Duration) {

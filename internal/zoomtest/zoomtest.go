@@ -1,5 +1,5 @@
 // Package zoomtest is a stand-in for Zoom's OAuth and REST API, in the manner
-// of httptest. Start with [New] and serve it with [httptest.NewServer]; one
+// of httptest. Start with [New] and serve it with [net/http/httptest.NewServer]; one
 // handler stands for both hosts, zoom.us and api.zoom.us.
 //
 // It is strict where Zoom is known to be, or may be: refresh tokens and codes
@@ -8,9 +8,19 @@
 // work ([Zoom.Fail]), and it counts what a test needs to judge a client by
 // ([Zoom.Counts]).
 //
-// The facts are those of developers.zoom.us (OAuth, webhooks) and of
-// devforum.zoom.us, by topic number where they stand. It knows nothing of
-// scopes, account-level apps and rate limits, and its tokens are not signed.
+// The facts are those of developers.zoom.us (OAuth, API reference, rate limits)
+// and of devforum.zoom.us, by topic number where they stand: a refresh token
+// works once (10375, 77706), and one access token of a grant is live (72070,
+// 74432, 95429).
+//
+// # What it does not promise
+//
+// It knows nothing of scopes, account-level apps and rate limits of its own
+// (script a 429 with [Zoom.Fail]), and its tokens are not signed. Where Zoom's
+// behaviour is not documented it takes the stricter reading, so that a client
+// may be refused here what Zoom would let pass. Each consent is a grant of its
+// own and ends no other. It forgets nothing, so it is no server to run for
+// weeks.
 package zoomtest
 
 import (
@@ -19,7 +29,6 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"maps"
-	"net/http"
 	"sync"
 	"time"
 )
@@ -27,22 +36,25 @@ import (
 // The app that there is unless [Options] says otherwise.
 const (
 	DefaultClientID     = "zoom-client"
-	DefaultClientSecret = "zoom-secret" //nolint:gosec // a stand-in's
+	DefaultClientSecret = "zoom-secret"
 )
 
 // Options says how the stand-in behaves. The zero value is strict and fast.
 type Options struct {
 	Apps             map[string]string // client id -> secret; nil: the default app
-	AccessTokenLife  time.Duration     // 0: an hour
+	AccessTokenLife  time.Duration     // 0: an hour; expires_in says it in whole seconds, rounded down
 	CodeLife         time.Duration     // 0: 5 minutes
 	RefreshTokenLife time.Duration     // 0: 90 days
-	Latency          time.Duration     // before every answer
+	Latency          time.Duration     // before the work of every request; 0: none
 	LiveAccessTokens int               // how many of a grant's newest access tokens work; 0: 1
 	// LenientPredecessor lets the predecessor of a grant's newest refresh token
 	// work until the newest has been used. Whether Zoom does is not documented
-	// (devforum 10375 says no).
+	// (devforum 10375 says no). Such a retry answers a fresh successor and voids
+	// the one before. False: never.
 	LenientPredecessor bool
-	Now                func() time.Time // nil: time.Now
+	// Now is the clock that tokens expire by, called with a lock held; nil:
+	// time.Now. Latency and delays pass in real time whatever it says.
+	Now func() time.Time
 }
 
 // User is a Zoom user.
@@ -50,22 +62,21 @@ type User struct{ ID, AccountID, Email string }
 
 // Counts is what has happened since the start.
 type Counts struct {
-	Requests         int
-	Exchanges        int // codes that were exchanged
-	Refreshes        int // refresh tokens that were exchanged
-	SpentPresented   int // refresh tokens presented again after they were spent
-	UnknownPresented int // refresh tokens that were never issued, expired or revoked
-	SpentCodes       int // codes presented again after they were spent
-	InvalidClient    int
-	Revocations      int
-	ByStatus         map[int]int // answers that were sent
+	Requests         int         // all that arrived, also those that were dropped
+	Exchanges        int         // codes that were exchanged
+	Refreshes        int         // refresh tokens that were exchanged
+	SpentPresented   int         // refresh tokens presented again after they were spent, accepted or not
+	UnknownPresented int         // refresh tokens never issued, another app's, expired, revoked or void
+	SpentCodes       int         // codes presented again after they were spent
+	InvalidClient    int         // requests without an app's right credentials
+	Revocations      int         // grants that an app revoked
+	ByStatus         map[int]int // answers that were sent, whether or not anyone read them
 }
 
 // Zoom is the stand-in. It is an [http.Handler], safe for concurrent use.
 type Zoom struct {
 	options Options
 	now     func() time.Time
-	mux     *http.ServeMux
 
 	mu      sync.Mutex
 	users   map[string]User
@@ -97,6 +108,7 @@ type refreshToken struct {
 	predecessor *refreshToken
 	expires     time.Time
 	spent       bool
+	void        bool // its predecessor was used again
 }
 
 type accessToken struct {
@@ -118,11 +130,11 @@ func New(o Options) *Zoom {
 			*field = fallback
 		}
 	}
-	if o.LiveAccessTokens == 0 {
+	if o.LiveAccessTokens < 1 {
 		o.LiveAccessTokens = 1
 	}
 	z := &Zoom{
-		options: o, now: o.Now, mux: http.NewServeMux(),
+		options: o, now: o.Now,
 		users: map[string]User{}, codes: map[string]*code{},
 		refresh: map[string]*refreshToken{}, access: map[string]*accessToken{},
 		faults: map[string][]*queued{}, renewed: map[string]int{},
@@ -131,7 +143,6 @@ func New(o Options) *Zoom {
 		z.now = time.Now
 	}
 	z.counts.ByStatus = map[int]int{}
-	z.routes()
 	return z
 }
 
@@ -202,7 +213,7 @@ func newToken(kind string) string {
 
 // acceptsLocked reports whether a refresh token would be exchanged now.
 func (z *Zoom) acceptsLocked(r *refreshToken) bool {
-	if r == nil || r.grant.revoked || !z.now().Before(r.expires) {
+	if r == nil || r.void || r.grant.revoked || !z.now().Before(r.expires) {
 		return false
 	}
 	if !r.spent {
@@ -275,7 +286,8 @@ func (z *Zoom) SetAccessTokenLife(d time.Duration) {
 	z.options.AccessTokenLife = d
 }
 
-// RevokeUser is a user who removes the app: all the user's grants end.
+// RevokeUser is a user who removes the app: all the user's grants end, and
+// codes that were not exchanged yet.
 func (z *Zoom) RevokeUser(userID string) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -284,6 +296,7 @@ func (z *Zoom) RevokeUser(userID string) {
 			r.grant.revoked = true
 		}
 	}
+	maps.DeleteFunc(z.codes, func(_ string, c *code) bool { return c.user == userID && !c.spent })
 }
 
 // s256 is the challenge of a PKCE verifier (RFC 7636, section 4.2).
