@@ -1,0 +1,106 @@
+package rotation_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/rotation"
+	"tokenprovider/internal/seal"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
+	"tokenprovider/internal/zoom"
+	"tokenprovider/internal/zoomtest"
+)
+
+// TestReplicasRenewEachGrantOnce runs two replicas on a real Redis against the
+// strict Zoom.
+func TestReplicasRenewEachGrantOnce(t *testing.T) {
+	json, err := seal.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyset, err := seal.Parse(json)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stand := zoomtest.New(zoomtest.Options{Latency: 20 * time.Millisecond})
+	server := httptest.NewServer(stand)
+	defer server.Close()
+	base, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	redis := redistest.Start(t)
+	replica := func() (*rotation.Rotator, *store.Store) {
+		grants := store.New(redis.Client(), keyset)
+		return rotation.New(rotation.Config{
+			Grants: grants, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
+			Apps: map[string]rotation.Zoom{"default": zoom.New(zoom.Config{
+				ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret),
+				OAuthURL: base, APIURL: base, HTTP: &http.Client{Transport: &http.Transport{}},
+			})},
+		}), grants
+	}
+	one, grants := replica()
+	two, _ := replica()
+
+	const n = 40
+	var ids []grant.ID
+	for i := range n {
+		user := fmt.Sprint("user-", i)
+		access, refresh := stand.Grant(zoomtest.DefaultClientID, user)
+		id := grant.NewID("default", user)
+		now := time.Now()
+		if _, err := grants.Change(t.Context(), id, 0, store.Change{Consent: &store.Consent{
+			App: "default", User: user, Due: now.Add(-time.Second),
+			Tokens: grant.Tokens{Access: secret.New(access), Refresh: secret.New(refresh), Issued: now.Add(-time.Hour), Expires: now},
+		}}); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	var wg sync.WaitGroup
+	for _, id := range ids {
+		for _, rotator := range []*rotation.Rotator{one, two} {
+			wg.Go(func() {
+				landed := make(chan error, 1)
+				if rotator.RenewDue(id, func(err error) { landed <- err }) {
+					<-landed
+				}
+			})
+			wg.Go(func() {
+				if err := rotator.Renew(t.Context(), id, time.Minute); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if counts := stand.Counts(); counts.Refreshes != n || counts.SpentPresented != 0 || counts.UnknownPresented != 0 {
+		t.Errorf("%+v, want %d refreshes and nothing else", counts, n)
+	}
+	for _, id := range ids {
+		serving, err := grants.Serving(t.Context(), id)
+		if err != nil || !stand.Live(serving.Access.Reveal()) {
+			t.Errorf("the stored token of %s is dead, or %v", id, err)
+		}
+	}
+	for _, rotator := range []*rotation.Rotator{one, two} {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if err := rotator.Close(ctx); err != nil {
+			t.Error(err)
+		}
+		cancel()
+	}
+}
