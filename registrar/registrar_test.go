@@ -819,3 +819,49 @@ func TestRecordThatDoesNotOpenIsInternal(t *testing.T) {
 	_, err := w.GetUser(t.Context(), &registrarv1.GetUserRequest{UserId: "ann"})
 	wantFailure(t, err, codes.Internal)
 }
+
+func TestZoomDoesNotSayWhoseGrantItIs(t *testing.T) {
+	w := start(t)
+	w.zoom.Fail("/v2/users/me", 2, zoomtest.Fault{Status: 503})
+	code := w.code("zoom-ann")
+	user := w.register(byCode("ann", code))
+	wantState(t, user, registrarv1.State_STATE_PENDING)
+	if user.GetZoomUserId() != "" {
+		t.Errorf("Zoom user %q, although Zoom did not say", user.GetZoomUserId())
+	}
+	user = w.register(byCode("ann", code))
+	wantState(t, user, registrarv1.State_STATE_ACTIVE)
+	if user.GetZoomUserId() != "zoom-ann" {
+		t.Errorf("Zoom user %q", user.GetZoomUserId())
+	}
+}
+
+func TestUserThatSomebodyElseWorksOn(t *testing.T) {
+	w := start(t)
+	unlock, ok, err := w.store.LockRegistration(t.Context(), grant.NewID("default", "ann"), time.Minute)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_, err = w.RegisterUser(ctx, byCode("ann", w.code("zoom-ann")))
+	wantFailure(t, err, codes.DeadlineExceeded)
+	if counts := w.zoom.Counts(); counts.Requests != 0 {
+		t.Error("a code was spent while somebody else had the user")
+	}
+	unlock()
+	wantState(t, w.register(byCode("ann", w.code("zoom-ann"))), registrarv1.State_STATE_ACTIVE)
+}
+
+func TestFinisherStopsAtAnOutage(t *testing.T) {
+	w := start(t)
+	w.recall.Fail(http.MethodPost, credentials, -1, recalltest.Fault{Status: 503})
+	for i := range 5 {
+		w.register(byCode(fmt.Sprint("user-", i), w.code(fmt.Sprint("zoom-", i))))
+	}
+	before := w.recall.Counts().Requests
+	w.finish(func() bool { return w.logs.FilterMessage("unfinished users have to wait").Len() >= 3 })
+	if asked := w.recall.Counts().Requests - before; asked > 2*w.logs.FilterMessage("unfinished users have to wait").Len()+2 {
+		t.Errorf("%d requests to a Recall that is down", asked)
+	}
+}
