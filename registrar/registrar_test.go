@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"tokenprovider/internal/grant"
+	"tokenprovider/internal/journal"
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/recalltest"
 	"tokenprovider/internal/redistest"
@@ -94,12 +95,17 @@ func start(t *testing.T) *world {
 		ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret),
 		OAuthURL: parse(t, zoomServer.URL), APIURL: parse(t, zoomServer.URL), HTTP: client,
 	})
+	kept, err := journal.Open(t.TempDir(), keyset, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	rotator := rotation.New(rotation.Config{
-		Grants: w.store, Apps: map[string]rotation.Zoom{"default": zoomClient}, Log: zap.New(core),
+		Store: w.store, Journal: kept, Apps: map[string]rotation.Zoom{"default": zoomClient}, Log: zap.New(core),
 		Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
+		Hold: time.Nanosecond, Settle: time.Nanosecond,
 	})
 	tokens := httptest.NewServer(tokenserver.New(tokenserver.Config{
-		Grants: w.store, Renewer: rotator, Log: zap.New(core), Metrics: prometheus.NewRegistry(),
+		Grants: w.store, HandOuter: rotator, Log: zap.New(core), Metrics: prometheus.NewRegistry(),
 	}))
 	w.base = parse(t, tokens.URL)
 	w.service = registrar.New(registrar.Config{
@@ -125,7 +131,7 @@ func start(t *testing.T) *world {
 		server.Stop()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		if err := errors.Join(w.service.Close(ctx), rotator.Close(ctx)); err != nil {
+		if err := errors.Join(w.service.Close(ctx), rotator.Close(ctx), kept.Close()); err != nil {
 			t.Error(err)
 		}
 		tokens.Close()

@@ -2,11 +2,13 @@ package registrar
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"tokenprovider/internal/grant"
+	"tokenprovider/internal/rotation"
 	"tokenprovider/internal/seal"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/zoom"
@@ -132,34 +134,19 @@ func (s *Service) GetAccessToken(ctx context.Context, r *registrarv1.GetAccessTo
 	if r.GetMinTtl() != nil {
 		ttl = r.GetMinTtl().AsDuration()
 	}
-	serving, err := s.serving(ctx, id)
+	serving, err := s.Store.Serving(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	if !serving.GoodFor(ttl, time.Now()) {
-		if err := s.Rotator.Renew(ctx, id, ttl); err != nil {
-			return nil, err
-		}
-		if serving, err = s.serving(ctx, id); err != nil {
-			return nil, err
-		}
-		// What was just renewed is the best there is, even if it is not good for ttl.
-		if left := time.Until(serving.Expires); left <= 0 {
-			return nil, &grant.BackoffError{For: time.Second}
-		}
+	serving, err = s.Rotator.HandOut(ctx, id, serving, ttl)
+	// A token that is not good for so long is the best there is.
+	if err != nil && (!errors.Is(err, rotation.ErrShort) || !serving.GoodFor(time.Second, time.Now())) {
+		return nil, err
 	}
 	return &registrarv1.GetAccessTokenResponse{
 		AccessToken: serving.Access.Reveal(),
 		ExpireTime:  timestamppb.New(serving.Expires),
 	}, nil
-}
-
-func (s *Service) serving(ctx context.Context, id grant.ID) (grant.Serving, error) {
-	serving, err := s.Store.Serving(ctx, id)
-	if err != nil {
-		return grant.Serving{}, err
-	}
-	return serving, serving.Alive()
 }
 
 // toUser is a grant as callers see it.

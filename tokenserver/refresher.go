@@ -2,8 +2,8 @@ package tokenserver
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -13,17 +13,22 @@ import (
 
 // DueIndex knows which grants are to be renewed; see [store.Store.Due].
 type DueIndex interface {
-	Due(ctx context.Context, shard, limit int) (ids []grant.ID, next time.Duration, err error)
+	Due(ctx context.Context, shard, limit int) (late []grant.Late, next time.Duration, err error)
 }
 
-// DueRenewer starts renewals; see [rotation.Rotator.RenewDue].
+// DueRenewer starts renewals; see [rotation.Rotator].
 type DueRenewer interface {
+	Room() int
 	RenewDue(id grant.ID, landed func(error)) bool
 }
 
 // Refresher keeps every grant's access token fresh. Any number of replicas may
 // run one: all look at all shards, and the claim sees to it that a grant is
 // renewed once.
+//
+// A shard is looked at when something in it is known to be due, and otherwise
+// now and then. What is found queues here, longest overdue first, until the
+// renewer has room; so after an outage what expires first is renewed first.
 type Refresher struct {
 	Index   DueIndex
 	Renewer DueRenewer
@@ -33,74 +38,108 @@ type Refresher struct {
 	// sooner: how late a grant that somebody else has put there may be seen.
 	// 0: 15 s.
 	Poll time.Duration
-	// InFlight bounds the renewals under way at once. 0: 64.
-	InFlight int
+
+	queue  []waiting
+	queued map[grant.ID]bool
+	look   [grant.Shards]time.Time // when to look at each shard again
+	blind  bool                    // the last look failed
 }
+
+// waiting is a grant that is due.
+type waiting struct {
+	id    grant.ID
+	since time.Time
+}
+
+const (
+	batch = 64                    // grants taken from a shard at a look
+	soon  = 20 * time.Millisecond // between looks while there is work
+)
 
 // Run works until ctx ends. Renewals under way go on: see
 // [rotation.Rotator.Close].
 func (r *Refresher) Run(ctx context.Context) {
-	poll, inFlight := r.Poll, r.InFlight
-	if poll == 0 {
-		poll = 15 * time.Second
+	if r.Poll == 0 {
+		r.Poll = 15 * time.Second
 	}
-	if inFlight == 0 {
-		inFlight = 64
-	}
-	slots := make(chan struct{}, inFlight)
-	var look [grant.Shards]time.Time // when to look at each shard again
+	r.queued = make(map[grant.ID]bool)
 	for ctx.Err() == nil {
-		soonest := time.Now().Add(poll)
-		for _, shard := range rand.Perm(grant.Shards) { //nolint:gosec // replicas spread out; no secret
-			if time.Now().Before(look[shard]) {
-				soonest = earlier(soonest, look[shard])
-				continue
+		if r.Renewer.Room() == 0 {
+			pause(ctx, soon)
+			continue
+		}
+		wait, err := r.gather(ctx)
+		if err != nil {
+			if !r.blind && ctx.Err() == nil {
+				r.Log.Warn("cannot see what is due", zap.Error(err))
 			}
-			wait := r.shard(ctx, shard, slots, poll)
+			r.blind = true
+			pause(ctx, time.Second)
+			continue
+		}
+		if r.blind {
+			r.Log.Info("can see again what is due")
+			r.blind = false
+		}
+		r.start()
+		if len(r.queue) > 0 {
+			wait = soon
+		}
+		pause(ctx, wait)
+	}
+}
+
+// gather looks at the shards whose time has come, and returns how long there is
+// nothing to look at.
+func (r *Refresher) gather(ctx context.Context) (time.Duration, error) {
+	now := time.Now()
+	soonest := now.Add(r.Poll)
+	for _, shard := range rand.Perm(grant.Shards) { //nolint:gosec // replicas spread out; no secret
+		if !now.Before(r.look[shard]) {
+			late, next, err := r.Index.Due(ctx, shard, batch)
+			if err != nil {
+				return 0, err
+			}
+			wait := r.Poll
+			switch {
+			case len(late) > 0:
+				// A second, for the claims to be made: they move what they get out of
+				// the way. Sooner if there is more to take.
+				wait = time.Second
+				if len(late) == batch {
+					wait = soon
+				}
+			case next >= 0:
+				wait = min(next, r.Poll)
+			}
 			// Less up to a tenth, so that replicas and shards do not march in step.
-			wait -= time.Duration(rand.Int64N(int64(wait)/10 + 1)) //nolint:gosec // jitter is no secret
-			look[shard] = time.Now().Add(wait)
-			soonest = earlier(soonest, look[shard])
+			r.look[shard] = now.Add(wait - time.Duration(rand.Int64N(int64(wait)/10+1))) //nolint:gosec // jitter is no secret
+			for _, l := range late {
+				if !r.queued[l.ID] {
+					r.queued[l.ID] = true
+					r.queue = append(r.queue, waiting{l.ID, now.Add(-l.By)})
+				}
+			}
 		}
-		pause(ctx, time.Until(soonest))
+		if r.look[shard].Before(soonest) {
+			soonest = r.look[shard]
+		}
 	}
+	slices.SortStableFunc(r.queue, func(a, b waiting) int {
+		// To the second: within one, replicas take different ones first.
+		return a.since.Truncate(time.Second).Compare(b.since.Truncate(time.Second))
+	})
+	return max(time.Until(soonest), time.Millisecond), nil
 }
 
-// shard starts the renewal of what is due in a shard, as far as there are free
-// slots, and returns how long to leave the shard alone.
-func (r *Refresher) shard(ctx context.Context, shard int, slots chan struct{}, poll time.Duration) time.Duration {
-	const busy = 20 * time.Millisecond // while renewals that are due here wait for slots or for their claims
-	free := cap(slots) - len(slots)
-	if free == 0 {
-		return busy
+// start starts as many renewals as there is room for.
+func (r *Refresher) start() {
+	room := min(r.Renewer.Room(), len(r.queue))
+	for _, w := range r.queue[:room] {
+		delete(r.queued, w.id)
+		r.Renewer.RenewDue(w.id, func(error) {}) // the rotator tells what came of it
 	}
-	ids, next, err := r.Index.Due(ctx, shard, free)
-	if err != nil {
-		if !errors.Is(err, context.Canceled) {
-			r.Log.Warn("cannot see what is due", zap.Int("shard", shard), zap.Error(err))
-		}
-		return poll
-	}
-	for _, id := range ids {
-		slots <- struct{}{} // this loop alone fills them, so there is room
-		if !r.Renewer.RenewDue(id, func(error) { <-slots }) {
-			<-slots // it is under way already
-		}
-	}
-	if len(ids) > 0 {
-		return busy // there may be more, and claims can be refused
-	}
-	if next < 0 {
-		return poll
-	}
-	return min(next, poll)
-}
-
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
+	r.queue = append(r.queue[:0], r.queue[room:]...)
 }
 
 // pause waits for d or until ctx ends.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -25,12 +26,14 @@ type plan struct {
 	under    map[grant.ID]bool
 	most     int // renewals under way at once
 	looks    int
+	space    int // renewals that there may be at once
+	order    []grant.ID
 	takes    time.Duration // one renewal
 	err      error
 	finished sync.WaitGroup
 }
 
-func (p *plan) Due(_ context.Context, shard, limit int) (ids []grant.ID, next time.Duration, err error) {
+func (p *plan) Due(_ context.Context, shard, limit int) (late []grant.Late, next time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.looks++
@@ -42,13 +45,19 @@ func (p *plan) Due(_ context.Context, shard, limit int) (ids []grant.ID, next ti
 		switch wait := time.Until(at); {
 		case id.Shard() != shard:
 		case wait <= 0:
-			ids = append(ids, id)
+			late = append(late, grant.Late{ID: id, By: -wait})
 		case next < 0 || wait < next:
 			next = wait
 		}
 	}
-	slices.SortFunc(ids, func(a, b grant.ID) int { return p.due[a].Compare(p.due[b]) })
-	return ids[:min(limit, len(ids))], next, nil
+	slices.SortFunc(late, func(a, b grant.Late) int { return p.due[a.ID].Compare(p.due[b.ID]) })
+	return late[:min(limit, len(late))], next, nil
+}
+
+func (p *plan) Room() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.space - len(p.under)
 }
 
 func (p *plan) RenewDue(id grant.ID, landed func(error)) bool {
@@ -58,6 +67,7 @@ func (p *plan) RenewDue(id grant.ID, landed func(error)) bool {
 		return false
 	}
 	p.under[id] = true
+	p.order = append(p.order, id)
 	p.most = max(p.most, len(p.under))
 	p.finished.Go(func() {
 		time.Sleep(p.takes)
@@ -72,7 +82,7 @@ func (p *plan) RenewDue(id grant.ID, landed func(error)) bool {
 }
 
 func newPlan() *plan {
-	return &plan{due: map[grant.ID]time.Time{}, renewed: map[grant.ID]time.Time{}, under: map[grant.ID]bool{}}
+	return &plan{space: 256, due: map[grant.ID]time.Time{}, renewed: map[grant.ID]time.Time{}, under: map[grant.ID]bool{}}
 }
 
 // run lets a refresher work on the plan for d.
@@ -113,13 +123,40 @@ func TestRefresherRenewsWhatIsDueInTime(t *testing.T) {
 func TestRefresherBoundsRenewalsInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPlan()
-		p.takes = time.Second
+		p.takes, p.space = time.Second, 10
 		for i := range 100 {
 			p.due[grant.NewID("app", fmt.Sprint(i))] = time.Now()
 		}
-		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop(), InFlight: 10}, 15*time.Second)
+		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop()}, 15*time.Second)
 		if p.most != 10 || len(p.renewed) != 100 {
 			t.Errorf("%d renewed, at most %d at once; want 100 and 10", len(p.renewed), p.most)
+		}
+	})
+}
+
+func TestRefresherTakesWhatIsLongestDueFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlan()
+		p.takes, p.space = 100*time.Millisecond, 1
+		for i := range 300 {
+			p.due[grant.NewID("app", fmt.Sprint(i))] = time.Now().Add(-time.Duration(i) * time.Minute)
+		}
+		due := maps.Clone(p.due)
+		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop()}, time.Minute)
+		if len(p.order) != 300 || !slices.IsSortedFunc(p.order, func(a, b grant.ID) int { return due[a].Compare(due[b]) }) {
+			t.Errorf("%d renewals, in order: %v", len(p.order), slices.IsSortedFunc(p.order, func(a, b grant.ID) int { return due[a].Compare(due[b]) }))
+		}
+	})
+}
+
+func TestRefresherWithoutRoomAsksNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlan()
+		p.space = 0
+		p.due[grant.NewID("app", "ann")] = time.Now()
+		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop()}, time.Minute)
+		if p.looks != 0 {
+			t.Errorf("%d looks while no renewal may begin", p.looks)
 		}
 	})
 }
@@ -143,7 +180,7 @@ func TestRefresherGetsOverAnOutage(t *testing.T) {
 		id := grant.NewID("app", "ann")
 		p.due[id] = time.Now()
 		p.err = errors.New("Redis is down")
-		core, logs := observer.New(zap.WarnLevel)
+		core, logs := observer.New(zap.WarnLevel) // one warning for the whole outage
 		r := &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.New(core), Poll: time.Second}
 		time.AfterFunc(10*time.Second, func() {
 			p.mu.Lock()
@@ -154,7 +191,7 @@ func TestRefresherGetsOverAnOutage(t *testing.T) {
 		if _, ok := p.renewed[id]; !ok {
 			t.Error("not renewed after the outage")
 		}
-		if logs.Len() == 0 || p.looks > 20*grant.Shards*2 {
+		if logs.Len() != 1 || p.looks > 12+11*grant.Shards {
 			t.Errorf("%d warnings, %d looks", logs.Len(), p.looks)
 		}
 	})

@@ -27,18 +27,18 @@ type Grants interface {
 	Serving(ctx context.Context, id grant.ID) (grant.Serving, error)
 }
 
-// Renewer renews a token that is too old to be handed out; see
-// [rotation.Rotator.Renew].
-type Renewer interface {
-	Renew(ctx context.Context, id grant.ID, ttl time.Duration) error
+// HandOuter decides which token may be handed out, and renews it first if need
+// be; see [rotation.Rotator.HandOut].
+type HandOuter interface {
+	HandOut(ctx context.Context, id grant.ID, serving grant.Serving, ttl time.Duration) (grant.Serving, error)
 }
 
 // Config is what the handler needs. Every field without a default is required.
 type Config struct {
-	Grants  Grants
-	Renewer Renewer
-	Log     *zap.Logger
-	Metrics prometheus.Registerer
+	Grants    Grants
+	HandOuter HandOuter
+	Log       *zap.Logger
+	Metrics   prometheus.Registerer
 
 	// Verifier checks that a request was signed by Recall. Nil: the secret in
 	// the URL is the only proof.
@@ -76,7 +76,6 @@ var (
 	errUnknown   = errors.New("no such callback") // or the wrong secret, or no callback at all
 	errSignature = errors.New("not signed by Recall")
 	errMethod    = errors.New("method not allowed")
-	errTooOld    = errors.New("no token good for long enough")
 )
 
 // ServeHTTP implements [http.Handler].
@@ -117,23 +116,7 @@ func (h *Handler) serve(r *http.Request) (grant.Serving, error) {
 	if h.Verifier != nil && !h.Verifier.Verify(r.Header) {
 		return grant.Serving{}, errSignature
 	}
-	if err := serving.Alive(); err != nil || serving.GoodFor(grant.MinTTL, time.Now()) {
-		return serving, err
-	}
-	if err := h.Renewer.Renew(ctx, address.ID, grant.MinTTL); err != nil {
-		return grant.Serving{}, err
-	}
-	serving, err = h.Grants.Serving(ctx, address.ID)
-	if err != nil {
-		return grant.Serving{}, err
-	}
-	if err := serving.Alive(); err != nil {
-		return grant.Serving{}, err
-	}
-	if !serving.GoodFor(grant.MinTTL, time.Now()) {
-		return grant.Serving{}, errTooOld
-	}
-	return serving, nil
+	return h.HandOuter.HandOut(ctx, address.ID, serving, grant.MinTTL)
 }
 
 // refuse is the one place where errors become HTTP.

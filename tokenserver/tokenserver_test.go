@@ -49,10 +49,15 @@ func (r *records) Serving(_ context.Context, id grant.ID) (grant.Serving, error)
 	return r.serving, nil
 }
 
-type renew func(ctx context.Context, id grant.ID, ttl time.Duration) error
+type handOut func(ctx context.Context, id grant.ID, serving grant.Serving, ttl time.Duration) (grant.Serving, error)
 
-func (f renew) Renew(ctx context.Context, id grant.ID, ttl time.Duration) error {
-	return f(ctx, id, ttl)
+func (f handOut) HandOut(ctx context.Context, id grant.ID, serving grant.Serving, ttl time.Duration) (grant.Serving, error) {
+	return f(ctx, id, serving, ttl)
+}
+
+// asItIs hands out what was read.
+func asItIs(_ context.Context, _ grant.ID, serving grant.Serving, _ time.Duration) (grant.Serving, error) {
+	return serving, serving.Alive()
 }
 
 type fixture struct {
@@ -63,7 +68,7 @@ type fixture struct {
 	metrics *prometheus.Registry
 }
 
-func start(t *testing.T, renewer renew, verifier *tokenserver.Verifier) *fixture {
+func start(t *testing.T, handOuter handOut, verifier *tokenserver.Verifier) *fixture {
 	t.Helper()
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	core, logs := observer.New(zap.DebugLevel)
@@ -74,14 +79,11 @@ func start(t *testing.T, renewer renew, verifier *tokenserver.Verifier) *fixture
 		}},
 		address: address, logs: logs, metrics: prometheus.NewRegistry(),
 	}
-	if renewer == nil {
-		renewer = func(context.Context, grant.ID, time.Duration) error {
-			t.Error("a renewal was asked for")
-			return nil
-		}
+	if handOuter == nil {
+		handOuter = asItIs
 	}
 	f.server = httptest.NewServer(tokenserver.New(tokenserver.Config{
-		Grants: f.records, Renewer: renewer, Log: zap.New(core), Metrics: f.metrics,
+		Grants: f.records, HandOuter: handOuter, Log: zap.New(core), Metrics: f.metrics,
 		Verifier: verifier, Patience: 5 * time.Second,
 	}))
 	t.Cleanup(func() {
@@ -313,32 +315,29 @@ func TestNewVerifierRefuses(t *testing.T) {
 	}
 }
 
-func TestTokenThatIsTooOldIsRenewedFirst(t *testing.T) {
+func TestHandsOutWhatItIsTold(t *testing.T) {
 	var f *fixture
-	asked := 0
-	f = start(t, func(_ context.Context, id grant.ID, ttl time.Duration) error {
-		asked++
-		if id != f.address.ID || ttl != 120*time.Second {
-			t.Errorf("asked to renew %s for %v", id, ttl)
+	f = start(t, func(_ context.Context, id grant.ID, serving grant.Serving, ttl time.Duration) (grant.Serving, error) {
+		if id != f.address.ID || ttl != 120*time.Second || serving.Access.Reveal() != token {
+			t.Errorf("asked about %s for %v", id, ttl)
 		}
-		f.change(func(r *records) {
-			r.serving.Access, r.serving.Expires = secret.New("new"), time.Now().Add(time.Hour)
-		})
-		return nil
+		serving.Access = secret.New("renewed")
+		return serving, nil
 	}, nil)
-	f.change(func(r *records) { r.serving.Expires = time.Now().Add(119 * time.Second) })
-	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 200 || got.body != "new" {
+	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 200 || got.body != "renewed" {
 		t.Errorf("answered %d %q, want the new token", got.status, got.body)
 	}
-	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 200 || asked != 1 {
-		t.Errorf("a fresh token: answered %d after %d renewals", got.status, asked)
+	forged := strings.Replace(f.url(t), string(f.address.ID)+"/", string(f.address.ID)+"/x", 1)
+	if got := do(t, http.MethodGet, forged[:len(forged)-1], nil); got.status != 404 {
+		t.Errorf("a wrong secret: answered %d", got.status)
 	}
 }
 
 func TestNoTokenToBeHad(t *testing.T) {
 	var outcome error
-	f := start(t, func(context.Context, grant.ID, time.Duration) error { return outcome }, nil)
-	f.change(func(r *records) { r.serving.Expires = time.Now().Add(time.Minute) })
+	f := start(t, func(_ context.Context, _ grant.ID, serving grant.Serving, _ time.Duration) (grant.Serving, error) {
+		return serving, outcome
+	}, nil)
 	for _, c := range []struct {
 		name   string
 		err    error
@@ -347,7 +346,7 @@ func TestNoTokenToBeHad(t *testing.T) {
 	}{
 		{"backing off", errors.Join(errors.New("Zoom is down"), &grant.BackoffError{For: 6500 * time.Millisecond}), 503, "7"},
 		{"no time left", context.DeadlineExceeded, 503, "1"},
-		{"still too old", nil, 503, "1"},
+		{"anything else", errors.New("oops"), 503, "1"},
 		{"gone", grant.ErrReauthorize, 410, ""},
 		{"removed meanwhile", grant.ErrDeleting, 404, ""},
 	} {
@@ -359,26 +358,6 @@ func TestNoTokenToBeHad(t *testing.T) {
 		if strings.Contains(got.body, token) {
 			t.Errorf("%s: the token is in the answer", c.name)
 		}
-	}
-}
-
-func TestWhatTheRenewalFoundIsServed(t *testing.T) {
-	var f *fixture
-	become := grant.Active
-	var lost error
-	f = start(t, func(context.Context, grant.ID, time.Duration) error {
-		f.change(func(r *records) { r.serving.State, r.err = become, lost })
-		return nil
-	}, nil)
-	f.change(func(r *records) { r.serving.Expires = time.Now() })
-	become = grant.ReauthorizationRequired
-	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 410 {
-		t.Errorf("a grant that turned out gone: answered %d, want 410", got.status)
-	}
-	f.change(func(r *records) { r.serving.State = grant.Active })
-	become, lost = grant.Active, errors.New("Redis is down")
-	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 503 {
-		t.Errorf("a read that fails after the renewal: answered %d, want 503", got.status)
 	}
 }
 
@@ -397,13 +376,12 @@ func TestStoreDown(t *testing.T) {
 
 func TestAbandonedCallback(t *testing.T) {
 	arrived, left := make(chan struct{}), make(chan error, 1)
-	f := start(t, func(ctx context.Context, _ grant.ID, _ time.Duration) error {
+	f := start(t, func(ctx context.Context, _ grant.ID, serving grant.Serving, _ time.Duration) (grant.Serving, error) {
 		close(arrived)
 		<-ctx.Done()
 		left <- ctx.Err()
-		return ctx.Err()
+		return serving, ctx.Err()
 	}, nil)
-	f.change(func(r *records) { r.serving.Expires = time.Now() })
 	ctx, cancel := context.WithCancel(t.Context())
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, f.url(t), nil)
 	if err != nil {

@@ -32,25 +32,23 @@ type config struct {
 	GRPCInsecure bool   `name:"grpc-insecure" env:"GRPC_INSECURE" help:"Serve gRPC in plaintext, without knowing who calls."`
 	settings.Storage
 	settings.Zoom
-	RecallAPIURL     *url.URL      `name:"recall-api-url" env:"RECALL_API_URL" default:"https://us-east-1.recall.ai" help:"Recall's API; each region has its own host."`
-	RecallAPIKey     secret.Text   `name:"recall-api-key" env:"RECALL_API_KEY" placeholder:"KEY" needed:"an API key of the Recall workspace" help:"API key of the Recall workspace."`
-	RecallAPIKeyFile string        `name:"recall-api-key-file" env:"RECALL_API_KEY_FILE" placeholder:"FILE" help:"File that holds the API key."`
-	RecallOAuthAppID string        `name:"recall-oauth-app-id" env:"RECALL_OAUTH_APP_ID" placeholder:"UUID" needed:"the uuid that Recall gave to the Zoom OAuth app" help:"Recall's uuid of the Zoom OAuth app."`
-	CallbackBaseURL  *url.URL      `name:"callback-base-url" env:"CALLBACK_BASE_URL" placeholder:"URL" needed:"the public URL of the token server, as Recall reaches it" help:"Public URL of the token server, as Recall reaches it."`
-	RefreshBefore    time.Duration `env:"REFRESH_BEFORE" default:"5m" help:"As for the token server: when the first refresh of a new grant is planned."`
+	settings.Refreshing
+	RecallAPIURL     *url.URL    `name:"recall-api-url" env:"RECALL_API_URL" default:"https://us-east-1.recall.ai" help:"Recall's API; each region has its own host."`
+	RecallAPIKey     secret.Text `name:"recall-api-key" env:"RECALL_API_KEY" placeholder:"KEY" needed:"an API key of the Recall workspace" help:"API key of the Recall workspace."`
+	RecallAPIKeyFile string      `name:"recall-api-key-file" env:"RECALL_API_KEY_FILE" placeholder:"FILE" help:"File that holds the API key."`
+	RecallOAuthAppID string      `name:"recall-oauth-app-id" env:"RECALL_OAUTH_APP_ID" placeholder:"UUID" needed:"the uuid that Recall gave to the Zoom OAuth app" help:"Recall's uuid of the Zoom OAuth app."`
+	CallbackBaseURL  *url.URL    `name:"callback-base-url" env:"CALLBACK_BASE_URL" placeholder:"URL" needed:"the public URL of the token server, as Recall reaches it" help:"Public URL of the token server, as Recall reaches it."`
 }
 
 // Check implements [settings.Checker].
 func (c *config) Check(fault func(setting, text string)) {
 	c.Program.Check(fault)
 	c.Storage.Check(fault)
-	settings.NotYet(fault, "ZOOM_APPS_FILE", "JOURNAL_DIR", "RECALL_RATE_LIMIT", "GRPC_POLICY_FILE",
+	c.Refreshing.Check(fault)
+	settings.NotYet(fault, "ZOOM_APPS_FILE", "RECALL_RATE_LIMIT", "GRPC_POLICY_FILE",
 		"GRPC_TLS_CERT_FILE", "GRPC_TLS_KEY_FILE", "GRPC_CLIENT_CA_FILE")
 	if !c.GRPCInsecure {
 		fault("GRPC_INSECURE", "not true: this version serves plaintext only, so it has to be asked for")
-	}
-	if c.RefreshBefore < 0 {
-		fault("REFRESH_BEFORE", "less than 0")
 	}
 }
 
@@ -62,7 +60,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	log := c.Logger(stderr)
-	grants, closeRedis, err := c.Open(ctx, log)
+	grants, kept, err := c.Open(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -78,7 +76,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	client := &http.Client{Timeout: 20 * time.Second}
 	zoomClient := c.Client(client)
 	rotator := rotation.New(rotation.Config{
-		Grants: grants, Log: log.Named("rotation"), Metrics: metrics, RefreshBefore: c.RefreshBefore,
+		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
+		RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 		Apps: map[string]rotation.Zoom{settings.DefaultApp: zoomClient},
 	})
 	service := registrar.New(registrar.Config{
@@ -95,8 +94,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		zap.Stringer("grpc", internal.Addr()), zap.Stringer("ops", ops.Addr()))
 	log.Warn("gRPC is served in plaintext, to anybody who can connect (GRPC_INSECURE)")
 	return lifecycle.Run(ctx, log, 90*time.Second,
-		lifecycle.Part{Name: "redis", Stop: func(context.Context) error { return closeRedis() }},
+		lifecycle.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(kept) }},
 		lifecycle.HTTP("ops", ops, lifecycle.Ops(ready, metrics)),
+		lifecycle.Loop("recovery", rotator.Run),
 		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
 		lifecycle.Part{Name: "registrations", Stop: service.Close},
 		lifecycle.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, 15*time.Second) }),

@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
-	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
+	"tokenprovider/internal/journal"
 	"tokenprovider/internal/lifecycle"
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/recalltest"
@@ -54,11 +55,10 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	if err := embedded.Start(); err != nil {
 		return nil, fmt.Errorf("starting the embedded Redis: %w", err)
 	}
-	client := redis.NewClient(&redis.Options{Addr: embedded.Addr()})
-	s.parts = append(s.parts, lifecycle.Part{Name: "redis", Stop: func(context.Context) error {
-		defer embedded.Close()
-		return client.Close()
-	}})
+	client, err := store.Connect(secret.New("redis://" + embedded.Addr()))
+	if err != nil {
+		return nil, err
+	}
 
 	var listeners [5]net.Listener
 	var urls [5]string
@@ -81,6 +81,18 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		return nil, err
 	}
 	grants := store.New(client, keyset)
+	folder, err := os.MkdirTemp("", "sandbox-journal-")
+	if err != nil {
+		return nil, fmt.Errorf("making a folder for the journal: %w", err)
+	}
+	kept, err := journal.Open(folder, keyset, 0)
+	if err != nil {
+		return nil, err
+	}
+	s.parts = append(s.parts, lifecycle.Part{Name: "storage", Stop: func(context.Context) error {
+		defer embedded.Close()
+		return errors.Join(kept.Close(), os.RemoveAll(folder), client.Close())
+	}})
 	outbound := &http.Client{Timeout: 10 * time.Second}
 	zoomClient := zoom.New(zoom.Config{
 		ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret),
@@ -88,10 +100,10 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	})
 	metrics := lifecycle.Metrics()
 	rotator := rotation.New(rotation.Config{
-		Grants: grants, Log: log, Metrics: metrics, RefreshBefore: refreshBefore,
+		Store: grants, Journal: kept, Log: log, Metrics: metrics, RefreshBefore: refreshBefore,
 		Apps: map[string]rotation.Zoom{settings.DefaultApp: zoomClient},
 	})
-	handler := tokenserver.New(tokenserver.Config{Grants: grants, Renewer: rotator, Log: log, Metrics: metrics})
+	handler := tokenserver.New(tokenserver.Config{Grants: grants, HandOuter: rotator, Log: log, Metrics: metrics})
 	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log, Poll: 500 * time.Millisecond}
 	service := registrar.New(registrar.Config{
 		Store: grants, Rotator: rotator, Log: log, CallbackBase: mustURL(s.tokens),
@@ -109,6 +121,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		lifecycle.HTTP("zoom", listeners[0], s.zoom),
 		lifecycle.HTTP("recall", listeners[1], s.recall),
 		lifecycle.HTTP("ops", listeners[3], lifecycle.Ops(ready, metrics)),
+		lifecycle.Loop("recovery", rotator.Run),
 		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
 		lifecycle.Part{Name: "registrations", Stop: service.Close},
 		lifecycle.Loop("refresher", refresher.Run),

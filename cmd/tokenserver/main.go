@@ -28,9 +28,9 @@ type config struct {
 	OpsAddr  string `env:"OPS_ADDR" default:":9090" help:"Where /healthz, /readyz and /metrics are. Never expose it."`
 	settings.Storage
 	settings.Zoom
-	RecallVerificationSecrets     secret.Text   `env:"RECALL_VERIFICATION_SECRETS" placeholder:"SECRETS" help:"Recall's workspace verification secrets (whsec_…), separated by commas. If set, a callback without a valid, fresh signature by one of them is refused."`
-	RecallVerificationSecretsFile string        `env:"RECALL_VERIFICATION_SECRETS_FILE" placeholder:"FILE" help:"File that holds the verification secrets."`
-	RefreshBefore                 time.Duration `env:"REFRESH_BEFORE" default:"5m" help:"How long before its expiry a token is refreshed. It needs room for Recall's 2 minutes and some retries."`
+	settings.Refreshing
+	RecallVerificationSecrets     secret.Text `env:"RECALL_VERIFICATION_SECRETS" placeholder:"SECRETS" help:"Recall's workspace verification secrets (whsec_…), separated by commas. If set, a callback without a valid, fresh signature by one of them is refused."`
+	RecallVerificationSecretsFile string      `env:"RECALL_VERIFICATION_SECRETS_FILE" placeholder:"FILE" help:"File that holds the verification secrets."`
 
 	verifier *tokenserver.Verifier
 }
@@ -39,10 +39,8 @@ type config struct {
 func (c *config) Check(fault func(setting, text string)) {
 	c.Program.Check(fault)
 	c.Storage.Check(fault)
-	settings.NotYet(fault, "ZOOM_WEBHOOK_SECRET_TOKEN", "ZOOM_WEBHOOK_SECRET_TOKEN_FILE", "ZOOM_APPS_FILE", "JOURNAL_DIR")
-	if c.RefreshBefore < 0 {
-		fault("REFRESH_BEFORE", "less than 0")
-	}
+	c.Refreshing.Check(fault)
+	settings.NotYet(fault, "ZOOM_WEBHOOK_SECRET_TOKEN", "ZOOM_WEBHOOK_SECRET_TOKEN_FILE", "ZOOM_APPS_FILE")
 	if !c.RecallVerificationSecrets.IsZero() {
 		var secrets []secret.Text
 		for text := range strings.SplitSeq(c.RecallVerificationSecrets.Reveal(), ",") {
@@ -64,7 +62,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	log := c.Logger(stderr)
-	grants, closeRedis, err := c.Open(ctx, log)
+	grants, kept, err := c.Open(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -78,11 +76,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	metrics := lifecycle.Metrics()
 	rotator := rotation.New(rotation.Config{
-		Grants: grants, Log: log.Named("rotation"), Metrics: metrics, RefreshBefore: c.RefreshBefore,
+		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
+		RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 		Apps: map[string]rotation.Zoom{settings.DefaultApp: c.Client(&http.Client{})},
 	})
 	handler := tokenserver.New(tokenserver.Config{
-		Grants: grants, Renewer: rotator, Log: log.Named("callback"), Metrics: metrics, Verifier: c.verifier,
+		Grants: grants, HandOuter: rotator, Log: log.Named("callback"), Metrics: metrics, Verifier: c.verifier,
 	})
 	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log.Named("refresher")}
 	ready := &lifecycle.Readiness{Check: grants.Ping}
@@ -92,8 +91,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		log.Warn("callbacks need no signature: set RECALL_VERIFICATION_SECRETS")
 	}
 	return lifecycle.Run(ctx, log, 45*time.Second,
-		lifecycle.Part{Name: "redis", Stop: func(context.Context) error { return closeRedis() }},
+		lifecycle.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(kept) }},
 		lifecycle.HTTP("ops", ops, lifecycle.Ops(ready, metrics)),
+		lifecycle.Loop("recovery", rotator.Run),
 		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
 		lifecycle.Loop("refresher", refresher.Run),
 		lifecycle.HTTP("callbacks", public, handler),

@@ -311,6 +311,9 @@ func TestMainJob(t *testing.T) {
 		if status := p.wait(); status != 0 {
 			t.Errorf("%s: exit status %d after SIGTERM", p.name, status)
 		}
+		if left, err := filepath.Glob(filepath.Join(p.command.Dir, "journal", "*.journal")); err != nil || len(left) != 0 {
+			t.Errorf("%s left %d files in its journal after a clean stop, %v", p.name, len(left), err)
+		}
 		if strings.Contains(p.said(), "DATA RACE") {
 			t.Errorf("%s has a data race", p.name)
 		}
@@ -365,11 +368,11 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 			"GRPC_INSECURE=hunter2", "REDIS_URL=hunter2://hunter2", "KEYSET_FILE=" + file("bad", "hunter2"), "LOG_LEVEL=hunter2",
 			"LOG_FORMAT=hunter2", "REFRESH_BEFORE=hunter2", "ZOOM_OAUTH_URL=hunter2", "CALLBACK_BASE_URL=https://u:hunter2@h",
 			"ZOOM_CLIENT_ID=x", "ZOOM_CLIENT_SECRET=hunter2", "ZOOM_CLIENT_SECRET_FILE=" + file("secret", "hunter2"),
-			"RECALL_API_KEY_FILE=" + folder + "/missing", "RECALL_OAUTH_APP_ID=x", "JOURNAL_DIR=hunter2",
+			"RECALL_API_KEY_FILE=" + folder + "/missing", "RECALL_OAUTH_APP_ID=x", "JOURNAL_DIR=", "REDIS_WAIT_REPLICAS=-1", "REFRESH_MAX_IN_FLIGHT=0", "REFRESH_MAX_PER_SECOND=hunter2",
 		}, nil, []string{
-			"CALLBACK_BASE_URL: not an absolute URL", "GRPC_INSECURE: not true or false", "JOURNAL_DIR: this version does not support it",
+			"CALLBACK_BASE_URL: not an absolute URL", "GRPC_INSECURE: not true or false", "JOURNAL_DIR: empty",
 			"KEYSET_FILE: not a Tink keyset", "LOG_FORMAT: not json or console", "LOG_LEVEL: not debug", "RECALL_API_KEY_FILE: the file cannot be read",
-			"REDIS_URL: ", "REFRESH_BEFORE: not a duration", "ZOOM_CLIENT_SECRET: set here and by ZOOM_CLIENT_SECRET_FILE", "ZOOM_OAUTH_URL: not an absolute URL",
+			"REDIS_URL: ", "REDIS_WAIT_REPLICAS: less than 0", "REFRESH_BEFORE: not a duration", "REFRESH_MAX_IN_FLIGHT: less than 1", "REFRESH_MAX_PER_SECOND: not a whole number", "ZOOM_CLIENT_SECRET: set here and by ZOOM_CLIENT_SECRET_FILE", "ZOOM_OAUTH_URL: not an absolute URL",
 		}},
 		"an unknown flag":                  {"tokenserver", good, []string{"--nonsense"}, []string{"unknown flag --nonsense"}},
 		"a flag without its value":         {"tokenserver", good, []string{"--redis-url"}, []string{"--redis-url"}},

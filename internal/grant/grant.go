@@ -140,6 +140,7 @@ type Serving struct {
 	State   State
 	Access  secret.Text
 	Expires time.Time
+	Plan    time.Time // when it is to be renewed
 	Keys    []CallbackKey
 }
 
@@ -162,6 +163,27 @@ func (s Serving) Alive() error {
 	}
 }
 
+// Late is a grant that is due to be renewed, and since when.
+type Late struct {
+	ID ID
+	By time.Duration
+}
+
+// Terms are what a claim is made on.
+type Terms struct {
+	// GoodUntil is until when the access token has to be good, for who needs one
+	// now. Zero: the grant is to be renewed by its plan.
+	GoodUntil time.Time
+	// Lease is how long the claim holds.
+	Lease time.Duration
+	// LateAnswer is how long after the end of a lease the answer of its holder,
+	// who must have died, is waited for.
+	LateAnswer time.Duration
+	// InUse is for how long a renewal by plan leaves a token alone after it was
+	// handed out, while it is good.
+	InUse time.Duration
+}
+
 // Claim is the right, for the length of a lease, to spend a refresh token.
 type Claim struct {
 	ID        ID
@@ -181,6 +203,7 @@ const (
 	Unspent   Outcome = "unspent"   // Zoom did not take it
 	Uncertain Outcome = "uncertain" // nobody knows whether Zoom took it
 	Gone      Outcome = "gone"      // Zoom refuses it: the user must authorize again
+	Released  Outcome = "released"  // not the grant's fault: as if it had not been claimed
 )
 
 // What a claim, a read or a change can be answered with.
@@ -195,6 +218,8 @@ var (
 	ErrDeleting = errors.New("grant is being removed")
 	// ErrConflict means: the record was changed by somebody else meanwhile.
 	ErrConflict = errors.New("grant was changed meanwhile")
+	// ErrUnreplicated means: stored, but not on as many replicas as it should be.
+	ErrUnreplicated = errors.New("not on enough replicas of Redis yet")
 	// ErrSuperseded means: the answer's predecessor is not the stored refresh token
 	// any more, so the answer is of no use.
 	ErrSuperseded = errors.New("refresh token has been superseded")

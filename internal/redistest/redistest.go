@@ -96,7 +96,7 @@ func (s *Server) Kill() {
 func (s *Server) URL() string { return "redis://" + s.Addr + "/0" }
 
 // Client returns a client as the programs make it, closed with the test.
-func (s *Server) Client() redis.UniversalClient {
+func (s *Server) Client() *store.Connection {
 	s.tb.Helper()
 	return Client(s.tb, s.URL())
 }
@@ -109,7 +109,7 @@ type quiet struct{}
 func (quiet) Printf(context.Context, string, ...any) {}
 
 // Client returns a client for a Redis URL, closed with the test.
-func Client(tb testing.TB, url string) redis.UniversalClient {
+func Client(tb testing.TB, url string) *store.Connection {
 	tb.Helper()
 	silence()
 	client, err := store.Connect(secret.New(url))

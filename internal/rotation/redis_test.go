@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"tokenprovider/internal/grant"
+	"tokenprovider/internal/journal"
 	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/rotation"
 	"tokenprovider/internal/seal"
@@ -44,8 +45,14 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 	redis := redistest.Start(t)
 	replica := func() (*rotation.Rotator, *store.Store) {
 		grants := store.New(redis.Client(), keyset)
+		kept, err := journal.Open(t.TempDir(), keyset, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = kept.Close() })
 		return rotation.New(rotation.Config{
-			Grants: grants, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
+			Store: grants, Journal: kept, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
+			Hold: time.Nanosecond, Settle: time.Nanosecond,
 			Apps: map[string]rotation.Zoom{"default": zoom.New(zoom.Config{
 				ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret),
 				OAuthURL: base, APIURL: base, HTTP: &http.Client{Transport: &http.Transport{}},
@@ -76,12 +83,16 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 			wg.Go(func() {
 				landed := make(chan error, 1)
 				if rotator.RenewDue(id, func(err error) { landed <- err }) {
-					<-landed
+					_ = <-landed
 				}
 			})
 			wg.Go(func() {
-				if err := rotator.Renew(t.Context(), id, time.Minute); err != nil {
-					t.Error(err)
+				serving, err := grants.Serving(t.Context(), id)
+				if err == nil {
+					serving, err = rotator.HandOut(t.Context(), id, serving, time.Minute)
+				}
+				if err != nil || !serving.GoodFor(time.Minute, time.Now()) {
+					t.Errorf("handed out a token until %v, %v", serving.Expires, err)
 				}
 			})
 		}

@@ -1,52 +1,81 @@
-// Package rotation renews a grant: the protocol around Zoom's single-use
-// refresh tokens. Whoever needs a fresh access token, now or by plan, goes
-// through a [Rotator].
+// Package rotation renews grants: the protocol around Zoom's single-use refresh
+// tokens. Whoever needs an access token, now or by plan, goes through a
+// [Rotator]. docs/rotation.md explains it in one sitting.
 //
-// A renewal is one flight. However many ask for it in this process, there is
-// one; over all replicas the claim sees to that. The steps:
-//
-//  1. Claim: one write of lease and intent. If it fails, no token is spent.
-//  2. Call: one request to Zoom, detached from whoever asked, with a deadline
-//     inside the lease. It is never repeated within the flight.
-//  3. Commit, by predecessor: the stored refresh token is replaced if it is the
-//     one that was spent, whoever holds the lease by now. It is repeated until
-//     it is safe or time is up.
-//
-// A flight that fails says what it did to the token: nothing ([grant.Unspent]),
-// nobody knows ([grant.Uncertain]), or that the grant is [grant.Gone].
+// A renewal is one flight (flight.go). However many ask for it in this process,
+// there is one; over all replicas the claim sees to that. What a flight has from
+// Zoom is kept in a journal until it is safe in Redis (recovery.go). How many
+// fly at once, and whether Zoom is asked at all, is a matter of pace (pace.go).
 package rotation
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	mathrand "math/rand/v2"
-	"net/http"
+	"math/rand/v2"
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"tokenprovider/internal/grant"
+	"tokenprovider/internal/journal"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/zoom"
 )
 
-// ErrClosed means: the rotator is shutting down and starts no flights.
+// ErrClosed means that the rotator is shutting down and starts no flights.
 var ErrClosed = errors.New("renewals have been stopped")
 
-// ErrUnknownApp means: the grant belongs to a Zoom app that is not in the settings.
+// ErrUnknownApp means that the grant's Zoom app is not in the settings.
 var ErrUnknownApp = errors.New("the grant's Zoom app is not configured")
 
-// Grants is the store, as the protocol needs it. See [store.Store] for what
-// each answers; Commit and a Claim with the same owner may be repeated.
+// ErrShort means that there is a token, but not one that is good for as long as
+// was asked: Zoom gives none.
+var ErrShort = errors.New("no token is good for so long")
+
+// Grants is the record of every grant; see [store.Store] for what each method
+// answers. Commit, and Claim with the same owner, may be repeated.
 type Grants interface {
-	Claim(ctx context.Context, id grant.ID, owner string, lease time.Duration, goodUntil time.Time) (grant.Claim, error)
+	Claim(ctx context.Context, id grant.ID, owner string, terms grant.Terms) (grant.Claim, error)
 	Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) error
 	Fail(ctx context.Context, c grant.Claim, outcome grant.Outcome, retryIn time.Duration, reason string) error
+}
+
+// Tokens is what is handed out, and where that is noted.
+type Tokens interface {
+	Serving(ctx context.Context, id grant.ID) (grant.Serving, error)
+	HandedOut(ctx context.Context, id grant.ID) error
+}
+
+// Pauses is how replicas tell each other to leave a Zoom app alone.
+type Pauses interface {
+	Pause(ctx context.Context, app string, d time.Duration, reason string) error
+	Paused(ctx context.Context, app string) (time.Duration, error)
+}
+
+// Continuity tells when Redis may have forgotten what it had acknowledged.
+type Continuity interface {
+	// Breaks counts those moments; a break is counted before anything can be
+	// read from, or written to, a Redis that has forgotten.
+	Breaks() int64
+	CheckContinuity(ctx context.Context) error
+}
+
+// Store is all that a rotator needs of Redis.
+type Store interface {
+	Grants
+	Tokens
+	Pauses
+	Continuity
+}
+
+// Journal keeps Zoom's answers on disk; see [journal.Journal].
+type Journal interface {
+	Add(e journal.Entry) error
+	Settle(id grant.ID, spent string)
+	Entries() []journal.Entry
 }
 
 // Zoom is a Zoom app's token endpoint.
@@ -56,19 +85,47 @@ type Zoom interface {
 
 // Config is what a rotator needs. Every field without a default is required.
 type Config struct {
-	Grants  Grants
+	Store   Store
+	Journal Journal
 	Apps    map[string]Zoom // by the name of the Zoom app
 	Log     *zap.Logger
 	Metrics prometheus.Registerer
 
 	RefreshBefore time.Duration // how long before expiry a token is to be renewed
-	Lease         time.Duration // how long a flight may take; 0: 30 s
+	MaxInFlight   int           // flights by plan at once, for each app; 0: 256
+	MaxPerSecond  int           // flights by plan started in a second, for each app; 0: 1000
+
+	Lease      time.Duration // how long a flight may take; 0: 15 s
+	LateAnswer time.Duration // how long the answer of a dead holder is waited for; 0: 15 s
+	InUse      time.Duration // how long a token that was handed out is let live, if it can be; 0: 5 s
+	Hold       time.Duration // how long no token is spent after Redis may have forgotten; 0: 5 s
+	Settle     time.Duration // how long after a commit Redis is asked whether it still has it; 0: 2 s
 }
 
-// Rotator renews grants. It is safe for concurrent use.
+func (c *Config) setDefaults() {
+	for field, fallback := range map[*time.Duration]time.Duration{
+		&c.Lease: 15 * time.Second, &c.LateAnswer: 15 * time.Second,
+		&c.InUse: 5 * time.Second, &c.Hold: 5 * time.Second, &c.Settle: 2 * time.Second,
+	} {
+		if *field == 0 {
+			*field = fallback
+		}
+	}
+	if c.MaxInFlight == 0 {
+		c.MaxInFlight = 256
+	}
+	if c.MaxPerSecond == 0 {
+		c.MaxPerSecond = 1000
+	}
+}
+
+// Rotator renews grants. It is safe for concurrent use. [Rotator.Run] must run
+// beside it.
 type Rotator struct {
 	Config
-	outcomes *prometheus.CounterVec
+	metrics *metrics
+	paces   map[string]*pace // by the name of the Zoom app
+	safety  safety
 
 	mu      sync.Mutex
 	flights map[grant.ID]*flight
@@ -83,50 +140,117 @@ type flight struct {
 
 // New returns a rotator. It does no I/O.
 func New(c Config) *Rotator {
-	if c.Lease == 0 {
-		c.Lease = 30 * time.Second
-	}
+	c.setDefaults()
 	r := &Rotator{
-		Config:  c,
-		flights: make(map[grant.ID]*flight),
-		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tokenprovider_refreshes_total",
-			Help: "Refreshes of access tokens at Zoom, by outcome.",
-		}, []string{"outcome"}),
+		Config: c, metrics: newMetrics(c.Metrics),
+		paces: make(map[string]*pace), flights: make(map[grant.ID]*flight),
 	}
-	c.Metrics.MustRegister(r.outcomes)
+	for app := range c.Apps {
+		r.paces[app] = newPace(c.MaxInFlight, c.MaxPerSecond)
+	}
+	r.safety.start(c.Journal.Entries())
 	return r
 }
 
 // Plan returns when tokens are to be renewed, with jitter.
 func (r *Rotator) Plan(tokens grant.Tokens) time.Time {
-	return grant.Due(tokens.Issued, tokens.Expires, r.RefreshBefore, mathrand.Float64()) //nolint:gosec // jitter is no secret
+	return grant.Due(tokens.Issued, tokens.Expires, r.RefreshBefore, rand.Float64()) //nolint:gosec // jitter is no secret
 }
 
-// Renew sees to it that the grant's access token is good for at least ttl: by a
-// flight of its own, or by waiting for one that is under way, here or at
-// another replica. It gives up when ctx ends; the flight does not.
+// HandOut returns what may be handed out now to somebody who has read serving
+// and needs the token for ttl. Mostly that is serving itself.
 //
-// It answers nil when there is nothing (more) to renew: read the grant again.
-// Otherwise: the errors of [Grants.Claim]; [grant.ErrReauthorize]; or, when
-// the flight failed and there will be another, a [*grant.BackoffError].
-func (r *Rotator) Renew(ctx context.Context, id grant.ID, ttl time.Duration) error {
-	const look = 100 * time.Millisecond // between looks at another replica's flight
+// A renewal ends the token before it. So a token whose renewal is near is
+// renewed first, and the new one handed out; if that fails, the old one is,
+// while it is good, and the renewal by plan is told to leave it alone for a
+// moment.
+//
+// It answers the errors of [grant.Serving.Alive]; [ErrShort], along with the
+// best token there is; or, if there will be another try, a [*grant.BackoffError].
+func (r *Rotator) HandOut(ctx context.Context, id grant.ID, serving grant.Serving, ttl time.Duration) (grant.Serving, error) {
+	if err := serving.Alive(); err != nil {
+		return grant.Serving{}, err
+	}
+	now := time.Now()
+	good := serving.GoodFor(ttl, now)
+	near := !now.Before(serving.Plan.Add(-r.InUse))
+	if good && !near {
+		return serving, nil
+	}
+	goodUntil := now.Add(ttl)
+	if good {
+		goodUntil = serving.Expires.Add(time.Millisecond) // any that is newer
+	}
+	renewErr := r.renew(ctx, id, goodUntil)
+	latest, err := r.Store.Serving(context.WithoutCancel(ctx), id)
+	switch {
+	case err != nil && good:
+		return serving, nil // no renewal can begin while Redis cannot be written
+	case err != nil:
+		return grant.Serving{}, errors.Join(renewErr, err)
+	}
+	if err := latest.Alive(); err != nil {
+		return grant.Serving{}, err
+	}
+	if !latest.GoodFor(ttl, time.Now()) {
+		if renewErr == nil {
+			renewErr = ErrShort
+		}
+		return latest, renewErr
+	}
+	if latest.Expires.Equal(serving.Expires) && near {
+		if err := r.Store.HandedOut(context.WithoutCancel(ctx), id); err != nil {
+			r.Log.Warn("a token was handed out that may be renewed at any moment", zap.String("grant", string(id)), zap.Error(err))
+		}
+	}
+	return latest, nil
+}
+
+// renew sees to it that the grant's access token is good until then: by a flight
+// of its own, or by waiting for one that is under way, here or at another
+// replica. It gives up when ctx ends; the flight does not.
+func (r *Rotator) renew(ctx context.Context, id grant.ID, goodUntil time.Time) error {
+	const (
+		look  = 100 * time.Millisecond // between looks at another replica's flight
+		brief = 250 * time.Millisecond // a wait that is no outage
+	)
 	for {
-		err := r.join(ctx, id, time.Now().Add(ttl))
+		mine, err := r.join(ctx, id, goodUntil)
 		var held *grant.HeldError
+		var backoff *grant.BackoffError
+		var wait time.Duration
 		switch {
-		case errors.Is(err, grant.ErrFresh):
+		case err == nil:
 			return nil
-		case !errors.As(err, &held):
+		case errors.Is(err, grant.ErrFresh):
+			if mine {
+				return nil
+			}
+		case errors.As(err, &held):
+			wait = min(held.For, look)
+		case errors.As(err, &backoff) && (!mine || backoff.For <= brief):
+			wait = min(backoff.For, brief)
+		default:
 			return err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for another replica's renewal: %w", ctx.Err())
-		case <-time.After(min(held.For, look)):
+			return fmt.Errorf("waiting for a renewal: %w", errors.Join(ctx.Err(), err))
+		case <-time.After(wait):
 		}
 	}
+}
+
+// Room returns how many flights by plan may be started now.
+func (r *Rotator) Room() int {
+	if r.holding() > 0 {
+		return 0
+	}
+	room := 0
+	for _, p := range r.paces {
+		room += p.room(time.Now())
+	}
+	return room
 }
 
 // RenewDue renews a grant if its plan says so. It starts a flight and returns at
@@ -138,35 +262,33 @@ func (r *Rotator) RenewDue(id grant.ID, landed func(error)) bool {
 	if r.closed || r.flights[id] != nil {
 		return false
 	}
-	f := r.takeOffLocked(id, time.Time{})
-	go func() {
-		<-f.done
-		landed(f.err)
-	}()
+	r.takeOffLocked(id, time.Time{}, landed)
 	return true
 }
 
-// join waits for the flight of a grant, and starts it if there is none.
-func (r *Rotator) join(ctx context.Context, id grant.ID, goodUntil time.Time) error {
+// join waits for the flight of a grant, and starts it if there is none. A flight
+// that was not started by this call may have been on other terms.
+func (r *Rotator) join(ctx context.Context, id grant.ID, goodUntil time.Time) (mine bool, err error) {
 	r.mu.Lock()
 	f := r.flights[id]
 	if f == nil {
 		if r.closed {
 			r.mu.Unlock()
-			return ErrClosed
+			return true, ErrClosed
 		}
-		f = r.takeOffLocked(id, goodUntil)
+		mine = true
+		f = r.takeOffLocked(id, goodUntil, func(error) {})
 	}
 	r.mu.Unlock()
 	select {
 	case <-f.done:
-		return f.err
+		return mine, f.err
 	case <-ctx.Done():
-		return fmt.Errorf("waiting for the renewal: %w", ctx.Err())
+		return mine, fmt.Errorf("waiting for a renewal: %w", ctx.Err())
 	}
 }
 
-func (r *Rotator) takeOffLocked(id grant.ID, goodUntil time.Time) *flight {
+func (r *Rotator) takeOffLocked(id grant.ID, goodUntil time.Time, landed func(error)) *flight {
 	f := &flight{done: make(chan struct{})}
 	r.flights[id] = f
 	r.running.Go(func() {
@@ -175,11 +297,14 @@ func (r *Rotator) takeOffLocked(id grant.ID, goodUntil time.Time) *flight {
 		delete(r.flights, id)
 		r.mu.Unlock()
 		close(f.done)
+		landed(f.err)
 	})
 	return f
 }
 
-// Close starts no more flights and waits for those under way, until ctx ends.
+// Close starts no more flights and waits for those under way; then, for their
+// answers to be safe in Redis. It gives up when ctx ends: what is not safe by
+// then stays in the journal.
 func (r *Rotator) Close(ctx context.Context) error {
 	r.mu.Lock()
 	r.closed = true
@@ -191,119 +316,8 @@ func (r *Rotator) Close(ctx context.Context) error {
 	}()
 	select {
 	case <-landed:
-		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for renewals in flight: %w", ctx.Err())
 	}
-}
-
-// fly is one flight.
-func (r *Rotator) fly(id grant.ID, goodUntil time.Time) error {
-	// Nobody's context: who asked may leave, but a spent token needs its answer.
-	ctx, cancel := context.WithTimeout(context.Background(), r.Lease)
-	defer cancel()
-	claim, err := r.Grants.Claim(ctx, id, rand.Text(), r.Lease, goodUntil)
-	if err != nil {
-		return err
-	}
-	app, known := r.Apps[claim.App]
-	if !known {
-		return r.fail(ctx, claim, ErrUnknownApp)
-	}
-	tokens, err := r.call(ctx, app, claim)
-	if err != nil {
-		return r.fail(ctx, claim, err)
-	}
-	return r.commit(claim, tokens)
-}
-
-// call spends the refresh token.
-func (r *Rotator) call(ctx context.Context, app Zoom, claim grant.Claim) (grant.Tokens, error) {
-	ctx, cancel := context.WithTimeout(ctx, r.Lease*2/3) // leaves a third of the lease to commit
-	defer cancel()
-	issued := time.Now()
-	answer, err := app.Refresh(ctx, claim.Refresh)
-	if err != nil {
-		return grant.Tokens{}, err
-	}
-	return grant.Tokens{Access: answer.Access, Refresh: answer.Refresh, Issued: issued, Expires: issued.Add(answer.Life)}, nil
-}
-
-// commit makes Zoom's answer safe. It goes on beyond the lease: the predecessor
-// decides, and there is no other copy.
-func (r *Rotator) commit(claim grant.Claim, tokens grant.Tokens) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*r.Lease)
-	defer cancel()
-	pace := backoff.NewExponentialBackOff()
-	pace.InitialInterval, pace.MaxInterval = 20*time.Millisecond, time.Second
-	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := r.Grants.Commit(ctx, claim.ID, claim.Spent, tokens, r.Plan(tokens))
-		if errors.Is(err, grant.ErrSuperseded) || errors.Is(err, grant.ErrNotFound) {
-			err = backoff.Permanent(err)
-		}
-		return struct{}{}, err
-	}, backoff.WithBackOff(pace), backoff.WithMaxElapsedTime(0))
-	log := r.Log.With(zap.String("grant", string(claim.ID)), zap.String("app", claim.App))
-	switch {
-	case err == nil:
-		r.outcomes.WithLabelValues("renewed").Inc()
-		log.Info("access token renewed", zap.Time("expires", tokens.Expires))
-	case errors.Is(err, grant.ErrSuperseded) || errors.Is(err, grant.ErrNotFound):
-		r.outcomes.WithLabelValues("superseded").Inc()
-		log.Info("renewed a grant that has been replaced or removed meanwhile")
-	default:
-		r.outcomes.WithLabelValues("lost").Inc()
-		log.Error("Zoom's answer could not be stored: the user may have to authorize again", zap.Error(err))
-	}
-	return err
-}
-
-// fail records a failure and returns what it means for whoever asked.
-func (r *Rotator) fail(ctx context.Context, claim grant.Claim, cause error) error {
-	outcome, asked := judge(cause)
-	wait := grant.Backoff(claim.Failures+1, mathrand.Float64(), asked) //nolint:gosec // jitter is no secret
-	reason := cause.Error()
-	if outcome == grant.Gone && claim.Uncertain {
-		reason = "an earlier answer of Zoom's was lost, and Zoom refuses the refresh token before it"
-	}
-	log := r.Log.With(zap.String("grant", string(claim.ID)), zap.String("app", claim.App),
-		zap.String("outcome", string(outcome)), zap.Error(cause))
-	r.outcomes.WithLabelValues(string(outcome)).Inc()
-	switch {
-	case outcome == grant.Gone:
-		log.Warn("the user must authorize again", zap.Bool("uncertain", claim.Uncertain))
-	case errors.Is(cause, zoom.ErrInvalidClient), errors.Is(cause, ErrUnknownApp):
-		log.Error("refresh failed: check the Zoom app's settings", zap.Duration("retry_in", wait))
-	default:
-		log.Warn("refresh failed", zap.Duration("retry_in", wait))
-	}
-	if err := r.Grants.Fail(ctx, claim, outcome, wait, reason); err != nil {
-		// The lease ends by itself, and the intent tells whoever comes next.
-		log.Warn("a failure could not be recorded", zap.NamedError("record_error", err))
-	}
-	if outcome == grant.Gone {
-		return grant.ErrReauthorize
-	}
-	return fmt.Errorf("%w: %w", cause, &grant.BackoffError{For: wait})
-}
-
-// judge says what a failed call has done to the refresh token, and how long
-// Zoom asked to wait.
-func judge(cause error) (grant.Outcome, time.Duration) {
-	const operator = time.Minute // until what only the operator can mend is tried again
-	var refused *zoom.RefusedError
-	switch {
-	case errors.Is(cause, zoom.ErrInvalidGrant):
-		return grant.Gone, 0
-	case errors.Is(cause, zoom.ErrInvalidClient), errors.Is(cause, ErrUnknownApp):
-		return grant.Unspent, operator
-	case errors.Is(cause, zoom.ErrUnsent):
-		return grant.Unspent, 0
-	case errors.As(cause, &refused):
-		if refused.Status >= http.StatusInternalServerError {
-			return grant.Uncertain, refused.RetryAfter // it may have failed after the rotation
-		}
-		return grant.Unspent, refused.RetryAfter
-	}
-	return grant.Uncertain, 0
+	return r.settleAll(ctx)
 }

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"tokenprovider/internal/journal"
 	"tokenprovider/internal/seal"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
@@ -63,9 +64,11 @@ type Storage struct {
 	RedisURL          secret.Text   `env:"REDIS_URL" placeholder:"URL" needed:"redis://host:port/db" help:"Where the grants are: redis://[user:password@]host:port/db, rediss:// (TLS), redis+sentinel://host:port/db?master_name=NAME or redis+cluster://host:port?addr=host2:port."`
 	RedisURLFile      string        `env:"REDIS_URL_FILE" placeholder:"FILE" help:"File that holds the Redis URL."`
 	RedisStartTimeout time.Duration `env:"REDIS_START_TIMEOUT" default:"30s" help:"How long to wait for Redis at the start."`
+	RedisWaitReplicas int           `env:"REDIS_WAIT_REPLICAS" default:"0" help:"On how many replicas of Redis a renewed token must be before it counts as safe. Until then it stays in the journal."`
+	JournalDir        string        `env:"JOURNAL_DIR" default:"journal" help:"Folder for what Zoom has answered and Redis may not have yet, sealed. One for each process; it must survive a restart of the process."`
 	KeysetFile        string        `env:"KEYSET_FILE" placeholder:"FILE" needed:"a Tink AEAD keyset in JSON; make one with: tokenctl keyset create" help:"Tink AEAD keyset (JSON) that seals every secret in Redis."`
 
-	client redis.UniversalClient
+	client *store.Connection
 	keyset *seal.Keyset
 }
 
@@ -92,18 +95,37 @@ func (s *Storage) Check(fault func(setting, text string)) {
 	if s.RedisStartTimeout <= 0 {
 		fault("REDIS_START_TIMEOUT", "not more than 0")
 	}
+	if s.RedisWaitReplicas < 0 {
+		fault("REDIS_WAIT_REPLICAS", "less than 0")
+	}
+	if s.JournalDir == "" {
+		fault("JOURNAL_DIR", "empty: name a folder")
+	}
 }
 
-// Open returns the store once Redis answers and the keyset opens what is in it,
-// and a function that closes the connections. A wrong keyset is a fault in the
-// settings.
-func (s *Storage) Open(ctx context.Context, log *zap.Logger) (*store.Store, func() error, error) {
+// journalKeep is how long an answer that is safe in Redis stays in the journal,
+// for a Redis that is restored to a moment before it.
+const journalKeep = 5 * time.Minute
+
+// Open returns the store, once Redis answers and the keyset opens what is in
+// it, and the journal. A wrong keyset is a fault in the settings.
+func (s *Storage) Open(ctx context.Context, log *zap.Logger) (*store.Store, *journal.Journal, error) {
 	redis.SetLogger(redisLog{log.Named("redis")})
-	opened := store.New(s.client, s.keyset)
-	if err := s.await(ctx, log, opened); err != nil {
-		return nil, nil, errors.Join(err, s.client.Close())
+	kept, err := journal.Open(s.JournalDir, s.keyset, journalKeep)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("JOURNAL_DIR: %w", err), s.client.Close())
 	}
-	return opened, s.client.Close, nil
+	opened := store.New(s.client, s.keyset)
+	opened.WaitReplicas(s.RedisWaitReplicas)
+	if err := s.await(ctx, log, opened); err != nil {
+		return nil, nil, errors.Join(err, s.Close(kept))
+	}
+	return opened, kept, nil
+}
+
+// Close closes the journal and the connections to Redis.
+func (s *Storage) Close(kept *journal.Journal) error {
+	return errors.Join(kept.Close(), s.client.Close())
 }
 
 func (s *Storage) await(ctx context.Context, log *zap.Logger, opened *store.Store) error {
@@ -131,6 +153,26 @@ type redisLog struct{ *zap.Logger }
 
 func (l redisLog) Printf(_ context.Context, format string, values ...any) {
 	l.Debug(fmt.Sprintf(format, values...))
+}
+
+// Refreshing is how access tokens are renewed.
+type Refreshing struct {
+	RefreshBefore       time.Duration `env:"REFRESH_BEFORE" default:"5m" help:"How long before its expiry a token is refreshed. It needs room for Recall's 2 minutes and some retries."`
+	RefreshMaxInFlight  int           `env:"REFRESH_MAX_IN_FLIGHT" default:"256" help:"Refreshes at once, at most, for each Zoom app and process."`
+	RefreshMaxPerSecond int           `env:"REFRESH_MAX_PER_SECOND" default:"1000" help:"Refreshes started in a second, at most, for each Zoom app and process."`
+}
+
+// Check implements [Checker].
+func (r Refreshing) Check(fault func(setting, text string)) {
+	if r.RefreshBefore < 0 {
+		fault("REFRESH_BEFORE", "less than 0")
+	}
+	if r.RefreshMaxInFlight < 1 {
+		fault("REFRESH_MAX_IN_FLIGHT", "less than 1")
+	}
+	if r.RefreshMaxPerSecond < 1 {
+		fault("REFRESH_MAX_PER_SECOND", "less than 1")
+	}
 }
 
 // Zoom is the Zoom OAuth app.

@@ -16,18 +16,26 @@ import (
 const URLForms = "redis://[user:password@]host:port/db, rediss:// (TLS), " +
 	"redis+sentinel://host:port/db?master_name=NAME or redis+cluster://host:port?addr=host2:port"
 
+// Connection is a client for Redis, of whatever kind, that notices when Redis
+// may have forgotten something.
+type Connection struct {
+	redis.UniversalClient
+	continuity *Continuity
+}
+
 // Connect makes a client for a Redis URL; it does not dial. Sentinel and
 // Cluster are spelled by a suffix of the scheme and take the query parameters
 // of go-redis's ParseFailoverURL and ParseClusterURL. Errors never quote the
 // URL, which may hold a password.
-func Connect(raw secret.Text) (redis.UniversalClient, error) {
+func Connect(raw secret.Text) (*Connection, error) {
 	parsed, err := url.Parse(raw.Reveal())
 	if err != nil {
 		return nil, errors.New("not a URL: want " + URLForms)
 	}
 	scheme, kind, _ := strings.Cut(parsed.Scheme, "+")
 	parsed.Scheme = scheme
-	plain := parsed.String()
+	plain, continuity := parsed.String(), &Continuity{}
+	var client redis.UniversalClient
 	switch kind {
 	case "":
 		opts, err := redis.ParseURL(plain)
@@ -35,8 +43,8 @@ func Connect(raw secret.Text) (redis.UniversalClient, error) {
 			return nil, wrongURL(err)
 		}
 		bound(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
-		opts.ContextTimeoutEnabled, opts.DialerRetries = true, 1
-		return redis.NewClient(opts), nil
+		opts.ContextTimeoutEnabled, opts.DialerRetries, opts.OnConnect = true, 1, continuity.onConnect
+		client = redis.NewClient(opts)
 	case "sentinel":
 		opts, err := redis.ParseFailoverURL(plain)
 		if err != nil {
@@ -46,18 +54,20 @@ func Connect(raw secret.Text) (redis.UniversalClient, error) {
 			return nil, errors.New("redis+sentinel:// needs ?master_name=NAME")
 		}
 		bound(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
-		opts.ContextTimeoutEnabled, opts.DialerRetries = true, 1
-		return redis.NewFailoverClient(opts), nil
+		opts.ContextTimeoutEnabled, opts.DialerRetries, opts.OnConnect = true, 1, continuity.onConnect
+		client = redis.NewFailoverClient(opts)
 	case "cluster":
 		opts, err := redis.ParseClusterURL(plain)
 		if err != nil {
 			return nil, wrongURL(err)
 		}
 		bound(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
-		opts.ContextTimeoutEnabled, opts.DialerRetries = true, 1
-		return redis.NewClusterClient(opts), nil
+		opts.ContextTimeoutEnabled, opts.DialerRetries, opts.OnConnect = true, 1, continuity.onConnect
+		client = redis.NewClusterClient(opts)
+	default:
+		return nil, fmt.Errorf("unknown kind %q: want %s", kind, URLForms)
 	}
-	return nil, fmt.Errorf("unknown kind %q: want %s", kind, URLForms)
+	return &Connection{client, continuity}, nil
 }
 
 // bound gives the bounds that the URL leaves open. They fit a callback's

@@ -11,24 +11,24 @@ import (
 )
 
 func TestConnectReadsEveryForm(t *testing.T) {
-	for url, check := range map[string]func(redis.UniversalClient) bool{
-		"redis://u:p@h:1/3": func(c redis.UniversalClient) bool {
-			o := c.(*redis.Client).Options()
+	for url, check := range map[string]func(*store.Connection) bool{
+		"redis://u:p@h:1/3": func(c *store.Connection) bool {
+			o := c.UniversalClient.(*redis.Client).Options()
 			return o.Addr == "h:1" && o.DB == 3 && o.Password == "p" && o.ContextTimeoutEnabled && o.TLSConfig == nil
 		},
-		"rediss://h:1": func(c redis.UniversalClient) bool {
-			return c.(*redis.Client).Options().TLSConfig.ServerName == "h"
+		"rediss://h:1": func(c *store.Connection) bool {
+			return c.UniversalClient.(*redis.Client).Options().TLSConfig.ServerName == "h"
 		},
-		"redis://h:1?read_timeout=7s": func(c redis.UniversalClient) bool {
-			o := c.(*redis.Client).Options()
+		"redis://h:1?read_timeout=7s": func(c *store.Connection) bool {
+			o := c.UniversalClient.(*redis.Client).Options()
 			return o.ReadTimeout.String() == "7s" && o.DialTimeout.String() == "1s"
 		},
-		"redis+sentinel://h:1/2?master_name=m&addr=h2:1": func(c redis.UniversalClient) bool {
-			o := c.(*redis.Client).Options()
+		"redis+sentinel://h:1/2?master_name=m&addr=h2:1": func(c *store.Connection) bool {
+			o := c.UniversalClient.(*redis.Client).Options()
 			return o.DB == 2 && o.Addr == "FailoverClient"
 		},
-		"redis+cluster://h:1?addr=h2:1": func(c redis.UniversalClient) bool {
-			return len(c.(*redis.ClusterClient).Options().Addrs) == 2
+		"redis+cluster://h:1?addr=h2:1": func(c *store.Connection) bool {
+			return len(c.UniversalClient.(*redis.ClusterClient).Options().Addrs) == 2
 		},
 	} {
 		client, err := store.Connect(secret.New(url))

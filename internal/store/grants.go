@@ -37,14 +37,16 @@ func (s *Store) Get(ctx context.Context, id grant.ID) (grant.Grant, error) {
 	return s.decode(id, fields)
 }
 
-// Serving reads what a callback needs, in one read of four fields.
+var servingFields = []string{"state", fieldAccess, "expires", "plan", fieldKeys}
+
+// Serving reads what a callback needs, in one read.
 func (s *Store) Serving(ctx context.Context, id grant.ID) (grant.Serving, error) {
-	values, err := s.redis.HMGet(ctx, grantKey(id), "state", fieldAccess, "expires", fieldKeys).Result()
+	values, err := s.redis.HMGet(ctx, grantKey(id), servingFields...).Result()
 	if err != nil {
 		return grant.Serving{}, fmt.Errorf("reading grant %s: %w", id, err)
 	}
 	fields := make(map[string]string, len(values))
-	for i, name := range []string{"state", fieldAccess, "expires", fieldKeys} {
+	for i, name := range servingFields {
 		fields[name], _ = values[i].(string)
 	}
 	if fields["state"] == "" {
@@ -53,6 +55,7 @@ func (s *Store) Serving(ctx context.Context, id grant.ID) (grant.Serving, error)
 	serving := grant.Serving{State: grant.State(fields["state"])}
 	d := decoder{fields: fields}
 	serving.Expires = d.time("expires")
+	serving.Plan = d.time("plan")
 	serving.Keys = s.openKeys(id, &d)
 	serving.Access = s.openText(id, &d, fieldAccess)
 	if d.err != nil {

@@ -3,8 +3,11 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"tokenprovider/internal/grant"
 )
@@ -12,7 +15,7 @@ import (
 // Due returns up to limit grants of a shard that are due to be renewed, the
 // soonest first, and how long until the next one after them is due; negative if
 // there is none.
-func (s *Store) Due(ctx context.Context, shard, limit int) (ids []grant.ID, next time.Duration, err error) {
+func (s *Store) Due(ctx context.Context, shard, limit int) (late []grant.Late, next time.Duration, err error) {
 	answer, err := dueScript.Run(ctx, s.redis, []string{shardKey(shard, "due")}, limit).StringSlice()
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading what is due in shard %d: %w", shard, err)
@@ -21,25 +24,30 @@ func (s *Store) Due(ctx context.Context, shard, limit int) (ids []grant.ID, next
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading what is due in shard %d: %w", shard, err)
 	}
-	for _, id := range answer[1:] {
-		ids = append(ids, grant.ID(id))
+	for i := 1; i+1 < len(answer); i += 2 {
+		by, err := parseMillis(answer[i+1])
+		if err != nil {
+			return nil, 0, fmt.Errorf("reading what is due in shard %d: %w", shard, err)
+		}
+		late = append(late, grant.Late{ID: grant.ID(answer[i]), By: by})
 	}
-	return ids, next, nil
+	return late, next, nil
 }
 
 // Claim claims a grant that is to be renewed: it writes lease and intent, and
-// returns the refresh token to spend. With a zero goodUntil it claims what the
+// returns the refresh token to spend. With a zero GoodUntil it claims what the
 // plan says is due; otherwise, what has no access token that is good until then.
 // The owner must be unique to the claim, which makes it safe to repeat.
 //
 // It answers [grant.ErrFresh], [grant.ErrReauthorize], [grant.ErrDeleting],
 // [grant.ErrNotFound], a [*grant.HeldError] or a [*grant.BackoffError].
-func (s *Store) Claim(ctx context.Context, id grant.ID, owner string, lease time.Duration, goodUntil time.Time) (grant.Claim, error) {
+func (s *Store) Claim(ctx context.Context, id grant.ID, owner string, terms grant.Terms) (grant.Claim, error) {
 	when := "due"
-	if !goodUntil.IsZero() {
-		when = strconv.FormatInt(millis(goodUntil), 10)
+	if !terms.GoodUntil.IsZero() {
+		when = strconv.FormatInt(millis(terms.GoodUntil), 10)
 	}
-	word, answer, err := s.run(ctx, claimScript, id, owner, lease.Milliseconds(), when)
+	word, answer, err := s.run(ctx, claimScript, id, owner, terms.Lease.Milliseconds(), when,
+		terms.LateAnswer.Milliseconds(), terms.InUse.Milliseconds())
 	if err != nil {
 		return grant.Claim{}, fmt.Errorf("claiming grant %s: %w", id, err)
 	}
@@ -73,23 +81,135 @@ func (s *Store) Claim(ctx context.Context, id grant.ID, owner string, lease time
 
 // Commit stores Zoom's answer to the refresh token with the fingerprint spent,
 // if that is the stored one. It may be repeated, and may come late: the lease
-// does not matter. It answers nil when the answer is safe, by this call or an
-// earlier one; [grant.ErrSuperseded] or [grant.ErrNotFound] when it is of no
+// does not matter. It answers nil when the answer is stored, by this call or an
+// earlier one; [grant.ErrUnreplicated] when it is, but on fewer replicas than
+// were asked for; [grant.ErrSuperseded] or [grant.ErrNotFound] when it is of no
 // use any more.
 func (s *Store) Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) error {
 	sealed, err := s.sealTokens(id, tokens)
 	if err != nil {
 		return err
 	}
-	word, _, err := s.run(ctx, commitScript, id, spent, RefreshFingerprint(tokens.Refresh),
-		sealed.refresh, sealed.access, millis(tokens.Issued), millis(tokens.Expires), millis(due))
+	args := []any{
+		spent, RefreshFingerprint(tokens.Refresh), sealed.refresh, sealed.access,
+		millis(tokens.Issued), millis(tokens.Expires), millis(due),
+	}
+	word, replicas, err := s.runReplicated(ctx, commitScript, id, args...)
 	switch {
 	case err != nil:
 		return fmt.Errorf("committing grant %s: %w", id, err)
-	case word == "committed", word == "already":
-		return nil
+	case word != "committed" && word != "already":
+		return wordError(word)
+	case replicas < s.waitReplicas:
+		return fmt.Errorf("committing grant %s: on %d replicas of %d: %w", id, replicas, s.waitReplicas, grant.ErrUnreplicated)
 	}
-	return wordError(word)
+	return nil
+}
+
+// runReplicated runs a record script and waits until as many replicas have its
+// changes as the operator wants, for at most half a second.
+func (s *Store) runReplicated(ctx context.Context, script *redis.Script, id grant.ID, args ...any) (word string, replicas int, err error) {
+	if s.waitReplicas == 0 {
+		word, _, err = s.run(ctx, script, id, args...)
+		return word, 0, err
+	}
+	// WAIT speaks of what its own connection has written, so the two go down one
+	// pipeline. EVAL, because a pipeline cannot fall back when a script is not
+	// loaded.
+	var node redis.Cmdable = s.redis
+	if cluster, ok := s.redis.(*redis.ClusterClient); ok {
+		if node, err = cluster.MasterForKey(ctx, grantKey(id)); err != nil {
+			return "", 0, err
+		}
+	}
+	var answer *redis.Cmd
+	var reached *redis.Cmd
+	_, err = node.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		answer = script.Eval(ctx, pipe, recordKeys(id), append([]any{string(id)}, args...)...)
+		reached = pipe.Do(ctx, "WAIT", s.waitReplicas, replicationWait.Milliseconds())
+		return nil
+	})
+	if err != nil {
+		return "", 0, err
+	}
+	words, err := answer.StringSlice()
+	if err != nil || len(words) == 0 {
+		return "", 0, fmt.Errorf("a script answered nothing: %w", err)
+	}
+	replicas, err = reached.Int()
+	return words[0], replicas, err
+}
+
+// replicationWait is how long a commit waits for replicas before it is called
+// unreplicated.
+const replicationWait = 500 * time.Millisecond
+
+// HandedOut notes that a grant's token was handed out just now, for the claims
+// of other replicas to see. See [grant.Terms].
+func (s *Store) HandedOut(ctx context.Context, id grant.ID) error {
+	if _, _, err := s.run(ctx, handedScript, id); err != nil {
+		return fmt.Errorf("noting that a token of grant %s was handed out: %w", id, err)
+	}
+	return nil
+}
+
+// RebuildDue makes a shard's due index anew from its grants, while everything
+// goes on, and returns how many it looked at.
+func (s *Store) RebuildDue(ctx context.Context, shard int) (int, error) {
+	const page = 500
+	seen, low := 0, "-"
+	due, err := s.redis.ZRange(ctx, shardKey(shard, "due"), 0, -1).Result()
+	if err != nil {
+		return 0, fmt.Errorf("rebuilding the due index of shard %d: %w", shard, err)
+	}
+	replan := func(ids []string) error {
+		_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+			for _, id := range ids {
+				replanScript.Eval(ctx, pipe, recordKeys(grant.ID(id)), id)
+			}
+			return nil
+		})
+		return err
+	}
+	for batch := range slices.Chunk(due, page) { // what is due and has no grant goes
+		if err := replan(batch); err != nil {
+			return 0, fmt.Errorf("rebuilding the due index of shard %d: %w", shard, err)
+		}
+	}
+	for {
+		ids, err := s.redis.ZRangeByLex(ctx, usersKey(shard, ""), &redis.ZRangeBy{Min: low, Max: "+", Count: page}).Result()
+		if err == nil {
+			err = replan(ids)
+		}
+		if err != nil {
+			return seen, fmt.Errorf("rebuilding the due index of shard %d: %w", shard, err)
+		}
+		seen += len(ids)
+		if len(ids) < page {
+			return seen, nil
+		}
+		low = "(" + ids[len(ids)-1]
+	}
+}
+
+func pauseKey(app string) string { return prefix + "pause:" + app }
+
+// Pause keeps every replica from calling Zoom for an app, unless it is paused
+// for longer already. The reason is for people.
+func (s *Store) Pause(ctx context.Context, app string, d time.Duration, reason string) error {
+	if err := pauseScript.Run(ctx, s.redis, []string{pauseKey(app)}, d.Milliseconds(), reason).Err(); err != nil {
+		return fmt.Errorf("pausing Zoom app %s: %w", app, err)
+	}
+	return nil
+}
+
+// Paused returns for how long an app is paused yet, 0 if it is not.
+func (s *Store) Paused(ctx context.Context, app string) (time.Duration, error) {
+	left, err := s.redis.PTTL(ctx, pauseKey(app)).Result()
+	if err != nil {
+		return 0, fmt.Errorf("asking whether Zoom app %s is paused: %w", app, err)
+	}
+	return max(left, 0), nil
 }
 
 // Fail records that a claim failed and lets go of its lease. The next attempt

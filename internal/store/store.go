@@ -10,6 +10,7 @@
 //	tp1:{s017}:users:STATE        sorted set: the ids in a state, in order
 //	tp1:{s017}:registering:ID     lock: somebody is registering this user
 //	tp1:keyset                    a known text, sealed, to tell a wrong keyset
+//	tp1:pause:APP                 why no replica calls Zoom for an app just now
 //
 // The access token, the refresh token and the callback keys are sealed, each
 // bound to its grant and its field. Scripts see fingerprints and times only.
@@ -35,14 +36,21 @@ var ErrKeyset = errors.New("the keyset does not open what is stored in this Redi
 // Store is safe for concurrent use. Every method is bounded by its context and
 // by the timeouts of the Redis client.
 type Store struct {
-	redis redis.UniversalClient
-	seal  *seal.Keyset
+	redis      redis.UniversalClient
+	continuity *Continuity
+	seal       *seal.Keyset
+
+	waitReplicas int
 }
 
-// New returns a store on a Redis client, which stays the caller's to close.
-func New(client redis.UniversalClient, keyset *seal.Keyset) *Store {
-	return &Store{client, keyset}
+// New returns a store on a connection, which stays the caller's to close.
+func New(connection *Connection, keyset *seal.Keyset) *Store {
+	return &Store{redis: connection.UniversalClient, continuity: connection.continuity, seal: keyset}
 }
+
+// WaitReplicas makes every commit wait until n replicas of Redis have it. It is
+// to be called before the store is used.
+func (s *Store) WaitReplicas(n int) { s.waitReplicas = n }
 
 // Ping reports whether Redis answers.
 func (s *Store) Ping(ctx context.Context) error {
@@ -110,6 +118,9 @@ var (
 	failScript   = record("fail")
 	changeScript = record("change")
 	removeScript = record("remove")
+	handedScript = record("handed")
+	replanScript = record("replan")
+	pauseScript  = script("pause")
 	dueScript    = script("due")
 	unlockScript = script("unlock")
 )

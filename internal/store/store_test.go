@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
-	"github.com/redis/go-redis/v9"
 
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
@@ -30,7 +29,7 @@ const (
 // fixture is a store on one kind of Redis.
 type fixture struct {
 	*store.Store
-	client redis.UniversalClient
+	client *store.Connection
 	t      *testing.T
 }
 
@@ -57,10 +56,10 @@ var suite = map[string]func(*fixture){
 // conform runs the suite's part on every kind of Redis that the store is for,
 // and on the sandbox's embedded one, so that they cannot drift apart.
 func conform(t *testing.T, test func(*fixture)) {
-	for name, connect := range map[string]func(*testing.T) redis.UniversalClient{
-		"server":  func(t *testing.T) redis.UniversalClient { return redistest.Start(t).Client() },
+	for name, connect := range map[string]func(*testing.T) *store.Connection{
+		"server":  func(t *testing.T) *store.Connection { return redistest.Start(t).Client() },
 		"cluster": oneCluster,
-		"embedded": func(t *testing.T) redis.UniversalClient {
+		"embedded": func(t *testing.T) *store.Connection {
 			return redistest.Client(t, "redis://"+miniredis.RunT(t).Addr())
 		},
 	} {
@@ -79,7 +78,7 @@ var cluster struct {
 
 // oneCluster lends the cluster, which takes seconds to start, to one test after
 // the other, empty.
-func oneCluster(t *testing.T) redis.UniversalClient {
+func oneCluster(t *testing.T) *store.Connection {
 	cluster.Lock()
 	t.Cleanup(cluster.Unlock)
 	client := redistest.Client(t, "redis+cluster://"+cluster.addr)
@@ -158,7 +157,7 @@ func (f *fixture) get(id grant.ID) grant.Grant {
 
 func (f *fixture) claimDue(id grant.ID, owner string) grant.Claim {
 	f.t.Helper()
-	claim, err := f.Claim(f.t.Context(), id, owner, lease, time.Time{})
+	claim, err := f.Claim(f.t.Context(), id, owner, grant.Terms{Lease: lease})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -186,11 +185,11 @@ func (f *fixture) wantState(id grant.ID, want grant.State) {
 // is not there.
 func (f *fixture) dueIn(id grant.ID) (in time.Duration, ok bool) {
 	f.t.Helper()
-	ids, next, err := f.Due(f.t.Context(), id.Shard(), 10)
+	late, next, err := f.Due(f.t.Context(), id.Shard(), 10)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if slices.Contains(ids, id) {
+	if slices.ContainsFunc(late, func(l grant.Late) bool { return l.ID == id }) {
 		return 0, true
 	}
 	return next, next >= 0
@@ -302,7 +301,7 @@ func testStatesFollowWhatIsRecorded(f *fixture) {
 	if _, due := f.dueIn(g.ID); due {
 		f.t.Error("a grant that is gone is still due")
 	}
-	_, err := f.Claim(ctx, g.ID, "d", lease, future)
+	_, err := f.Claim(ctx, g.ID, "d", grant.Terms{Lease: lease, GoodUntil: future})
 	wantError(f.t, err, grant.ErrReauthorize)
 
 	// A new consent ends all that, and keeps the credential.
@@ -320,14 +319,14 @@ func testStatesFollowWhatIsRecorded(f *fixture) {
 	if _, due := f.dueIn(g.ID); due {
 		f.t.Error("a grant that is being removed is still due")
 	}
-	_, err = f.Claim(ctx, g.ID, "e", lease, future)
+	_, err = f.Claim(ctx, g.ID, "e", grant.Terms{Lease: lease, GoodUntil: future})
 	wantError(f.t, err, grant.ErrDeleting)
 
 	if err := f.Remove(ctx, g.ID, g.Version); err != nil {
 		f.t.Fatal(err)
 	}
 	wantError(f.t, f.Remove(ctx, g.ID, g.Version), grant.ErrNotFound)
-	_, err = f.Claim(ctx, g.ID, "f", lease, time.Time{})
+	_, err = f.Claim(ctx, g.ID, "f", grant.Terms{Lease: lease})
 	wantError(f.t, err, grant.ErrNotFound)
 	wantError(f.t, f.Commit(ctx, g.ID, claim.Spent, tokens(1), past), grant.ErrNotFound)
 	var left []string
@@ -350,7 +349,7 @@ func testClaimIsExclusive(f *fixture) {
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			_, err := f.Claim(ctx, g.ID, fmt.Sprint("replica-", i), lease, time.Time{})
+			_, err := f.Claim(ctx, g.ID, fmt.Sprint("replica-", i), grant.Terms{Lease: lease})
 			var other *grant.HeldError
 			switch {
 			case err == nil:
@@ -366,7 +365,7 @@ func testClaimIsExclusive(f *fixture) {
 	if won.Load() != 1 || held.Load() != 7 {
 		f.t.Errorf("%d claims won and %d were held off, want 1 and 7", won.Load(), held.Load())
 	}
-	_, err := f.Claim(ctx, g.ID, "another", lease, future.Add(time.Hour))
+	_, err := f.Claim(ctx, g.ID, "another", grant.Terms{Lease: lease, GoodUntil: future.Add(time.Hour)})
 	var other *grant.HeldError
 	if !errors.As(err, &other) || other.For <= 0 || other.For > lease {
 		f.t.Errorf("a claim on demand = %v, want it held for at most the lease", err)
@@ -392,11 +391,11 @@ func testClaimOnDemand(f *fixture) {
 	if _, err := f.Change(ctx, id, 0, store.Change{Consent: &store.Consent{App: app, User: "ann", Tokens: old, Due: future}}); err != nil {
 		f.t.Fatal(err)
 	}
-	_, err := f.Claim(ctx, id, "a", lease, time.Time{})
+	_, err := f.Claim(ctx, id, "a", grant.Terms{Lease: lease})
 	wantError(f.t, err, grant.ErrFresh)
-	_, err = f.Claim(ctx, id, "b", lease, time.Now().Add(9*time.Minute))
+	_, err = f.Claim(ctx, id, "b", grant.Terms{Lease: lease, GoodUntil: time.Now().Add(9 * time.Minute)})
 	wantError(f.t, err, grant.ErrFresh)
-	claim, err := f.Claim(ctx, id, "c", lease, time.Now().Add(11*time.Minute))
+	claim, err := f.Claim(ctx, id, "c", grant.Terms{Lease: lease, GoodUntil: time.Now().Add(11 * time.Minute)})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -404,7 +403,7 @@ func testClaimOnDemand(f *fixture) {
 	if err := f.Commit(ctx, id, claim.Spent, tokens(1), future); err != nil {
 		f.t.Fatal(err)
 	}
-	_, err = f.Claim(ctx, id, "d", lease, time.Now().Add(48*time.Hour))
+	_, err = f.Claim(ctx, id, "d", grant.Terms{Lease: lease, GoodUntil: time.Now().Add(48 * time.Hour)})
 	wantError(f.t, err, grant.ErrFresh)
 }
 
@@ -414,7 +413,7 @@ func testCommitIsByPredecessor(f *fixture) {
 	slow := f.claimDue(g.ID, "slow")
 
 	// Somebody else has recorded a loss; the late success beats it.
-	other, err := f.Claim(ctx, g.ID, "slow", lease, time.Time{})
+	other, err := f.Claim(ctx, g.ID, "slow", grant.Terms{Lease: lease})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -471,7 +470,7 @@ func testUncertaintyOutlivesTheClaim(f *fixture) {
 	g := f.consent("ann", past)
 
 	// A claim whose holder has died leaves an intent.
-	if _, err := f.Claim(ctx, g.ID, "dead", time.Millisecond, time.Time{}); err != nil {
+	if _, err := f.Claim(ctx, g.ID, "dead", grant.Terms{Lease: time.Millisecond}); err != nil {
 		f.t.Fatal(err)
 	}
 	claim := f.awaitClaim(g.ID, "heir")
@@ -514,7 +513,7 @@ func (f *fixture) awaitClaim(id grant.ID, owner string) grant.Claim {
 	ctx, cancel := context.WithTimeout(f.t.Context(), 10*time.Second)
 	defer cancel()
 	for {
-		claim, err := f.Claim(ctx, id, owner, lease, time.Time{})
+		claim, err := f.Claim(ctx, id, owner, grant.Terms{Lease: lease})
 		if err == nil {
 			return claim
 		}
@@ -530,7 +529,7 @@ func testFailureBacksOff(f *fixture) {
 	if err := f.Fail(ctx, f.claimDue(g.ID, "a"), grant.Unspent, time.Minute, "500"); err != nil {
 		f.t.Fatal(err)
 	}
-	_, err := f.Claim(ctx, g.ID, "b", lease, future.Add(time.Hour))
+	_, err := f.Claim(ctx, g.ID, "b", grant.Terms{Lease: lease, GoodUntil: future.Add(time.Hour)})
 	var backoff *grant.BackoffError
 	if !errors.As(err, &backoff) || backoff.For <= 50*time.Second || backoff.For > time.Minute {
 		f.t.Errorf("claim = %v, want to wait for a minute", err)
@@ -551,23 +550,32 @@ func testDueIsSoonestFirst(f *fixture) {
 		f.consent(user, due)
 	}
 	shard := grant.NewID(app, users[0]).Shard()
-	ids, next, err := f.Due(ctx, shard, 10)
+	late, next, err := f.Due(ctx, shard, 10)
 	want := []grant.ID{grant.NewID(app, users[2]), grant.NewID(app, users[1]), grant.NewID(app, users[0])}
-	if err != nil || !slices.Equal(ids, want) {
-		f.t.Errorf("due = %v, %v, want %v", ids, err, want)
+	if err != nil || !slices.Equal(lateIDs(late), want) {
+		f.t.Errorf("due = %v, %v, want %v", late, err, want)
+	}
+	if by := late[0].By; by < 3*time.Minute || by > 4*time.Minute {
+		f.t.Errorf("late by %v, want 3 minutes", by)
 	}
 	if next <= 50*time.Second || next > time.Minute {
 		f.t.Errorf("next in %v, want a minute", next)
 	}
-	if ids, _, err = f.Due(ctx, shard, 1); err != nil || !slices.Equal(ids, want[:1]) {
-		f.t.Errorf("the first = %v, %v, want %v", ids, err, want[:1])
+	if late, _, err = f.Due(ctx, shard, 1); err != nil || !slices.Equal(lateIDs(late), want[:1]) {
+		f.t.Errorf("the first = %v, %v, want %v", late, err, want[:1])
 	}
-	if ids, next, err = f.Due(ctx, (shard+1)%grant.Shards, 10); err != nil || len(ids) != 0 || next >= 0 {
-		f.t.Errorf("an empty shard: %v, %v, %v", ids, next, err)
+	if late, next, err = f.Due(ctx, (shard+1)%grant.Shards, 10); err != nil || len(late) != 0 || next >= 0 {
+		f.t.Errorf("an empty shard: %v, %v, %v", late, next, err)
 	}
 }
 
-// sameShard returns users whose grants share a shard.
+func lateIDs(late []grant.Late) (ids []grant.ID) {
+	for _, l := range late {
+		ids = append(ids, l.ID)
+	}
+	return ids
+}
+
 func sameShard(n int) (users []string) {
 	want := grant.NewID(app, "user-0").Shard()
 	for i := 0; len(users) < n; i++ {
@@ -672,7 +680,7 @@ func testCheckKeyset(f *fixture) {
 	wantError(f.t, stranger.CheckKeyset(ctx), store.ErrKeyset)
 	_, err := stranger.Serving(ctx, g.ID)
 	wantError(f.t, err, seal.ErrOpen)
-	_, err = stranger.Claim(ctx, g.ID, "a", lease, time.Time{})
+	_, err = stranger.Claim(ctx, g.ID, "a", grant.Terms{Lease: lease})
 	wantError(f.t, err, seal.ErrOpen)
 	_, err = stranger.Refresh(ctx, g.ID)
 	wantError(f.t, err, seal.ErrOpen)
@@ -762,7 +770,7 @@ func TestRedisDown(t *testing.T) {
 		"Change":      func() error { _, err := s.Change(ctx, id, 0, store.Change{}); return err },
 		"Remove":      func() error { return s.Remove(ctx, id, 1) },
 		"Due":         func() error { _, _, err := s.Due(ctx, 0, 1); return err },
-		"Claim":       func() error { _, err := s.Claim(ctx, id, "a", lease, future); return err },
+		"Claim":       func() error { _, err := s.Claim(ctx, id, "a", grant.Terms{Lease: lease}); return err },
 		"Commit":      func() error { return s.Commit(ctx, id, fingerprint(0), tokens(1), future) },
 		"Fail":        func() error { return s.Fail(ctx, grant.Claim{ID: id}, grant.Gone, 0, "") },
 		"Lock":        func() error { _, _, err := s.LockRegistration(ctx, id, lease); return err },

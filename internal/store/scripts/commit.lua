@@ -19,14 +19,14 @@ if stored ~= spent then
   if stored == successor then return {'already'} end
   return {'superseded'}
 end
-if spent == successor and tonumber(get('expires') or '0') >= tonumber(ARGV[7]) then
+if spent == successor and number('expires') >= tonumber(ARGV[7]) then
   return {'already'} -- Zoom kept the refresh token, and this answer is known
 end
 
 redis.call('HSET', grant, 'refresh', ARGV[4], 'refresh_fingerprint', successor,
-  'access', ARGV[5], 'refreshed', ARGV[6], 'expires', ARGV[7])
+  'access', ARGV[5], 'refreshed', ARGV[6], 'expires', ARGV[7], 'plan', ARGV[8])
 redis.call('HDEL', grant, 'lease', 'lease_until', 'intent', 'uncertain',
-  'failures', 'retry_at', 'gone')
+  'failures', 'retry_at', 'gone', 'handed')
 if get('credential') then redis.call('HDEL', grant, 'reason') end
 if get('deleting') then
   redis.call('ZREM', due, id)

@@ -4,13 +4,17 @@
 -- ARGV[1] how many at the most
 --
 -- Answers the ms until the next grant that is not due yet (-1: there is none),
--- then the ids that are due.
+-- then the ids that are due, each followed by since how many ms it is.
 
 local time = redis.call('TIME')
-local at = string.format('%.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
-local found = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', at, 'LIMIT', 0, ARGV[1])
-local later = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. at, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-local wait = '-1'
-if later[2] then wait = string.format('%.0f', tonumber(later[2]) - tonumber(at)) end
-table.insert(found, 1, wait)
-return found
+local at = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local bound = string.format('%.0f', at)
+local later = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. bound, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+local answer = {'-1'}
+if later[2] then answer[1] = string.format('%.0f', tonumber(later[2]) - at) end
+local found = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', bound, 'WITHSCORES', 'LIMIT', 0, ARGV[1])
+for i = 1, #found, 2 do
+  answer[i + 1] = found[i]
+  answer[i + 2] = string.format('%.0f', at - tonumber(found[i + 1]))
+end
+return answer

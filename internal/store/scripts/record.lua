@@ -21,6 +21,8 @@ local function text(number) return string.format('%.0f', number) end
 
 local function get(field) return redis.call('HGET', grant, field) end
 
+local function number(field) return tonumber(get(field) or '0') end
+
 -- derive is the one place that knows how a state follows from what is recorded.
 local function derive()
   local f = redis.call('HMGET', grant, 'deleting', 'gone', 'credential', 'failures')

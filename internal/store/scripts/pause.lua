@@ -1,0 +1,10 @@
+-- Pause an app, unless it is paused for longer.
+--
+-- KEYS[1] pause
+-- ARGV[1] how long, ms
+-- ARGV[2] why, for people
+
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1])
+end
+return 1
