@@ -98,18 +98,21 @@ type Config struct {
 	Lease      time.Duration // how long a flight may take; 0: 15 s
 	LateAnswer time.Duration // how long the answer of a dead holder is waited for; 0: 15 s
 	InUse      time.Duration // how long a token that was handed out is let live, if it can be; 0: 5 s
-	Hold       time.Duration // how long no token is spent after Redis may have forgotten; 0: 5 s
+	Hold       time.Duration // how long no token is spent after Redis may have forgotten; 0: as long as the lease, so that calls under way come to their end first
 	Settle     time.Duration // how long after a commit Redis is asked whether it still has it; 0: 2 s
 }
 
 func (c *Config) setDefaults() {
 	for field, fallback := range map[*time.Duration]time.Duration{
 		&c.Lease: 15 * time.Second, &c.LateAnswer: 15 * time.Second,
-		&c.InUse: 5 * time.Second, &c.Hold: 5 * time.Second, &c.Settle: 2 * time.Second,
+		&c.InUse: 5 * time.Second, &c.Settle: 2 * time.Second,
 	} {
 		if *field == 0 {
 			*field = fallback
 		}
+	}
+	if c.Hold == 0 {
+		c.Hold = c.Lease
 	}
 	if c.MaxInFlight == 0 {
 		c.MaxInFlight = 256

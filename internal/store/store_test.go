@@ -35,6 +35,12 @@ type fixture struct {
 
 // suite is what every kind of Redis has to do.
 var suite = map[string]func(*fixture){
+	"answer of a dead holder is waited for":            testAnswerOfADeadHolderIsWaitedFor,
+	"released claim is as if it had not been":          testReleasedClaimIsAsIfItHadNotBeen,
+	"token in use is left alone":                       testTokenInUseIsLeftAlone,
+	"plan is served":                                   testPlanIsServed,
+	"pauses":                                           testPauses,
+	"rebuild due":                                      testRebuildDue,
 	"consent is read back":                             testConsentIsReadBack,
 	"change needs the version that was read":           testChangeNeedsTheVersionThatWasRead,
 	"states follow what is recorded":                   testStatesFollowWhatIsRecorded,

@@ -14,7 +14,7 @@ end
 
 if ARGV[5] == '1' then
   redis.call('HDEL', grant, 'lease', 'lease_until', 'intent', 'uncertain',
-    'failures', 'retry_at', 'gone', 'reason', 'handed')
+    'failures', 'retry_at', 'gone', 'reason', 'handed', 'predecessor')
   redis.call('HSET', grant, 'plan', ARGV[4])
 end
 for i = 6, #ARGV, 2 do

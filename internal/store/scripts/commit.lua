@@ -8,22 +8,23 @@
 -- ARGV[7] when it expires, ms
 -- ARGV[8] when to renew it, ms
 --
--- Zoom issues at most one successor of each token, so the predecessor decides,
--- not the lease: whoever brings the successor of what is stored is right, even
--- late, even after a failure was recorded. Replaying a commit changes nothing.
+-- Zoom issues one successor of each token, so the predecessor decides, not the
+-- lease: whoever brings the successor of what is stored is right, even late,
+-- even after a failure was recorded. Replaying a commit changes nothing. Should
+-- Zoom take a token twice after all, the later of the two answers is the one
+-- that it honours.
 
 local stored = get('refresh_fingerprint')
 if not stored then return {'missing'} end
 local spent, successor = ARGV[2], ARGV[3]
-if stored ~= spent then
-  if stored == successor then return {'already'} end
-  return {'superseded'}
-end
+if stored == successor and stored ~= spent then return {'already'} end
+local sibling = get('predecessor') == spent and number('refreshed') < tonumber(ARGV[6])
+if stored ~= spent and not sibling then return {'superseded'} end
 if spent == successor and number('expires') >= tonumber(ARGV[7]) then
   return {'already'} -- Zoom kept the refresh token, and this answer is known
 end
 
-redis.call('HSET', grant, 'refresh', ARGV[4], 'refresh_fingerprint', successor,
+redis.call('HSET', grant, 'refresh', ARGV[4], 'refresh_fingerprint', successor, 'predecessor', spent,
   'access', ARGV[5], 'refreshed', ARGV[6], 'expires', ARGV[7], 'plan', ARGV[8])
 redis.call('HDEL', grant, 'lease', 'lease_until', 'intent', 'uncertain',
   'failures', 'retry_at', 'gone', 'handed')

@@ -1,0 +1,257 @@
+package store_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/store"
+)
+
+func testAnswerOfADeadHolderIsWaitedFor(f *fixture) {
+	ctx := f.t.Context()
+	g := f.consent("ann", past)
+	dead, err := f.Claim(ctx, g.ID, "dead", grant.Terms{Lease: time.Millisecond})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	time.Sleep(5 * time.Millisecond) // the lease ends
+	for _, terms := range []grant.Terms{
+		{Lease: lease, LateAnswer: time.Minute, GoodUntil: future.Add(time.Hour)},
+		{Lease: lease, LateAnswer: time.Minute},
+	} {
+		_, err = f.Claim(ctx, g.ID, "heir", terms)
+		var held *grant.HeldError
+		if !errors.As(err, &held) && !errors.Is(err, grant.ErrFresh) || held != nil && (held.For < 50*time.Second || held.For > time.Minute) {
+			f.t.Errorf("the heir's claim = %v, want it to wait for a minute", err)
+		}
+	}
+	if err := f.Commit(ctx, g.ID, dead.Spent, tokens(1), past); err != nil {
+		f.t.Fatal(err)
+	}
+	if claim := f.claimDue(g.ID, "next"); claim.Uncertain {
+		f.t.Error("the late answer did not end the uncertainty")
+	}
+}
+
+func testReleasedClaimIsAsIfItHadNotBeen(f *fixture) {
+	ctx := f.t.Context()
+	g := f.link(f.consent("ann", past))
+	claim := f.claimDue(g.ID, "a")
+	if err := f.Fail(ctx, claim, grant.Released, time.Minute, ""); err != nil {
+		f.t.Fatal(err)
+	}
+	f.wantState(g.ID, grant.Active)
+	if got := f.get(g.ID); got.Version != g.Version || got.Reason != "" {
+		f.t.Errorf("a released claim changed the grant: %+v", got)
+	}
+	if in, ok := f.dueIn(g.ID); !ok || in < 50*time.Second || in > time.Minute {
+		f.t.Errorf("due in %v (%v), want in a minute", in, ok)
+	}
+	claim, err := f.Claim(ctx, g.ID, "b", grant.Terms{Lease: lease, GoodUntil: future.Add(48 * time.Hour)})
+	if !errors.Is(err, grant.ErrFresh) { // it is young; what matters is that nobody holds it
+		f.t.Errorf("the next claim = %+v, %v", claim, err)
+	}
+}
+
+func testTokenInUseIsLeftAlone(f *fixture) {
+	ctx := f.t.Context()
+	g := f.consent("ann", past)
+	inUse := grant.Terms{Lease: lease, InUse: time.Minute}
+	if err := f.HandedOut(ctx, g.ID); err != nil {
+		f.t.Fatal(err)
+	}
+	_, err := f.Claim(ctx, g.ID, "a", inUse)
+	var held *grant.HeldError
+	if !errors.As(err, &held) || held.For < 50*time.Second {
+		f.t.Errorf("a claim by plan = %v, want it to wait", err)
+	}
+	if in, ok := f.dueIn(g.ID); !ok || in < 50*time.Second {
+		f.t.Errorf("due in %v (%v)", in, ok)
+	}
+	// Unless there is no more time to lose.
+	id := grant.NewID(app, "bob")
+	old := tokens(0)
+	old.Issued, old.Expires = time.Now().Add(-time.Hour), time.Now().Add(2*time.Minute)
+	if _, err := f.Change(ctx, id, 0, store.Change{Consent: &store.Consent{App: app, User: "bob", Tokens: old, Due: past}}); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := f.HandedOut(ctx, id); err != nil {
+		f.t.Fatal(err)
+	}
+	if _, err := f.Claim(ctx, id, "a", inUse); err != nil {
+		f.t.Errorf("a token that ends soon: %v", err)
+	}
+	// Nothing is made of nothing.
+	nobody := grant.NewID(app, "nobody")
+	if err := f.HandedOut(ctx, nobody); err != nil {
+		f.t.Fatal(err)
+	}
+	_, err = f.Get(ctx, nobody)
+	wantError(f.t, err, grant.ErrNotFound)
+}
+
+func testPlanIsServed(f *fixture) {
+	due := time.Now().Add(17 * time.Minute).Truncate(time.Millisecond)
+	g := f.consent("ann", due)
+	if serving, err := f.Serving(f.t.Context(), g.ID); err != nil || !serving.Plan.Equal(due) {
+		f.t.Errorf("plan %v, %v, want %v", serving.Plan, err, due)
+	}
+}
+
+func testPauses(f *fixture) {
+	ctx := f.t.Context()
+	if left, err := f.Paused(ctx, app); err != nil || left != 0 {
+		f.t.Errorf("paused for %v, %v", left, err)
+	}
+	for _, d := range []time.Duration{10 * time.Second, time.Minute, time.Second} { // the longest counts
+		if err := f.Pause(ctx, app, d, "Zoom is down"); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	if left, err := f.Paused(ctx, app); err != nil || left < 50*time.Second || left > time.Minute {
+		f.t.Errorf("paused for %v, %v, want a minute", left, err)
+	}
+	if left, err := f.Paused(ctx, "other"); err != nil || left != 0 {
+		f.t.Errorf("another app is paused for %v, %v", left, err)
+	}
+}
+
+func testRebuildDue(f *fixture) {
+	ctx := f.t.Context()
+	users := sameShard(6)
+	shard := grant.NewID(app, users[0]).Shard()
+	f.consent(users[0], past)
+	f.consent(users[1], future)
+	held := f.consent(users[2], past)
+	f.claimDue(held.ID, "a")
+	gone := f.consent(users[3], past)
+	if err := f.Fail(ctx, f.claimDue(gone.ID, "a"), grant.Gone, 0, "gone"); err != nil {
+		f.t.Fatal(err)
+	}
+	deleting := f.consent(users[4], past)
+	if _, err := f.Change(ctx, deleting.ID, deleting.Version, store.Change{Deleting: true}); err != nil {
+		f.t.Fatal(err)
+	}
+	index := fmt.Sprintf("tp1:{s%03d}:due", shard)
+	scores := func() map[string]float64 {
+		found := map[string]float64{}
+		for _, z := range f.client.ZRangeWithScores(ctx, index, 0, -1).Val() {
+			found[z.Member.(string)] = z.Score
+		}
+		return found
+	}
+	want := scores()
+	if err := f.client.Del(ctx, index).Err(); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := f.client.ZAdd(ctx, index, redis.Z{Score: 1, Member: string(gone.ID)}, redis.Z{Score: 2, Member: string(grant.NewID(app, users[5]))}).Err(); err != nil {
+		f.t.Fatal(err)
+	}
+	if n, err := f.RebuildDue(ctx, shard); err != nil || n != 5 {
+		f.t.Errorf("looked at %d grants, %v, want 5", n, err)
+	}
+	if got := scores(); len(got) != 3 || fmt.Sprint(got) != fmt.Sprint(want) {
+		f.t.Errorf("rebuilt %v, want %v", got, want)
+	}
+}
+
+func TestContinuity(t *testing.T) {
+	server := redistest.Start(t)
+	s := store.New(server.Client(), newKeyset(t))
+	ctx, id := t.Context(), grant.NewID(app, "ann")
+	check := func() {
+		t.Helper()
+		if err := s.CheckContinuity(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check()
+	before := s.Breaks() // a server as young as this one counts as restarted
+	check()
+	if s.Breaks() != before {
+		t.Error("a break was counted although nothing happened")
+	}
+	server.Kill()
+	if err := s.CheckContinuity(ctx); err == nil {
+		t.Error("a server that is down was met")
+	}
+	if s.Breaks() != before {
+		t.Error("a server that is down has forgotten nothing yet")
+	}
+	server.Run()
+	// The first command that reaches it finds the break counted already.
+	if _, err := s.Get(ctx, id); !errors.Is(err, grant.ErrNotFound) {
+		t.Fatal(err)
+	}
+	if s.Breaks() != before+1 {
+		t.Errorf("%d breaks after a restart, want %d", s.Breaks(), before+1)
+	}
+	check()
+	if s.Breaks() != before+1 {
+		t.Error("one restart was counted twice")
+	}
+}
+
+func TestTakeOverIsABreak(t *testing.T) {
+	master := redistest.Start(t)
+	host, port, err := net.SplitHostPort(master.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replica := redistest.Start(t, "--replicaof", host+" "+port)
+	s := store.New(replica.Client(), newKeyset(t))
+	if err := s.CheckContinuity(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := s.Breaks()
+	if err := replica.Client().Do(t.Context(), "REPLICAOF", "NO", "ONE").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CheckContinuity(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s.Breaks() != before+1 {
+		t.Errorf("%d breaks after a replica took over, want %d", s.Breaks(), before+1)
+	}
+}
+
+func TestCommitWaitsForReplicas(t *testing.T) {
+	master := redistest.Start(t)
+	host, port, err := net.SplitHostPort(master.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyset := newKeyset(t)
+	f := &fixture{store.New(master.Client(), keyset), master.Client(), t}
+	f.WaitReplicas(1)
+	g := f.consent("ann", past)
+	claim := f.claimDue(g.ID, "a")
+	err = f.Commit(t.Context(), g.ID, claim.Spent, tokens(1), past)
+	wantError(t, err, grant.ErrUnreplicated)
+	if serving, err := f.Serving(t.Context(), g.ID); err != nil || !serving.Access.Equal(tokens(1).Access) {
+		t.Errorf("the commit was not made: %v", err)
+	}
+
+	replica := redistest.Start(t, "--replicaof", host+" "+port)
+	for end := time.Now().Add(20 * time.Second); ; {
+		err := f.Commit(t.Context(), g.ID, claim.Spent, tokens(1), past)
+		if err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("with a replica: %v", err)
+		}
+	}
+	copied := store.New(replica.Client(), keyset)
+	if serving, err := copied.Serving(t.Context(), g.ID); err != nil || !serving.Access.Equal(tokens(1).Access) {
+		t.Errorf("the replica does not have what was committed: %v", err)
+	}
+	wantError(t, f.Commit(t.Context(), g.ID, claim.Spent, tokens(2), past), grant.ErrSuperseded)
+}
