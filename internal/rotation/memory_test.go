@@ -289,6 +289,6 @@ func (p *paper) Entries() []journal.Entry {
 	return append([]journal.Entry(nil), p.entries...)
 }
 
-var errDown = errors.New("Redis is down")
+var errDown = errors.New("connection refused")
 
 var _ rotation.Store = (*memory)(nil)

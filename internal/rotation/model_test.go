@@ -231,9 +231,9 @@ func (r *replica) step(name string) {
 func redisCall[T any](r *replica, name string, call func() (T, error)) (T, error) {
 	var none T
 	r.step("before " + name)
-	r.world.mu.Lock()
+	r.mu.Lock()
 	down := r.down
-	r.world.mu.Unlock()
+	r.mu.Unlock()
 	if down || r.chance(r.redisFails) {
 		return none, errDown
 	}
@@ -403,7 +403,7 @@ func sleep(ctx context.Context, d time.Duration) {
 func run(t *testing.T, seed uint64, mutate func(*world)) (broken, trace []string) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a test's
+		random := rand.New(rand.NewPCG(seed, 0))
 		w := &world{schedule: draw(random), redis: newMemory(), rand: random, faulty: true}
 		w.judge = &judge{world: w, grants: map[grant.ID]*issuance{}, presents: map[string]int{}, wire: map[string]int{}, successors: map[string][]string{}}
 		for n := range w.grants {
@@ -528,7 +528,7 @@ func TestModel(t *testing.T) {
 		t.Run(fmt.Sprint("lane ", lane), func(t *testing.T) {
 			t.Parallel()
 			for n := lane; n < *schedules && !t.Failed(); n += lanes {
-				seed := *firstSeed + uint64(n) //nolint:gosec // small
+				seed := *firstSeed + uint64(n)
 				if broken, trace := run(t, seed, nil); len(broken) > 0 {
 					t.Errorf("seed %d: %s\n%s", seed, strings.Join(broken, "\n"), strings.Join(trace, "\n"))
 				}
