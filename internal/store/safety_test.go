@@ -253,5 +253,5 @@ func TestCommitWaitsForReplicas(t *testing.T) {
 	if serving, err := copied.Serving(t.Context(), g.ID); err != nil || !serving.Access.Equal(tokens(1).Access) {
 		t.Errorf("the replica does not have what was committed: %v", err)
 	}
-	wantError(t, f.Commit(t.Context(), g.ID, claim.Spent, tokens(2), past), grant.ErrSuperseded)
+	wantError(t, f.Commit(t.Context(), g.ID, "another", tokens(2), past), grant.ErrSuperseded)
 }

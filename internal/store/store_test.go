@@ -438,8 +438,12 @@ func testCommitIsByPredecessor(f *fixture) {
 	}
 	version := f.get(g.ID).Version
 
-	// Any other answer to an older token is of no use.
-	wantError(f.t, f.Commit(ctx, g.ID, slow.Spent, tokens(2), future), grant.ErrSuperseded)
+	// An answer to a token that was never stored, or an earlier answer to the same
+	// token, is of no use.
+	wantError(f.t, f.Commit(ctx, g.ID, "another", tokens(2), future), grant.ErrSuperseded)
+	earlier := tokens(2)
+	earlier.Issued = earlier.Issued.Add(-time.Minute)
+	wantError(f.t, f.Commit(ctx, g.ID, slow.Spent, earlier, future), grant.ErrSuperseded)
 	// A failure never beats a success.
 	if err := f.Fail(ctx, slow, grant.Gone, 0, "refused"); err != nil {
 		f.t.Fatal(err)
@@ -450,6 +454,14 @@ func testCommitIsByPredecessor(f *fixture) {
 	if refresh, err := f.Refresh(ctx, g.ID); err != nil || !refresh.Equal(tokens(1).Refresh) {
 		f.t.Errorf("the stored refresh token is not the successor: %v", err)
 	}
+
+	// If Zoom has taken the token twice after all, the later answer counts.
+	later := tokens(3)
+	later.Issued = later.Issued.Add(time.Minute)
+	if err := f.Commit(ctx, g.ID, slow.Spent, later, future); err != nil {
+		f.t.Fatal(err)
+	}
+	wantError(f.t, f.Commit(ctx, g.ID, slow.Spent, tokens(1), future), grant.ErrSuperseded)
 }
 
 func testCommitOfAnAnswerThatKeepsTheRefreshToken(f *fixture) {
