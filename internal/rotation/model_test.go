@@ -30,7 +30,7 @@ import (
 // Redis rolled back, on virtual time, with Zoom as the judge.
 
 var (
-	schedules = flag.Int("schedules", 20000, "random schedules of the rotation protocol to try")
+	schedules = flag.Int("schedules", 2000, "random schedules of the rotation protocol to try")
 	firstSeed = flag.Uint64("seed", 1, "seed of the first schedule")
 )
 

@@ -1,0 +1,197 @@
+package recall_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tokenprovider/internal/recall"
+	"tokenprovider/internal/recalltest"
+	"tokenprovider/internal/secret"
+)
+
+const key = "the-api-key"
+
+func client(t *testing.T, base, apiKey string) *recall.Client {
+	t.Helper()
+	parsed, err := url.Parse(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	return recall.New(recall.Config{APIURL: parsed, APIKey: secret.New(apiKey), HTTP: &http.Client{Transport: transport}})
+}
+
+// start runs a Recall whose callbacks are answered with the Zoom user's name as
+// the token; the name is the end of the URL.
+func start(t *testing.T, options recalltest.Options) (*recalltest.Recall, *recall.Client, func(user string) secret.Text) {
+	t.Helper()
+	options.APIKey = key
+	options.Identify = func(_ context.Context, token string) (string, string, time.Duration, error) {
+		return token, "account", time.Hour, nil
+	}
+	r := recalltest.New(options)
+	server := httptest.NewServer(r)
+	t.Cleanup(server.Close)
+	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		_, _ = fmt.Fprint(w, r.URL.Path[1:])
+	}))
+	t.Cleanup(tokens.Close)
+	return r, client(t, server.URL, key), func(user string) secret.Text { return secret.New(tokens.URL + "/" + user) }
+}
+
+func list(t *testing.T, c *recall.Client, filter recall.Filter) (users []string) {
+	t.Helper()
+	if err := c.List(t.Context(), filter, func(found recall.Credential) bool {
+		users = append(users, found.ZoomUser)
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return users
+}
+
+func TestCreateGetDelete(t *testing.T) {
+	r, c, address := start(t, recalltest.Options{})
+	created, err := c.Create(t.Context(), recalltest.DefaultOAuthApp, address("ann"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if created.ZoomUser != "ann" || created.ZoomAccount != "account" || created.Status != "healthy" || created.OAuthApp != recalltest.DefaultOAuthApp || !created.CallbackURL.Equal(address("ann")) || created.CreatedAt.IsZero() || created.MeetingSync == "" {
+		t.Errorf("created %+v", created)
+	}
+	if got, err := c.Get(t.Context(), created.ID); err != nil || got != created {
+		t.Errorf("Get = %+v, %v", got, err)
+	}
+	var conflict *recall.ConflictError
+	if _, err := c.Create(t.Context(), recalltest.DefaultOAuthApp, address("ann")); !errors.As(err, &conflict) || conflict.ZoomUser != "ann" {
+		t.Errorf("a second credential: %v", err)
+	}
+	if err := c.Delete(t.Context(), created.ID); err != nil || len(r.Credentials()) != 0 {
+		t.Errorf("Delete: %v, %d left", err, len(r.Credentials()))
+	}
+	if _, err := c.Get(t.Context(), created.ID); !errors.Is(err, recall.ErrNotFound) {
+		t.Errorf("Get after Delete: %v", err)
+	}
+	if err := c.Delete(t.Context(), created.ID); !errors.Is(err, recall.ErrNotFound) {
+		t.Errorf("Delete again: %v", err)
+	}
+	if _, err := c.Get(t.Context(), "../../x"); err == nil {
+		t.Error("an odd id is found")
+	}
+}
+
+func TestListPagesAndFilters(t *testing.T) {
+	r, c, _ := start(t, recalltest.Options{PageSize: 3, ListRateLimit: -1})
+	var want []string
+	for i := range 10 {
+		user := fmt.Sprint("user-", i)
+		r.AddCredential(recalltest.Credential{OAuthApp: recalltest.DefaultOAuthApp, UserID: user, AccountID: fmt.Sprint("account-", i%2), Status: "healthy"})
+		want = append(want, user)
+	}
+	if got := list(t, c, recall.Filter{}); !slices.Equal(got, want) {
+		t.Errorf("listed %v", got)
+	}
+	if got := list(t, c, recall.Filter{OAuthApp: recalltest.DefaultOAuthApp, ZoomUser: "user-7"}); !slices.Equal(got, []string{"user-7"}) {
+		t.Errorf("one user: %v", got)
+	}
+	if got := list(t, c, recall.Filter{ZoomAccount: "account-1"}); len(got) != 5 {
+		t.Errorf("one account: %v", got)
+	}
+	before, seen := r.Counts().Lists, 0
+	if err := c.List(t.Context(), recall.Filter{}, func(recall.Credential) bool { seen++; return seen < 2 }); err != nil || seen != 2 || r.Counts().Lists != before+1 {
+		t.Errorf("stopped after %d, %v, %d pages", seen, err, r.Counts().Lists-before)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	r, c, address := start(t, recalltest.Options{})
+	var refused *recall.RefusedError
+	if _, err := c.Create(t.Context(), "no-uuid", address("ann")); !errors.As(err, &refused) || !slices.Equal(refused.Fields, []string{"oauth_app"}) {
+		t.Errorf("a wrong app: %v", err)
+	}
+	r.Fail(http.MethodPost, "", 1, recalltest.Fault{Status: 429, Header: http.Header{"Retry-After": {"9"}}})
+	if _, err := c.Create(t.Context(), recalltest.DefaultOAuthApp, address("ann")); !errors.As(err, &refused) || refused.Status != 429 || refused.RetryAfter != 9*time.Second {
+		t.Errorf("over the limit: %v", err)
+	}
+	r.Fail(http.MethodPost, "", 1, recalltest.Fault{Status: 307, Header: http.Header{"Location": {"/elsewhere"}}})
+	if _, err := c.Create(t.Context(), recalltest.DefaultOAuthApp, address("ann")); !errors.As(err, &refused) || refused.Status != 307 || r.Counts().Requests != 3 {
+		t.Errorf("a redirect: %v after %d requests", err, r.Counts().Requests)
+	}
+	server := httptest.NewServer(r)
+	defer server.Close()
+	if _, err := client(t, server.URL, "wrong").Get(t.Context(), "x"); !errors.Is(err, recall.ErrUnauthorized) {
+		t.Errorf("a wrong key: %v", err)
+	}
+}
+
+func TestLostAnswersAndNoSecretsInErrors(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault   recalltest.Fault
+		created int
+	}{
+		"lost before": {recalltest.Fault{DropBefore: true}, 0},
+		"lost after":  {recalltest.Fault{DropAfter: true}, 1},
+		"garbage":     {recalltest.Fault{Status: 201, Body: "hunter2"}, 0},
+		"an error":    {recalltest.Fault{Status: 500, Body: "hunter2"}, 0},
+		"a field":     {recalltest.Fault{Status: 400, Body: `{"access_token_callback_url":["hunter2"]}`}, 0},
+	} {
+		r, client, address := start(t, recalltest.Options{})
+		r.Fail(http.MethodPost, "", 1, c.fault)
+		_, err := client.Create(t.Context(), recalltest.DefaultOAuthApp, address("ann"))
+		if c.fault.Status < 400 && !errors.Is(err, recall.ErrUncertain) {
+			t.Errorf("%s: %v, want ErrUncertain", name, err)
+		}
+		if n := len(r.Credentials()); n != c.created || r.Counts().Requests != 1 {
+			t.Errorf("%s: %d created by %d requests", name, n, r.Counts().Requests)
+		}
+		if text := fmt.Sprint(err); err == nil || strings.Contains(text, key) || strings.Contains(text, "hunter2") || strings.Contains(text, "http://") {
+			t.Errorf("%s: the error shows too much", name)
+		}
+	}
+	_, client, address := start(t, recalltest.Options{})
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := client.Create(ended, recalltest.DefaultOAuthApp, address("ann")); !errors.Is(err, context.Canceled) || !errors.Is(err, recall.ErrUncertain) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+func TestLinksOfPagesAreNotTrusted(t *testing.T) {
+	asked := 0
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("another host was asked") }))
+	defer elsewhere.Close()
+	for name, c := range map[string]struct {
+		next string
+		most int
+		ok   bool
+	}{
+		"another host": {elsewhere.URL + "/?cursor=2", 2, true},
+		"no cursor":    {"/?page=2", 1, false},
+		"a loop":       {"/?cursor=same", 2, false},
+	} {
+		asked = 0
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked++
+			next := c.next
+			if c.ok && r.URL.Query().Get("cursor") == "2" {
+				next = ""
+			}
+			_, _ = fmt.Fprintf(w, `{"next":%q,"results":[]}`, next)
+		}))
+		err := client(t, server.URL, key).List(t.Context(), recall.Filter{}, func(recall.Credential) bool { return true })
+		if (err == nil) != c.ok || asked != c.most {
+			t.Errorf("%s: %v after %d pages", name, err, asked)
+		}
+		server.Close()
+	}
+}
