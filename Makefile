@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: help test cover lint proto verify vuln sandbox build redis
+.PHONY: help test model cover lint proto verify vuln sandbox build redis
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -12,6 +12,9 @@ sandbox: ## everything in one process, without any set-up
 
 test: redis ## all tests, with the race detector, against a real redis-server
 	go test -race -timeout 15m -coverprofile cover.out -coverpkg ./internal/store,./internal/grant,./tokenserver,./registrar ./...
+
+model: ## 20,000 random schedules of the rotation protocol; SEED=n for others
+	go test -run 'TestModel$$' ./internal/rotation -schedules 20000 -seed $(or $(SEED),1)
 
 cover: ## judge the coverage that the last `make test` has measured
 	.ci/coverage cover.out 85
