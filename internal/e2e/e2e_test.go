@@ -57,6 +57,8 @@ type process struct {
 	name    string
 	command *exec.Cmd
 	ended   chan struct{}
+	folder  string // of its journal, where a test needs it
+	ops     string // its ops address, likewise
 
 	mu     sync.Mutex
 	output bytes.Buffer

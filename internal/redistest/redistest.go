@@ -139,6 +139,29 @@ func (s *Server) Contents() []byte {
 	return all
 }
 
+// Save returns a copy of the server's files as they are now, without stopping
+// it: what a disk that is restored would have.
+func (s *Server) Save() (folder string) {
+	s.tb.Helper()
+	folder = s.tb.TempDir()
+	if err := os.CopyFS(folder, os.DirFS(s.Dir)); err != nil {
+		s.tb.Fatalf("copying Redis's files: %v", err)
+	}
+	return folder
+}
+
+// Restore puts files back that [Server.Save] has copied. The server must be
+// down.
+func (s *Server) Restore(folder string) {
+	s.tb.Helper()
+	if err := os.RemoveAll(s.Dir); err != nil {
+		s.tb.Fatalf("removing Redis's files: %v", err)
+	}
+	if err := os.CopyFS(s.Dir, os.DirFS(folder)); err != nil {
+		s.tb.Fatalf("restoring Redis's files: %v", err)
+	}
+}
+
 func (s *Server) await(ready func(context.Context) error) {
 	s.tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)

@@ -67,20 +67,22 @@ func (r *Rotator) fly(id grant.ID, goodUntil time.Time) error {
 	if err != nil {
 		return r.fail(claim, err)
 	}
-	r.metrics.took(time.Since(issued))
+	answered := time.Now()
+	r.metrics.duration.Observe(answered.Sub(issued).Seconds())
 	entry := journal.Entry{ID: id, Spent: claim.Spent, Tokens: grant.Tokens{
 		Access: answer.Access, Refresh: answer.Refresh, Issued: issued, Expires: issued.Add(answer.Life),
 	}}
-	return r.keep(claim.App, entry)
+	return r.keep(claim.App, entry, answered)
 }
 
 // keep makes Zoom's answer safe.
-func (r *Rotator) keep(app string, e journal.Entry) error {
+func (r *Rotator) keep(app string, e journal.Entry, answered time.Time) error {
 	log := r.Log.With(zap.String("grant", string(e.ID)), zap.String("app", app))
 	if err := r.Journal.Add(e); err != nil {
 		log.Error("Zoom's answer is not in the journal: it is lost if this process dies before Redis has it", zap.Error(err))
 		r.metrics.unjournaled.Inc()
 	}
+	r.metrics.exposure.Observe(time.Since(answered).Seconds())
 	kept := r.safety.add(e)
 	// From here on it goes on beyond the lease: the predecessor decides.
 	ctx, cancel := context.WithTimeout(context.Background(), 2*r.Lease)

@@ -272,6 +272,19 @@ func (z *Zoom) RefreshesOf(userID string) int {
 	return z.renewed[userID]
 }
 
+// RefreshTokensOf returns the refresh tokens of a user that would be exchanged
+// now.
+func (z *Zoom) RefreshTokensOf(userID string) (tokens []string) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	for token, r := range z.refresh {
+		if r.grant.user == userID && z.acceptsLocked(r) {
+			tokens = append(tokens, token)
+		}
+	}
+	return tokens
+}
+
 // SetClientSecret changes an app's secret, or adds an app.
 func (z *Zoom) SetClientSecret(clientID, secret string) {
 	z.mu.Lock()

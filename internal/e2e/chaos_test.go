@@ -1,0 +1,475 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"tokenprovider/internal/zoomtest"
+	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
+)
+
+var (
+	kills     = flag.Int("kills", 12, "kill -9 of token servers in the chaos run")
+	chaosSeed = flag.Uint64("chaos-seed", 1, "seed of the chaos run")
+)
+
+// TestChaos runs three token servers as processes against a real redis-server,
+// kills and stops them, kills Redis and puts it back to an earlier moment, and
+// cuts connections to Zoom before and after Zoom has rotated. What is lost must
+// have been lost on the wire, or with a process that was killed before the
+// journal's sync.
+func TestChaos(t *testing.T) {
+	c := startChaos(t, 150)
+	c.rage(*kills)
+	c.recover()
+	c.report()
+}
+
+const replicas = 3
+
+// chaos is the run.
+type chaos struct {
+	*stack
+	zoomGate *gate
+	gateURL  string
+	public   [replicas]string // addresses
+	ops      [replicas]string
+	users    []string
+	random   *rand.Rand
+
+	mu       sync.Mutex
+	replicas [replicas]*process
+	ends     [replicas][]time.Time // of processes that were killed
+	faults   map[string]int
+
+	served, refused atomic.Int64
+	stop            context.CancelFunc
+	callers         sync.WaitGroup
+	exposure        map[float64]float64 // le -> count, of ended processes too
+}
+
+// gate stands before Zoom: it knows which replica asked for what, and cuts
+// connections.
+type gate struct {
+	zoom *zoomtest.Zoom
+
+	mu      sync.Mutex
+	last    map[string]rotation // by Zoom user: what Zoom has issued last
+	owners  map[string]string   // refresh token -> Zoom user
+	lose    float64             // share of requests and answers that are lost
+	random  *rand.Rand
+	dropped atomic.Int64
+}
+
+// rotation is an answer of Zoom's.
+type rotation struct {
+	replica int
+	at      time.Time
+	dropped bool // on purpose
+}
+
+// ServeHTTP serves /N/oauth/token for replica N.
+func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	number, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	replica, err := strconv.Atoi(number)
+	if err != nil {
+		g.zoom.ServeHTTP(w, r)
+		return
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	form, _ := url.ParseQuery(string(body))
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	r.URL.Path = "/" + rest
+	g.mu.Lock()
+	user, before, after := g.owners[form.Get("refresh_token")], g.random.Float64() < g.lose, g.random.Float64() < g.lose
+	g.mu.Unlock()
+	if before {
+		g.dropped.Add(1)
+		panic(http.ErrAbortHandler)
+	}
+	answer := httptest.NewRecorder()
+	// A client that is gone does not keep Zoom from doing the work.
+	g.zoom.ServeHTTP(answer, r.WithContext(context.WithoutCancel(r.Context())))
+	if _, token, ok := strings.Cut(answer.Body.String(), `"refresh_token":"`); ok && answer.Code == http.StatusOK {
+		token, _, _ = strings.Cut(token, `"`)
+		g.mu.Lock()
+		g.owners[token] = user
+		g.last[user] = rotation{replica: replica, at: time.Now(), dropped: after}
+		g.mu.Unlock()
+	}
+	if after {
+		g.dropped.Add(1)
+		panic(http.ErrAbortHandler)
+	}
+	for name, values := range answer.Header() {
+		w.Header()[name] = values
+	}
+	w.WriteHeader(answer.Code)
+	_, _ = w.Write(answer.Body.Bytes())
+}
+
+func startChaos(t *testing.T, users int) *chaos {
+	t.Helper()
+	c := &chaos{stack: newStack(t, 150*time.Second), faults: map[string]int{}, exposure: map[float64]float64{}}
+	c.random = rand.New(rand.NewPCG(*chaosSeed, 0)) //nolint:gosec // a test's
+	c.zoomGate = &gate{
+		zoom: c.zoom, last: map[string]rotation{}, owners: map[string]string{}, random: rand.New(rand.NewPCG(*chaosSeed, 1)), //nolint:gosec // a test's
+	}
+	server := httptest.NewServer(c.zoomGate)
+	t.Cleanup(server.Close)
+	c.gateURL = server.URL
+
+	// Every replica has its own address, journal and way to Zoom; Recall calls any
+	// that is up, as a load balancer would.
+	for i := range replicas {
+		c.public[i], c.ops[i] = freeAddr(t), freeAddr(t)
+		c.launch(i, t.TempDir())
+	}
+	balancer := httptest.NewServer(http.HandlerFunc(c.balance))
+	t.Cleanup(balancer.Close)
+	_, registrar, _ := c.registrar(balancer.URL)
+	for i := range users {
+		user := fmt.Sprint("user-", i)
+		_, refresh := c.zoom.Grant(zoomtest.DefaultClientID, "zoom-"+user)
+		if _, err := registrar.RegisterUser(t.Context(), &registrarv1.RegisterUserRequest{
+			UserId: user, Grant: &registrarv1.RegisterUserRequest_RefreshToken{RefreshToken: refresh},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		c.users = append(c.users, user)
+	}
+	c.own(users)
+	ctx, cancel := context.WithCancel(context.Background())
+	c.stop = cancel
+	for range 4 {
+		c.callers.Go(func() { c.call(ctx) })
+	}
+	return c
+}
+
+// own tells the gate whose refresh tokens those are that it will see first: it
+// learns them from Zoom's answers, of which the first went past it.
+func (c *chaos) own(users int) {
+	for i := range users {
+		user := fmt.Sprint("zoom-user-", i)
+		for _, token := range c.zoom.RefreshTokensOf(user) {
+			c.zoomGate.owners[token] = user
+		}
+	}
+}
+
+func (c *chaos) launch(i int, folder string) {
+	env := slices.Clone(c.env)
+	env = append(env, "HTTP_ADDR="+c.public[i], "OPS_ADDR="+c.ops[i], "JOURNAL_DIR="+folder, "REDIS_START_TIMEOUT=2m",
+		"ZOOM_OAUTH_URL="+c.gateURL+"/"+strconv.Itoa(i), "RECALL_VERIFICATION_SECRETS="+verification)
+	p := launchQuiet(c.t, "tokenserver", env)
+	p.folder, p.ops = folder, c.ops[i]
+	c.mu.Lock()
+	c.replicas[i] = p
+	c.mu.Unlock()
+}
+
+// launchQuiet is launch for many processes, whose outputs are of no interest.
+func launchQuiet(t *testing.T, name string, env []string) *process {
+	t.Helper()
+	p := &process{t: t, name: name, ended: make(chan struct{}), seen: make(chan struct{})}
+	p.command = exec.Command(bin + "/" + name)
+	p.command.Env = append([]string{"PATH=" + os.Getenv("PATH")}, env...)
+	if err := p.command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = p.command.Wait()
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		_ = p.command.Process.Kill()
+		<-p.ended
+	})
+	return p
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	return listener.Addr().String()
+}
+
+// balance sends a callback to the first replica that answers.
+func (c *chaos) balance(w http.ResponseWriter, r *http.Request) {
+	client := &http.Client{Timeout: 5 * time.Second}
+	for _, n := range rand.Perm(replicas) { //nolint:gosec // a test's
+		request, err := http.NewRequestWithContext(r.Context(), r.Method, "http://"+c.public[n]+r.URL.Path, nil)
+		if err != nil {
+			return
+		}
+		request.Header = r.Header
+		response, err := client.Do(request)
+		if err != nil {
+			continue
+		}
+		defer func() { _ = response.Body.Close() }()
+		for name, values := range response.Header {
+			w.Header()[name] = values
+		}
+		w.WriteHeader(response.StatusCode)
+		_, _ = io.Copy(w, response.Body)
+		return
+	}
+	w.WriteHeader(http.StatusBadGateway)
+}
+
+// call is Recall asking for tokens now and then.
+func (c *chaos) call(ctx context.Context) {
+	for ctx.Err() == nil {
+		credentials := c.recall.Credentials()
+		credential := credentials[rand.IntN(len(credentials))] //nolint:gosec // a test's
+		if _, _, err := c.recall.Callback(ctx, credential.ID); err == nil {
+			c.served.Add(1)
+		} else if ctx.Err() == nil {
+			c.refused.Add(1)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (c *chaos) fault(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.faults[name]++
+}
+
+// rage makes things go wrong until so many processes were killed.
+func (c *chaos) rage(kills int) {
+	c.lose(0.01)
+	saved, savedAt := c.redis.Save(), time.Now()
+	var stopped sync.WaitGroup
+	for n := range kills {
+		time.Sleep(time.Duration(300+c.random.IntN(900)) * time.Millisecond)
+		c.kill(c.random.IntN(replicas))
+		// The rarer faults, spread over the run, and each at least once.
+		switch {
+		case n%10 == 3:
+			c.fault("Redis killed")
+			c.redis.Kill()
+			c.redis.Run()
+		case n%10 == 5 && time.Since(savedAt) < 6*time.Second:
+			c.fault("Redis put back by up to 5 s")
+			c.redis.Kill()
+			c.redis.Restore(saved)
+			c.redis.Run()
+		case n%25 == 7:
+			c.fault("token server stopped for 35 s")
+			stopped.Go(func() { c.freeze(c.next(), 35*time.Second) })
+		case n%10 == 8:
+			c.fault("Zoom answers 500 for 2 s")
+			c.zoom.Fail("/oauth/token", -1, zoomtest.Fault{Status: 500})
+			time.Sleep(2 * time.Second)
+			c.zoom.Heal()
+		case n%10 == 9:
+			c.fault("Zoom answers 429 for 2 s")
+			c.zoom.Fail("/oauth/token", -1, zoomtest.Fault{Status: 429, Header: http.Header{"Retry-After": {"1"}}})
+			time.Sleep(2 * time.Second)
+			c.zoom.Heal()
+		}
+		if n%10 == 4 || time.Since(savedAt) > 5*time.Second {
+			saved, savedAt = c.redis.Save(), time.Now()
+		}
+	}
+	stopped.Wait()
+	c.lose(0)
+}
+
+func (c *chaos) lose(share float64) {
+	c.zoomGate.mu.Lock()
+	defer c.zoomGate.mu.Unlock()
+	c.zoomGate.lose = share
+}
+
+func (c *chaos) next() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.random.IntN(replicas)
+}
+
+// kill ends a replica as a crash would, and starts it again.
+func (c *chaos) kill(i int) {
+	c.mu.Lock()
+	p := c.replicas[i]
+	c.mu.Unlock()
+	c.scrape(p)
+	_ = p.command.Process.Kill()
+	<-p.ended
+	c.fault("token server killed")
+	c.mu.Lock()
+	c.ends[i] = append(c.ends[i], time.Now())
+	c.mu.Unlock()
+	c.launch(i, p.folder)
+}
+
+func (c *chaos) freeze(i int, d time.Duration) {
+	c.mu.Lock()
+	p := c.replicas[i]
+	c.mu.Unlock()
+	_ = p.command.Process.Signal(syscall.SIGSTOP)
+	select {
+	case <-time.After(d):
+	case <-p.ended: // killed meanwhile
+	}
+	_ = p.command.Process.Signal(syscall.SIGCONT)
+}
+
+// recover waits until every grant that can be is fresh and served.
+func (c *chaos) recover() {
+	c.stop()
+	c.callers.Wait()
+	end := time.Now().Add(2 * time.Minute)
+	for time.Now().Before(end) {
+		if lost := c.lost(); len(lost) == c.gone() {
+			return
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+// lost are the users whose URL does not give a live token.
+func (c *chaos) lost() (users []string) {
+	for _, credential := range c.recall.Credentials() {
+		token, _, err := c.recall.Callback(context.Background(), credential.ID)
+		if err != nil || !c.zoom.Live(token) {
+			users = append(users, credential.UserID)
+		}
+	}
+	return users
+}
+
+// gone counts the credentials that answer 410.
+func (c *chaos) gone() (n int) {
+	for _, credential := range c.recall.Credentials() {
+		if _, status, _ := c.recall.Callback(context.Background(), credential.ID); status == http.StatusGone {
+			n++
+		}
+	}
+	return n
+}
+
+// report prints the table and judges.
+func (c *chaos) report() {
+	wire, window := 0, 0
+	for _, user := range c.lost() {
+		last := c.zoomGate.last[user]
+		killed := slices.ContainsFunc(c.ends[last.replica], func(at time.Time) bool {
+			since := at.Sub(last.at)
+			return since > -100*time.Millisecond && since < 250*time.Millisecond
+		})
+		switch {
+		case last.dropped:
+			wire++
+		case killed:
+			window++
+		default:
+			c.t.Errorf("%s is lost, and nothing that was done to it explains that", user)
+		}
+	}
+	for _, p := range c.replicas {
+		c.scrape(p)
+	}
+	counts := c.zoom.Counts()
+	out := &strings.Builder{}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := func(name string, value any) { _, _ = fmt.Fprintf(table, "%s\t%v\n", name, value) }
+	for _, name := range []string{"token server killed", "token server stopped for 35 s", "Redis killed", "Redis put back by up to 5 s", "Zoom answers 500 for 2 s", "Zoom answers 429 for 2 s"} {
+		row(name, c.faults[name])
+	}
+	row("connections to Zoom cut, before or after it rotated", c.zoomGate.dropped.Load())
+	row("grants", len(c.users))
+	row("rotations", counts.Refreshes-len(c.users))
+	row("callbacks served", c.served.Load())
+	row("callbacks refused (503, 410), for Recall to repeat", c.refused.Load())
+	row("spent tokens presented again", counts.SpentPresented)
+	row("grants lost: the answer was cut on the wire", wire)
+	row("grants lost: killed between Zoom's answer and the journal's sync", window)
+	row("that window, median", c.median())
+	_ = table.Flush()
+	c.t.Log("\n" + out.String())
+	if counts.Refreshes-len(c.users) < *kills || c.served.Load() == 0 {
+		c.t.Error("too little has happened for this to prove anything")
+	}
+	if m := c.median(); m > 2*time.Millisecond {
+		c.t.Errorf("the window is %v at the median, want under 2 ms", m)
+	}
+}
+
+// scrape adds up the histogram of the window from a replica's metrics.
+func (c *chaos) scrape(p *process) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.ops+"/metrics", nil)
+	if err != nil {
+		return
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return
+	}
+	defer func() { _ = response.Body.Close() }()
+	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
+		rest, ok := strings.CutPrefix(lines.Text(), `tokenprovider_answer_exposure_seconds_bucket{le="`)
+		if !ok {
+			continue
+		}
+		bound, count, _ := strings.Cut(rest, `"} `)
+		le, errLe := strconv.ParseFloat(bound, 64)
+		n, errN := strconv.ParseFloat(count, 64)
+		if errLe == nil && errN == nil {
+			c.exposure[le] += n
+		}
+	}
+}
+
+// median is the bucket that holds the median of the window.
+func (c *chaos) median() time.Duration {
+	var bounds []float64
+	var all float64
+	for le, n := range c.exposure {
+		bounds = append(bounds, le)
+		all = max(all, n)
+	}
+	slices.Sort(bounds)
+	for _, le := range bounds {
+		if c.exposure[le] >= all/2 {
+			return time.Duration(le * float64(time.Second))
+		}
+	}
+	return 0
+}
