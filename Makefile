@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: help test model cover lint proto verify vuln sandbox build redis
+.PHONY: help test model chaos cover lint proto verify vuln sandbox build redis
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -15,6 +15,9 @@ test: redis ## all tests, with the race detector, against a real redis-server
 
 model: ## 20,000 random schedules of the rotation protocol; SEED=n for others
 	go test -run 'TestModel$$' ./internal/rotation -schedules 20000 -seed $(or $(SEED),1)
+
+chaos: redis ## the programs under kill -9, with a Redis that forgets; KILLS=n, SEED=n
+	go test -timeout 60m -v -run TestChaos ./internal/e2e -race-built=false -kills $(or $(KILLS),500) -chaos-seed $(or $(SEED),1)
 
 cover: ## judge the coverage that the last `make test` has measured
 	.ci/coverage cover.out 85

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,7 +34,10 @@ import (
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
 
-var bin string // folder of the programs
+var (
+	bin       string // folder of the programs
+	raceBuilt = flag.Bool("race-built", true, "build the programs with the race detector")
+)
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -42,7 +47,8 @@ func TestMain(m *testing.M) {
 		}
 		defer func() { _ = os.RemoveAll(folder) }()
 		bin = folder
-		build := exec.Command("go", "build", "-race", "-o", folder+"/", "tokenprovider/cmd/...")
+		flag.Parse()
+		build := exec.Command("go", "build", "-race="+strconv.FormatBool(*raceBuilt), "-o", folder+"/", "tokenprovider/cmd/...")
 		if output, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "building the programs: %v\n%s", err, output)
 			return 1
