@@ -40,6 +40,8 @@ type memory struct {
 	breaks  int64
 	calls   int
 
+	committed func(id grant.ID, access string) // told of every commit that changes something; may be nil
+
 	// Ways to break the protocol on purpose.
 	anyPredecessor  bool // commit whatever was spent
 	anyHolder       bool // let anybody end a lease
@@ -141,6 +143,9 @@ func (m *memory) Commit(_ context.Context, id grant.ID, spent string, tokens gra
 	r.uncertain, r.failures, r.gone = false, 0, false
 	r.due, r.planned = due, !r.deleting
 	m.records[id] = r
+	if m.committed != nil {
+		m.committed(id, tokens.Access.Reveal())
+	}
 	return nil
 }
 

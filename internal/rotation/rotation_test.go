@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -391,5 +392,65 @@ func TestNothingIsRenewedOnceClosed(t *testing.T) {
 		if r.RenewDue(id, func(error) {}) {
 			t.Error("started after the end")
 		}
+	})
+}
+
+// TestHandOffGuard counts renewals that end a token within 3 seconds of its
+// hand-off, where a grant is called for now and then, at either of two replicas.
+func TestHandOffGuard(t *testing.T) {
+	bubble(t, func(b *bench) {
+		const grants, days = 20, 6
+		var mu sync.Mutex
+		handed := map[string]time.Time{} // access token -> when
+		ended, rotations := 0, 0
+		live := map[grant.ID]string{}
+		one, two := b.replica(), b.replica()
+		b.zoom.say(func(n int) (zoom.Tokens, error) { return next(n), nil })
+		b.committed = func(id grant.ID, access string) {
+			mu.Lock()
+			defer mu.Unlock()
+			rotations++
+			if at, ok := handed[live[id]]; ok && time.Since(at) < 3*time.Second {
+				ended++
+			}
+			live[id] = access
+		}
+		ctx, cancel := context.WithTimeout(b.t.Context(), days*24*time.Hour)
+		defer cancel()
+		var wg sync.WaitGroup
+		for i := range grants {
+			id := b.put(fmt.Sprint("user-", i), time.Duration(i)*2*time.Minute)
+			random := rand.New(rand.NewPCG(uint64(i), 0)) //nolint:gosec // a test's
+			// Some are called for all the time, some rarely; never twice in 5 s.
+			often := time.Duration(i+1) * 10 * time.Second
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					r := []*rotation.Rotator{one, two}[random.IntN(2)]
+					if got, err := b.handOut(r, id, grant.MinTTL); err == nil {
+						mu.Lock()
+						handed[got.Access.Reveal()] = time.Now()
+						mu.Unlock()
+					} else if ctx.Err() == nil {
+						t.Error(err)
+					}
+					sleep(ctx, 5*time.Second+time.Duration(random.Int64N(int64(often))))
+				}
+			})
+		}
+		for _, r := range []*rotation.Rotator{one, two} {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					for _, id := range b.memory.due() {
+						r.RenewDue(id, func(error) {})
+					}
+					sleep(ctx, time.Second)
+				}
+			})
+		}
+		wg.Wait()
+		if rotations < 3000 || ended*1000 > rotations {
+			t.Errorf("%d of %d rotations ended a token within 3 s of its hand-off, want at most 1 in 1,000", ended, rotations)
+		}
+		t.Logf("%d of %d rotations", ended, rotations)
 	})
 }
