@@ -290,7 +290,8 @@ func (c *chaos) rage(kills int) {
 			c.redis.Run()
 		case n%80 == 7:
 			c.fault("token server stopped for 35 s")
-			stopped.Go(func() { c.freeze(c.next(), 35*time.Second) })
+			i := c.random.IntN(replicas)
+			stopped.Go(func() { c.freeze(i, 35*time.Second) })
 		case n%40 == 5:
 			c.fault("Zoom answers 500 for 2 s")
 			c.zoom.Fail("/oauth/token", -1, zoomtest.Fault{Status: 500})
@@ -314,12 +315,6 @@ func (c *chaos) lose(share float64) {
 	c.zoomGate.mu.Lock()
 	defer c.zoomGate.mu.Unlock()
 	c.zoomGate.lose = share
-}
-
-func (c *chaos) next() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.random.IntN(replicas)
 }
 
 // kill ends a replica as a crash would, and starts it again.
