@@ -271,7 +271,7 @@ func (c *chaos) fault(name string) {
 
 // rage makes things go wrong until so many processes were killed.
 func (c *chaos) rage(kills int) {
-	c.lose(0.005)
+	c.lose(0.01)
 	saved, savedAt := c.redis.Save(), time.Now()
 	var stopped sync.WaitGroup
 	for n := range kills {

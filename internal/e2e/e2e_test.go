@@ -59,7 +59,7 @@ func TestMain(m *testing.M) {
 
 // process is a running program.
 type process struct {
-	t       *testing.T
+	t       testing.TB
 	name    string
 	command *exec.Cmd
 	ended   chan struct{}
@@ -71,7 +71,7 @@ type process struct {
 	seen   chan struct{} // closed and replaced at each new line
 }
 
-func launch(t *testing.T, name string, env []string, args ...string) *process {
+func launch(t testing.TB, name string, env []string, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, name: name, ended: make(chan struct{}), seen: make(chan struct{})}
 	p.command = exec.Command(filepath.Join(bin, name), args...)

@@ -420,7 +420,7 @@ func TestHandOffGuard(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range grants {
 			id := b.put(fmt.Sprint("user-", i), time.Duration(i)*2*time.Minute)
-			random := rand.New(rand.NewPCG(uint64(i), 0)) //nolint:gosec // a test's
+			random := rand.New(rand.NewPCG(uint64(i), 0))
 			// Some are called for all the time, some rarely; never twice in 5 s.
 			often := time.Duration(i+1) * 10 * time.Second
 			wg.Go(func() {
@@ -440,7 +440,7 @@ func TestHandOffGuard(t *testing.T) {
 		for _, r := range []*rotation.Rotator{one, two} {
 			wg.Go(func() {
 				for ctx.Err() == nil {
-					for _, id := range b.memory.due() {
+					for _, id := range b.due() {
 						r.RenewDue(id, func(error) {})
 					}
 					sleep(ctx, time.Second)
