@@ -29,39 +29,21 @@ import (
 // No caller's context is in it: who asked may leave, but a spent token needs
 // its answer.
 func (r *Rotator) fly(id grant.ID, goodUntil time.Time) error {
-	if wait := r.grounded(); wait > 0 {
-		return &grant.BackoffError{For: wait}
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), r.Lease)
 	defer cancel()
 	took := time.Now()
-	breaks := r.Store.Breaks()
-	claim, err := r.Store.Claim(ctx, id, cryptorand.Text(), grant.Terms{
-		GoodUntil: goodUntil, Lease: r.Lease, LateAnswer: r.LateAnswer, InUse: r.InUse,
-	})
+	claim, err := r.claim(ctx, id, goodUntil)
 	if err != nil {
 		return err
 	}
-	if r.Store.Breaks() != breaks {
-		// The claim was made in a Redis that may have forgotten whose turn it is.
-		return r.release(ctx, claim, r.Hold)
-	}
-	app, known := r.Apps[claim.App]
-	if !known {
-		r.Log.Error("a grant belongs to a Zoom app that is not configured", zap.String("grant", string(id)), zap.String("app", claim.App))
-		return errors.Join(ErrUnknownApp, r.release(ctx, claim, time.Minute))
-	}
 	pace := r.paces[claim.App]
-	if wait := pace.enter(time.Now(), goodUntil.IsZero()); wait > 0 {
-		return r.release(ctx, claim, wait)
-	}
 	if claim.Uncertain {
 		r.Log.Warn("trying a refresh token that may be spent: an earlier answer is missing", zap.String("grant", string(id)))
 	}
 
 	callCtx, cancelCall := context.WithTimeout(ctx, r.Lease*2/3-time.Since(took)) // leaves a third of the lease
 	issued := time.Now()
-	answer, err := app.Refresh(callCtx, claim.Refresh)
+	answer, err := r.Apps[claim.App].Refresh(callCtx, claim.Refresh)
 	cancelCall()
 	r.landed(claim.App, pace, err)
 	if err != nil {
@@ -73,6 +55,37 @@ func (r *Rotator) fly(id grant.ID, goodUntil time.Time) error {
 		Access: answer.Access, Refresh: answer.Refresh, Issued: issued, Expires: issued.Add(answer.Life),
 	}}
 	return r.keep(claim.App, entry, answered)
+}
+
+// claim takes the first step, and a place in the pace of the grant's app.
+func (r *Rotator) claim(ctx context.Context, id grant.ID, goodUntil time.Time) (grant.Claim, error) {
+	planned := goodUntil.IsZero()
+	if planned {
+		defer r.boarding.Add(-1)
+	}
+	if wait := r.grounded(); wait > 0 {
+		return grant.Claim{}, &grant.BackoffError{For: wait}
+	}
+	breaks := r.Store.Breaks()
+	claim, err := r.Store.Claim(ctx, id, cryptorand.Text(), grant.Terms{
+		GoodUntil: goodUntil, Lease: r.Lease, LateAnswer: r.LateAnswer, InUse: r.InUse,
+	})
+	if err != nil {
+		return grant.Claim{}, err
+	}
+	if r.Store.Breaks() != breaks {
+		// The claim was made in a Redis that may have forgotten whose turn it is.
+		return grant.Claim{}, r.release(ctx, claim, r.Hold)
+	}
+	pace, known := r.paces[claim.App]
+	if !known {
+		r.Log.Error("a grant belongs to a Zoom app that is not configured", zap.String("grant", string(id)), zap.String("app", claim.App))
+		return grant.Claim{}, errors.Join(ErrUnknownApp, r.release(ctx, claim, time.Minute))
+	}
+	if wait := pace.enter(time.Now(), planned); wait > 0 {
+		return grant.Claim{}, r.release(ctx, claim, wait)
+	}
+	return claim, nil
 }
 
 // keep makes Zoom's answer safe.

@@ -14,6 +14,7 @@ import (
 
 const (
 	firstWindow   = 10               // flights at once before Zoom has shown that it takes more
+	rest          = time.Second      // without a flight, after which the window begins small again
 	patience      = 3                // faults in a row before an app is paused
 	longestPause  = 5 * time.Second  // between probes of an app that fails
 	operatorPause = 15 * time.Second // between probes of an app that Zoom refuses
@@ -30,6 +31,7 @@ type pace struct {
 	mu       sync.Mutex
 	inFlight int
 	window   float64
+	landed   time.Time // when the last flight ended
 	faults   int       // in a row
 	trips    int       // pauses in a row
 	until    time.Time // paused until then
@@ -46,7 +48,7 @@ func (p *pace) room(now time.Time) int {
 	if now.Before(p.until) {
 		return 0
 	}
-	if p.inFlight == 0 {
+	if p.inFlight == 0 && now.Sub(p.landed) > rest {
 		p.window = min(p.window, firstWindow)
 	}
 	return max(0, min(int(p.window), p.max)-p.inFlight)
@@ -86,6 +88,7 @@ func (p *pace) leave(now time.Time, fault bool, asked time.Duration) time.Durati
 	defer p.mu.Unlock()
 	busy := float64(p.inFlight) >= p.window/2
 	p.inFlight--
+	p.landed = now
 	if !fault {
 		p.faults, p.trips = 0, 0
 		if busy {

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -134,6 +135,8 @@ type Rotator struct {
 	flights map[grant.ID]*flight
 	closed  bool
 	running sync.WaitGroup
+
+	boarding atomic.Int64 // flights by plan that have no place in a pace yet
 }
 
 type flight struct {
@@ -253,7 +256,7 @@ func (r *Rotator) Room() int {
 	for _, p := range r.paces {
 		room += p.room(time.Now())
 	}
-	return room
+	return max(0, room-int(r.boarding.Load()))
 }
 
 // RenewDue renews a grant if its plan says so. It starts a flight and returns at
@@ -265,6 +268,7 @@ func (r *Rotator) RenewDue(id grant.ID, landed func(error)) bool {
 	if r.closed || r.flights[id] != nil {
 		return false
 	}
+	r.boarding.Add(1)
 	r.takeOffLocked(id, time.Time{}, landed)
 	return true
 }

@@ -1,0 +1,111 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/seal"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
+)
+
+// BenchmarkIdle measures what a token server costs that has 100,000 grants and
+// nothing to do: its share of a core, and its commands to Redis.
+func BenchmarkIdle(b *testing.B) {
+	const grants, watch = 100_000, time.Minute
+	redis := redistest.Start(b, "--appendfsync", "no")
+	json, err := seal.Generate()
+	if err != nil {
+		b.Fatal(err)
+	}
+	keyset, err := seal.Parse(json)
+	if err != nil {
+		b.Fatal(err)
+	}
+	file := b.TempDir() + "/keyset.json"
+	if err := os.WriteFile(file, json, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	client := redis.Client()
+	fill(b, store.New(client, keyset), grants)
+	p := launch(b, "tokenserver", []string{
+		"REDIS_URL=" + redis.URL(), "KEYSET_FILE=" + file, "ZOOM_CLIENT_ID=x", "ZOOM_CLIENT_SECRET=x",
+		"HTTP_ADDR=127.0.0.1:0", "OPS_ADDR=127.0.0.1:0",
+	})
+	p.await("token server started")
+	time.Sleep(20 * time.Second) // the first look at every shard, and the hold after a young Redis
+	for b.Loop() {
+		cpu, commands := processorOf(b, p.command.Process.Pid), commandsOf(b, client)
+		time.Sleep(watch)
+		cpu, commands = processorOf(b, p.command.Process.Pid)-cpu, commandsOf(b, client)-commands
+		b.ReportMetric(100*cpu.Seconds()/watch.Seconds(), "%-of-a-core")
+		b.ReportMetric(float64(commands)/watch.Seconds(), "redis-commands/s")
+	}
+}
+
+func fill(b *testing.B, grants *store.Store, n int) {
+	b.Helper()
+	work := make(chan int)
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for i := range work {
+				user, now := fmt.Sprint("user-", i), time.Now()
+				token := secret.New(strings.Repeat("x", 800) + user)
+				_, err := grants.Change(context.Background(), grant.NewID("default", user), 0, store.Change{Consent: &store.Consent{
+					App: "default", User: user, Due: now.Add(time.Hour),
+					Tokens: grant.Tokens{Access: token, Refresh: token, Issued: now, Expires: now.Add(2 * time.Hour)},
+				}})
+				if err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	for i := range n {
+		work <- i
+	}
+	close(work)
+	wg.Wait()
+}
+
+// processorOf is the processor time that a process has used (proc(5), stat).
+func processorOf(b *testing.B, pid int) time.Duration {
+	b.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	var ticks int
+	for _, field := range fields[11:13] { // utime and stime
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			b.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}
+
+func commandsOf(b *testing.B, client *store.Connection) int {
+	b.Helper()
+	info, err := client.Info(b.Context(), "stats").Result()
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(info, "total_commands_processed:")
+	n, err := strconv.Atoi(strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0]))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return n
+}
