@@ -2,10 +2,10 @@
 SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: help test model chaos cover lint proto verify vuln sandbox build redis
+.PHONY: help test model chaos bench-rotation cover lint proto verify vuln sandbox build redis
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 sandbox: ## everything in one process, without any set-up
 	go run ./cmd/sandbox
@@ -18,6 +18,10 @@ model: ## 20,000 random schedules of the rotation protocol; SEED=n for others
 
 chaos: redis ## the programs under kill -9, with a Redis that forgets; KILLS=n, SEED=n
 	go test -timeout 60m -v -run TestChaos ./internal/e2e -race-built=false -kills $(or $(KILLS),500) -chaos-seed $(or $(SEED),1)
+
+bench-rotation: redis ## refreshes a second beside a bare loop; what it costs to wait
+	go test -run '^$$' -bench Refresh -benchtime 1x ./internal/rotation
+	go test -run '^$$' -bench Idle -benchtime 1x ./internal/e2e -race-built=false
 
 cover: ## judge the coverage that the last `make test` has measured
 	.ci/coverage cover.out 85
