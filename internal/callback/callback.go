@@ -9,6 +9,7 @@ package callback
 
 import (
 	"crypto/rand"
+	"crypto/subtle"
 	"encoding/base64"
 	"net/url"
 	"strings"
@@ -52,7 +53,7 @@ func (a Address) URL(base *url.URL) secret.Text {
 func (a Address) Opens(keys []grant.CallbackKey, now time.Time) bool {
 	presented, opens := a.fingerprint(), false
 	for _, key := range keys {
-		same := seal.SameFingerprint(presented, key.Fingerprint)
+		same := subtle.ConstantTimeCompare(presented[:], key.Fingerprint[:]) == 1
 		alive := key.NotAfter.IsZero() || now.Before(key.NotAfter)
 		opens = opens || same && alive
 	}
@@ -60,8 +61,8 @@ func (a Address) Opens(keys []grant.CallbackKey, now time.Time) bool {
 }
 
 // fingerprint binds the secret to its grant.
-func (a Address) fingerprint() string {
-	return seal.Fingerprint("callback "+string(a.ID), a.Secret.Reveal())
+func (a Address) fingerprint() grant.Fingerprint {
+	return seal.Sum("callback", string(a.ID), a.Secret.Reveal())
 }
 
 // ParsePath reads the path of a request, as it stands in the request line.

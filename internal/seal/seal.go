@@ -9,7 +9,6 @@ package seal
 import (
 	"bytes"
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -76,15 +75,24 @@ func (k *Keyset) Open(sealed []byte, record, field string) ([]byte, error) {
 // place is the associated data. Neither part may hold a NUL.
 func place(record, field string) []byte { return []byte(record + "\x00" + field) }
 
-// Fingerprint identifies a high-entropy secret without revealing it: SHA-256
-// over its purpose and the secret, in base64url. Purposes keep one secret's
-// fingerprint from being taken for another's.
-func Fingerprint(purpose, secret string) string {
-	sum := sha256.Sum256([]byte(purpose + "\x00" + secret))
-	return base64.RawURLEncoding.EncodeToString(sum[:])
+// Sum identifies a high-entropy secret, the last of parts, without revealing it:
+// SHA-256 over the parts with a NUL between them. The parts before it say what
+// the secret is for, which keeps one secret's sum from being taken for
+// another's.
+func Sum(parts ...string) [sha256.Size]byte {
+	var stack [160]byte // enough for a callback's secret: no garbage on the serving path
+	text := stack[:0]
+	for i, part := range parts {
+		if i > 0 {
+			text = append(text, 0)
+		}
+		text = append(text, part...)
+	}
+	return sha256.Sum256(text)
 }
 
-// SameFingerprint compares in constant time.
-func SameFingerprint(a, b string) bool {
-	return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1
+// Fingerprint is the [Sum] of a secret and its purpose in base64url.
+func Fingerprint(purpose, secret string) string {
+	sum := Sum(purpose, secret)
+	return base64.RawURLEncoding.EncodeToString(sum[:])
 }

@@ -108,7 +108,7 @@ func (s *Store) Commit(ctx context.Context, id grant.ID, spent string, tokens gr
 
 // runReplicated runs a record script and waits until as many replicas have its
 // changes as the operator wants, for at most half a second.
-func (s *Store) runReplicated(ctx context.Context, script *redis.Script, id grant.ID, args ...any) (word string, replicas int, err error) {
+func (s *Store) runReplicated(ctx context.Context, script recordScript, id grant.ID, args ...any) (word string, replicas int, err error) {
 	if s.waitReplicas == 0 {
 		word, _, err = s.run(ctx, script, id, args...)
 		return word, 0, err
@@ -125,7 +125,7 @@ func (s *Store) runReplicated(ctx context.Context, script *redis.Script, id gran
 	var answer *redis.Cmd
 	var reached *redis.Cmd
 	_, err = node.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		answer = script.Eval(ctx, pipe, recordKeys(id), append([]any{string(id)}, args...)...)
+		answer = s.of(script).Eval(ctx, pipe, recordKeys(id), append([]any{string(id)}, args...)...)
 		reached = pipe.Do(ctx, "WAIT", s.waitReplicas, replicationWait.Milliseconds())
 		return nil
 	})
@@ -165,7 +165,7 @@ func (s *Store) RebuildDue(ctx context.Context, shard int) (int, error) {
 	replan := func(ids []string) error {
 		_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 			for _, id := range ids {
-				replanScript.Eval(ctx, pipe, recordKeys(grant.ID(id)), id)
+				s.of(replanScript).Eval(ctx, pipe, recordKeys(grant.ID(id)), id)
 			}
 			return nil
 		})

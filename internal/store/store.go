@@ -8,6 +8,8 @@
 //	tp1:{s017}:due                sorted set: id by the time it is to be renewed
 //	tp1:{s017}:users              sorted set: every id, in order
 //	tp1:{s017}:users:STATE        sorted set: the ids in a state, in order
+//	tp1:{s017}:zoom               sorted set: zoom user NUL app NUL id, in order
+//	tp1:{s017}:changed            channel: the id of each grant that changes
 //	tp1:{s017}:registering:ID     lock: somebody is registering this user
 //	tp1:keyset                    a known text, sealed, to tell a wrong keyset
 //	tp1:pause:APP                 why no replica calls Zoom for an app just now
@@ -33,6 +35,9 @@ import (
 // ErrKeyset means: the records in this Redis were sealed with another keyset.
 var ErrKeyset = errors.New("the keyset does not open what is stored in this Redis")
 
+// ErrDown means: Redis could not be asked.
+var ErrDown = errors.New("Redis cannot be asked") //nolint:staticcheck // a name
+
 // Store is safe for concurrent use. Every method is bounded by its context and
 // by the timeouts of the Redis client.
 type Store struct {
@@ -41,11 +46,14 @@ type Store struct {
 	seal       *seal.Keyset
 
 	waitReplicas int
+	decoy        map[string]string // a record that is nobody's, see [Store.Serving]
 }
 
 // New returns a store on a connection, which stays the caller's to close.
 func New(connection *Connection, keyset *seal.Keyset) *Store {
-	return &Store{redis: connection.UniversalClient, continuity: connection.continuity, seal: keyset}
+	s := &Store{redis: connection.UniversalClient, continuity: connection.continuity, seal: keyset}
+	s.decoy = s.newDecoy()
+	return s
 }
 
 // WaitReplicas makes every commit wait until n replicas of Redis have it. It is
@@ -98,8 +106,14 @@ func recordKeys(id grant.ID) []string {
 	for _, state := range grant.States() {
 		keys = append(keys, usersKey(shard, state))
 	}
-	return keys
+	return append(keys, zoomKey(shard), changedKey(shard))
 }
+
+// zoomKey is the index of a shard's grants by their Zoom user.
+func zoomKey(shard int) string { return shardKey(shard, "zoom") }
+
+// changedKey is the channel on which a shard's changes are told.
+func changedKey(shard int) string { return shardKey(shard, "changed") }
 
 // usersKey is the index of a shard's grants in a state, or of all of them.
 func usersKey(shard int, state grant.State) string {
@@ -113,20 +127,21 @@ func usersKey(shard int, state grant.State) string {
 var scripts embed.FS
 
 var (
-	claimScript  = record("claim")
-	commitScript = record("commit")
-	failScript   = record("fail")
-	changeScript = record("change")
-	removeScript = record("remove")
-	handedScript = record("handed")
-	replanScript = record("replan")
-	pauseScript  = script("pause")
-	dueScript    = script("due")
-	unlockScript = script("unlock")
+	claimScript       = record("claim")
+	commitScript      = record("commit")
+	failScript        = record("fail")
+	changeScript      = record("change")
+	removeScript      = record("remove")
+	handedScript      = record("handed")
+	replanScript      = record("replan")
+	deauthorizeScript = record("deauthorize")
+	pauseScript       = script("", "pause")
+	dueScript         = script("", "due")
+	unlockScript      = script("", "unlock")
 )
 
-func script(names ...string) *redis.Script {
-	var source []byte
+func script(prelude string, names ...string) *redis.Script {
+	source := []byte(prelude)
 	for _, name := range names {
 		text, err := scripts.ReadFile("scripts/" + name + ".lua")
 		if err != nil {
@@ -137,11 +152,28 @@ func script(names ...string) *redis.Script {
 	return redis.NewScript(string(source))
 }
 
-func record(name string) *redis.Script { return script("record", name) }
+// recordScript is a script that changes a record, in two forms: a change is told
+// in another way on a cluster.
+type recordScript struct{ server, cluster *redis.Script }
+
+func record(name string) recordScript {
+	return recordScript{
+		server:  script("local publish = 'PUBLISH'\n", "record", name),
+		cluster: script("local publish = 'SPUBLISH'\n", "record", name),
+	}
+}
+
+// of is the form of a script that fits the store's Redis.
+func (s *Store) of(script recordScript) *redis.Script {
+	if _, cluster := s.redis.(*redis.ClusterClient); cluster {
+		return script.cluster
+	}
+	return script.server
+}
 
 // run runs a record script. Its answer is a list that begins with a word.
-func (s *Store) run(ctx context.Context, script *redis.Script, id grant.ID, args ...any) (string, []any, error) {
-	answer, err := script.Run(ctx, s.redis, recordKeys(id), append([]any{string(id)}, args...)...).Slice()
+func (s *Store) run(ctx context.Context, script recordScript, id grant.ID, args ...any) (string, []any, error) {
+	answer, err := s.of(script).Run(ctx, s.redis, recordKeys(id), append([]any{string(id)}, args...)...).Slice()
 	if err != nil {
 		return "", nil, err
 	}

@@ -230,7 +230,7 @@ func testConsentIsReadBack(f *fixture) {
 	f.wantState(id, grant.Pending)
 
 	address := callback.NewAddress(id)
-	keys := []grant.CallbackKey{address.Key(), {Fingerprint: "x", NotAfter: future.Truncate(time.Millisecond).UTC()}}
+	keys := []grant.CallbackKey{address.Key(), {Fingerprint: grant.Fingerprint{1}, NotAfter: future.Truncate(time.Millisecond).UTC()}}
 	if _, err := f.Change(ctx, id, g.Version, store.Change{Keys: &keys}); err != nil {
 		f.t.Fatal(err)
 	}
@@ -763,7 +763,7 @@ func TestNothingSecretIsStoredInClear(t *testing.T) {
 	if !bytes.Contains(files, []byte(g.ID)) {
 		t.Fatal("the grant is not in Redis's files, so this test would not find a token either")
 	}
-	for _, plain := range []string{"plain-access", "plain-refresh", address.Secret.Reveal(), keys[0].Fingerprint} {
+	for _, plain := range []string{"plain-access", "plain-refresh", address.Secret.Reveal(), string(keys[0].Fingerprint[:])} {
 		if bytes.Contains(files, []byte(plain)) {
 			t.Errorf("Redis's files hold %.13s… in clear", plain)
 		}

@@ -17,12 +17,18 @@ if ARGV[5] == '1' then
     'failures', 'retry_at', 'gone', 'reason', 'handed', 'predecessor')
   redis.call('HSET', grant, 'plan', ARGV[4])
 end
+local before = zoom_user()
 for i = 6, #ARGV, 2 do
   if ARGV[i + 1] == '' then
     redis.call('HDEL', grant, ARGV[i])
   else
     redis.call('HSET', grant, ARGV[i], ARGV[i + 1])
   end
+end
+local after = zoom_user()
+if before ~= after then
+  if before then redis.call('ZREM', zoom_users, before) end
+  if after then redis.call('ZADD', zoom_users, 0, after) end
 end
 redis.call('HSET', grant, 'change', ARGV[3])
 redis.call('HSETNX', grant, 'created', text(now()))

@@ -4,12 +4,18 @@
 -- KEYS[2] due     sorted set: when each grant is to be renewed, in ms
 -- KEYS[3] users   sorted set: all grants, in the order of their ids
 -- KEYS[4..8]      the same, one for each state, in the order of `states`
+-- KEYS[9]         sorted set: "zoom user NUL app NUL id" of every grant whose
+--                 Zoom user is known
+-- KEYS[10]        channel: the id of each grant that has changed
 -- ARGV[1]         the grant's id
+--
+-- `publish` is the command that publishes: SPUBLISH on Redis Cluster, where a
+-- channel lives in its shard, as its keys do; PUBLISH elsewhere.
 --
 -- Times are milliseconds since 1970 by Redis's clock, the one clock that all
 -- replicas share. A field that says nothing is absent.
 
-local grant, due, users, id = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local grant, due, users, zoom_users, changed, id = KEYS[1], KEYS[2], KEYS[3], KEYS[9], KEYS[10], ARGV[1]
 local states = {pending = 4, active = 5, degraded = 6, reauthorization_required = 7, deleting = 8}
 
 local function now()
@@ -33,8 +39,17 @@ local function derive()
   return 'active'
 end
 
--- settle ends a change: it derives the state, moves the grant in the indexes
--- and counts the version.
+-- zoom_user is the grant's entry among the Zoom users, or nil.
+local function zoom_user()
+  local user = get('zoom_user')
+  return user and user .. '\0' .. get('app') .. '\0' .. id
+end
+
+-- tell lets whoever has read the record know that it is out of date.
+local function tell() redis.call(publish, changed, id) end
+
+-- settle ends a change: it derives the state, moves the grant in the indexes,
+-- counts the version and tells.
 local function settle()
   local before, after = get('state'), derive()
   if before ~= after then
@@ -44,4 +59,5 @@ local function settle()
   end
   redis.call('HSET', grant, 'state', after, 'updated', text(now()))
   redis.call('HINCRBY', grant, 'version', 1)
+  tell()
 end

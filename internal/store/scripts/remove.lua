@@ -9,5 +9,8 @@ if version ~= ARGV[2] then return {'conflict'} end
 redis.call('ZREM', KEYS[states[get('state')]], id)
 redis.call('ZREM', users, id)
 redis.call('ZREM', due, id)
+local known = zoom_user()
+if known then redis.call('ZREM', zoom_users, known) end
 redis.call('DEL', grant)
+tell()
 return {'removed'}

@@ -1,0 +1,204 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/redis/go-redis/v9"
+
+	"tokenprovider/internal/grant"
+)
+
+// Follower is told of changes. Its methods must return soon and are called one
+// at a time.
+type Follower interface {
+	// Live says that from here on every change is told. What was read before may
+	// be out of date already.
+	Live()
+	// Changed says that a grant's record has changed, or is gone.
+	Changed(id grant.ID)
+	// Lost says that changes may be missed until Live is called again, and why:
+	// [ErrSilent] if Redis does not answer at all.
+	Lost(why error)
+}
+
+const (
+	beat    = 500 * time.Millisecond  // between pings
+	silence = 1500 * time.Millisecond // without an answer, after which a subscription is given up
+)
+
+// ErrSilent means: Redis does not answer.
+var ErrSilent = errors.New("Redis is silent") //nolint:staticcheck // a name
+
+// Follow tells the follower of every change of any record, by whichever replica,
+// until ctx ends.
+//
+// The scripts that change a record publish its id. A message that is lost is
+// lost with its connection, so as long as a subscription answers, nothing has
+// been missed; one that does not is given up and begun anew. On a cluster there
+// is one to each master, for the channels of the shards that it has: no message
+// has to find its way through the cluster.
+func (s *Store) Follow(ctx context.Context, f Follower) {
+	pace := backoff.NewExponentialBackOff()
+	pace.InitialInterval, pace.MaxInterval = 20*time.Millisecond, time.Second
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := s.follow(ctx, f)
+		if ctx.Err() != nil {
+			return
+		}
+		f.Lost(err)
+		if time.Since(began) > 10*time.Second {
+			pace.Reset()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pace.NextBackOff()):
+		}
+	}
+}
+
+// follow subscribes, says so, and returns when a message may have been lost.
+func (s *Store) follow(ctx context.Context, f Follower) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	breaks := s.Breaks()
+	nodes, err := s.subscriptions(ctx)
+	if err != nil {
+		return err
+	}
+	told := &sequel{Follower: f, waiting: len(nodes)}
+	ended := make(chan error, len(nodes))
+	var wg sync.WaitGroup
+	for _, node := range nodes {
+		wg.Go(func() { ended <- s.listen(ctx, node, breaks, told) })
+	}
+	err = <-ended
+	cancel()
+	wg.Wait()
+	return err
+}
+
+// sequel is a follower of several subscriptions: it is live when all of them
+// are.
+type sequel struct {
+	Follower
+
+	mu      sync.Mutex
+	waiting int
+}
+
+func (q *sequel) Live() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.waiting--; q.waiting == 0 {
+		q.Follower.Live()
+	}
+}
+
+func (q *sequel) Changed(id grant.ID) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.Follower.Changed(id)
+}
+
+// subscription is a server and the channels to follow there.
+type subscription struct {
+	server   *redis.Client
+	channels []string
+	sharded  bool
+}
+
+// subscriptions returns what has to be subscribed to.
+func (s *Store) subscriptions(ctx context.Context) ([]subscription, error) {
+	var channels []string
+	for shard := range grant.Shards {
+		channels = append(channels, changedKey(shard))
+	}
+	cluster, ok := s.redis.(*redis.ClusterClient)
+	if !ok {
+		server, ok := s.redis.(*redis.Client)
+		if !ok {
+			return nil, fmt.Errorf("a client of type %T has no subscriptions", s.redis)
+		}
+		return []subscription{{server: server, channels: channels}}, nil
+	}
+	var nodes []subscription
+	index := map[*redis.Client]int{}
+	for _, channel := range channels {
+		master, err := cluster.MasterForKey(ctx, channel)
+		if err != nil {
+			return nil, fmt.Errorf("looking for the master of %s: %w", channel, err)
+		}
+		i, known := index[master]
+		if !known {
+			i = len(nodes)
+			index[master] = i
+			nodes = append(nodes, subscription{server: master, sharded: true})
+		}
+		nodes[i].channels = append(nodes[i].channels, channel)
+	}
+	return nodes, nil
+}
+
+// listen follows one server until something is wrong.
+func (s *Store) listen(ctx context.Context, node subscription, breaks int64, f *sequel) error {
+	var link *redis.PubSub
+	var err error
+	if node.sharded {
+		link = node.server.SSubscribe(ctx)
+		for _, channel := range node.channels { // one command may name the channels of one slot only
+			err = errors.Join(err, link.SSubscribe(ctx, channel))
+		}
+	} else {
+		link = node.server.Subscribe(ctx)
+		err = link.Subscribe(ctx, node.channels...)
+	}
+	defer func() { _ = link.Close() }()
+	if err != nil {
+		return fmt.Errorf("following changes: %w", err)
+	}
+	heard, asked := time.Now(), time.Time{}
+	for confirmed := 0; ctx.Err() == nil; {
+		message, err := link.ReceiveTimeout(ctx, beat)
+		var timeout interface{ Timeout() bool }
+		switch {
+		case err == nil:
+			heard = time.Now()
+		case errors.As(err, &timeout) && timeout.Timeout():
+		default:
+			return fmt.Errorf("following changes: %w", err)
+		}
+		switch message := message.(type) {
+		case *redis.Message:
+			f.Changed(grant.ID(message.Payload))
+		case *redis.Subscription:
+			// Any but the first ones mean that the connection is another one, or that
+			// the channel has moved to another server.
+			if confirmed++; confirmed > len(node.channels) || message.Kind == "sunsubscribe" {
+				return errors.New("following changes: the subscription was begun anew")
+			}
+			if confirmed == len(node.channels) {
+				f.Live()
+			}
+		}
+		now := time.Now()
+		if now.Sub(heard) > silence {
+			return fmt.Errorf("following changes: %w", ErrSilent)
+		}
+		if s.Breaks() != breaks {
+			return errors.New("following changes: Redis has restarted or another server has taken over")
+		}
+		if now.Sub(asked) >= beat { // also while messages come: the server may have been replaced
+			asked = now
+			if err := link.Ping(ctx); err != nil {
+				return fmt.Errorf("following changes: %w", err)
+			}
+		}
+	}
+	return ctx.Err()
+}
