@@ -1,14 +1,17 @@
 // Package tokenserver is the public side: it hands a user's access token to
-// Recall at the callback URL, and keeps every grant's token fresh.
+// Recall at the callback URL, hears from Zoom when a user has removed the app,
+// and keeps every grant's token fresh.
 //
-// [New] makes the HTTP handler, [Refresher] is the loop. The callback's
-// contract is Recall's (docs.recall.ai, customer-managed OAuth): GET, the token
-// as plain text, good for at least 120 seconds.
+// [New] makes the HTTP handler, in front of a [Cache] of opened records;
+// [Refresher] is the loop. The callback's contract is Recall's (docs.recall.ai,
+// customer-managed OAuth): GET, the token as plain text, good for at least 120
+// seconds.
 package tokenserver
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -22,20 +25,18 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// Grants reads what a callback needs; see [store.Store.Serving].
-type Grants interface {
-	Serving(ctx context.Context, id grant.ID) (grant.Serving, error)
-}
-
 // HandOuter decides which token may be handed out, and renews it first if need
-// be; see [rotation.Rotator.HandOut].
+// be; see [rotation.Rotator].
 type HandOuter interface {
+	// Ready reports whether serving may be handed out as it is, to somebody who
+	// needs the token for ttl.
+	Ready(serving *grant.Serving, ttl time.Duration, now time.Time) bool
 	HandOut(ctx context.Context, id grant.ID, serving grant.Serving, ttl time.Duration) (grant.Serving, error)
 }
 
 // Config is what the handler needs. Every field without a default is required.
 type Config struct {
-	Grants    Grants
+	Cache     *Cache
 	HandOuter HandOuter
 	Log       *zap.Logger
 	Metrics   prometheus.Registerer
@@ -43,16 +44,21 @@ type Config struct {
 	// Verifier checks that a request was signed by Recall. Nil: the secret in
 	// the URL is the only proof.
 	Verifier *Verifier
+	// Events handles POST /zoom/events. Nil: there is no such path.
+	Events http.Handler
 	// Patience is how long a callback may take, renewal included: less than
 	// Recall waits. 0: 4.5 s.
 	Patience time.Duration
+	// MaxWaiting is how many callbacks may wait for a renewal at once. 0: 1000.
+	MaxWaiting int
 }
 
 // Handler answers callbacks. It is safe for concurrent use.
 type Handler struct {
 	Config
-	answers *prometheus.CounterVec
+	metrics metrics
 	decoy   callback.Address
+	waiting chan struct{} // as many as wait for a renewal
 }
 
 // New returns the handler of everything on the public side. It does no I/O.
@@ -60,67 +66,124 @@ func New(c Config) *Handler {
 	if c.Patience == 0 {
 		c.Patience = 4500 * time.Millisecond
 	}
-	h := &Handler{
-		Config: c,
-		answers: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tokenprovider_callbacks_total",
-			Help: "Callbacks answered, by outcome.",
-		}, []string{"outcome"}),
-		decoy: callback.NewAddress(grant.NewID("", "")), // nobody's: a user's id is not empty
+	if c.MaxWaiting == 0 {
+		c.MaxWaiting = 1000
 	}
-	c.Metrics.MustRegister(h.answers)
-	return h
+	return &Handler{
+		Config:  c,
+		metrics: newMetrics(c.Metrics),
+		decoy:   callback.NewAddress(grant.NewID("", "")), // nobody's: a user's id is not empty
+		waiting: make(chan struct{}, c.MaxWaiting),
+	}
 }
 
 var (
 	errUnknown   = errors.New("no such callback") // or the wrong secret, or no callback at all
 	errSignature = errors.New("not signed by Recall")
 	errMethod    = errors.New("method not allowed")
+	errCrowded   = errors.New("too many callbacks wait for a renewal")
+	errPanic     = errors.New("internal error")
+)
+
+// The values of headers that every answer has. They are shared, so that an
+// answer makes no garbage of them; net/http does not change them.
+var (
+	plainText = []string{"text/plain; charset=utf-8"}
+	noStore   = []string{"no-store"}
 )
 
 // ServeHTTP implements [http.Handler].
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	serving, err := h.serve(r)
-	if err != nil {
-		h.refuse(w, r, err)
+	began := time.Now()
+	defer h.contain(w, r, began)
+	if r.URL.Path == eventsPath && h.Events != nil {
+		h.Events.ServeHTTP(w, r)
 		return
 	}
-	h.answers.WithLabelValues("served").Inc()
-	token := serving.Access.Reveal()
+	record, err := h.serve(r, began)
+	if err != nil {
+		h.refuse(w, r, err, began)
+		return
+	}
 	header := w.Header()
-	header.Set("Content-Type", "text/plain; charset=utf-8")
-	header.Set("Cache-Control", "no-store")
-	header.Set("Content-Length", strconv.Itoa(len(token)))
-	_, _ = io.WriteString(w, token) // nobody is left to tell
+	header["Content-Type"] = plainText
+	header["Cache-Control"] = noStore
+	header["Content-Length"] = record.length
+	_, _ = io.WriteString(w, record.Access.Reveal()) // nobody is left to tell
+	h.metrics.served(record.Expires, began)
+}
+
+// contain keeps a fault of ours from ending more than its request. The words of
+// a panic may quote a request, so they are not told.
+func (h *Handler) contain(w http.ResponseWriter, r *http.Request, began time.Time) {
+	fault := recover()
+	if fault == nil {
+		return
+	}
+	if fault == http.ErrAbortHandler { //nolint:errorlint // net/http's own sentinel, compared as net/http does
+		panic(fault)
+	}
+	h.Log.Error("a request panicked", zap.String("type", fmt.Sprintf("%T", fault)), zap.Stack("stack"))
+	h.refuse(w, r, errPanic, began)
 }
 
 // serve finds the token that the request may have.
-func (h *Handler) serve(r *http.Request) (grant.Serving, error) {
-	path := r.URL.EscapedPath()
-	if strings.HasPrefix(path, callback.Prefix) && r.Method != http.MethodGet && r.Method != http.MethodHead {
-		return grant.Serving{}, errMethod
+func (h *Handler) serve(r *http.Request, now time.Time) (*record, error) {
+	path := r.URL.Path
+	if r.URL.RawPath != "" {
+		path = "" // a callback's has nothing to escape
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead && strings.HasPrefix(path, callback.Prefix) {
+		return nil, errMethod
 	}
 	address, ok := callback.ParsePath(path)
 	if !ok {
 		address = h.decoy // takes the same way as an unknown one, and the same time
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), h.Patience)
+	record, fresh, err := h.Cache.get(r.Context(), address.ID)
+	if err == nil && !address.Opens(record.Keys, now) {
+		if fresh {
+			return nil, errUnknown
+		}
+		// The secret may be newer than what is cached. And whoever guesses must not
+		// learn from the time it takes what is cached: every guess is one read.
+		record, err = h.Cache.again(r.Context(), address.ID)
+		if err == nil && !address.Opens(record.Keys, now) {
+			return nil, errUnknown
+		}
+	}
+	switch {
+	case errors.Is(err, grant.ErrNotFound):
+		return nil, errUnknown
+	case err != nil:
+		return nil, err
+	case h.Verifier != nil && !h.Verifier.Verify(r.Header, now):
+		return nil, errSignature
+	case h.HandOuter.Ready(&record.Serving, grant.MinTTL, now):
+		return record, nil
+	}
+	return h.renewed(r.Context(), address.ID, record)
+}
+
+// renewed is a record whose token was renewed, if that had to be.
+func (h *Handler) renewed(ctx context.Context, id grant.ID, r *record) (*record, error) {
+	select {
+	case h.waiting <- struct{}{}:
+		defer func() { <-h.waiting }()
+	default:
+		return nil, errCrowded
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.Patience)
 	defer cancel()
-	serving, err := h.Grants.Serving(ctx, address.ID)
-	if err != nil && !errors.Is(err, grant.ErrNotFound) {
-		return grant.Serving{}, err
+	serving, err := h.HandOuter.HandOut(ctx, id, r.Serving, grant.MinTTL)
+	if err != nil {
+		return nil, err
 	}
-	if !address.Opens(serving.Keys, time.Now()) {
-		return grant.Serving{}, errUnknown
-	}
-	if h.Verifier != nil && !h.Verifier.Verify(r.Header) {
-		return grant.Serving{}, errSignature
-	}
-	return h.HandOuter.HandOut(ctx, address.ID, serving, grant.MinTTL)
+	return newRecord(serving, 0), nil
 }
 
 // refuse is the one place where errors become HTTP.
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error, began time.Time) {
 	var backoff *grant.BackoffError
 	status, outcome, text, wait := http.StatusServiceUnavailable, "unavailable", "no access token can be had now", time.Second
 	switch {
@@ -133,18 +196,22 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		status, outcome, text = http.StatusUnauthorized, "signature", "signature missing, wrong or too old"
 	case errors.Is(err, grant.ErrReauthorize):
 		status, outcome, text = http.StatusGone, "reauthorize", "the user must authorize again"
+	case errors.Is(err, errPanic):
+		status, outcome, text = http.StatusInternalServerError, "panic", "internal error"
+	case errors.Is(err, errCrowded):
+		outcome = "crowded"
 	case errors.As(err, &backoff):
 		wait = backoff.For
 	case errors.Is(err, context.Canceled) && r.Context().Err() != nil:
 		outcome = "abandoned"
 	}
-	h.answers.WithLabelValues(outcome).Inc()
 	if outcome == "unavailable" {
 		h.Log.Warn("a callback could not be served", zap.Error(err))
 	}
 	if status == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", strconv.Itoa(max(1, int((wait+time.Second-1)/time.Second))))
 	}
-	w.Header().Set("Cache-Control", "no-store")
+	w.Header()["Cache-Control"] = noStore
 	http.Error(w, text, status)
+	h.metrics.refused(outcome, began)
 }

@@ -49,7 +49,10 @@ func (r *records) Serving(_ context.Context, id grant.ID) (grant.Serving, error)
 	return r.serving, nil
 }
 
+// handOut is asked for every token, as if every renewal were near.
 type handOut func(ctx context.Context, id grant.ID, serving grant.Serving, ttl time.Duration) (grant.Serving, error)
+
+func (handOut) Ready(*grant.Serving, time.Duration, time.Time) bool { return false }
 
 func (f handOut) HandOut(ctx context.Context, id grant.ID, serving grant.Serving, ttl time.Duration) (grant.Serving, error) {
 	return f(ctx, id, serving, ttl)
@@ -63,12 +66,21 @@ func asItIs(_ context.Context, _ grant.ID, serving grant.Serving, _ time.Duratio
 type fixture struct {
 	*records
 	address callback.Address
+	cache   *tokenserver.Cache
 	server  *httptest.Server
 	logs    *observer.ObservedLogs
 	metrics *prometheus.Registry
 }
 
 func start(t *testing.T, handOuter handOut, verifier *tokenserver.Verifier) *fixture {
+	t.Helper()
+	if handOuter == nil {
+		handOuter = asItIs
+	}
+	return startWith(t, tokenserver.Config{HandOuter: handOuter, Verifier: verifier})
+}
+
+func startWith(t *testing.T, config tokenserver.Config) *fixture {
 	t.Helper()
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	core, logs := observer.New(zap.DebugLevel)
@@ -79,13 +91,15 @@ func start(t *testing.T, handOuter handOut, verifier *tokenserver.Verifier) *fix
 		}},
 		address: address, logs: logs, metrics: prometheus.NewRegistry(),
 	}
-	if handOuter == nil {
-		handOuter = asItIs
+	cache, err := tokenserver.NewCache(f.records, 10, zap.New(core))
+	if err != nil {
+		t.Fatal(err)
 	}
-	f.server = httptest.NewServer(tokenserver.New(tokenserver.Config{
-		Grants: f.records, HandOuter: handOuter, Log: zap.New(core), Metrics: f.metrics,
-		Verifier: verifier, Patience: 5 * time.Second,
-	}))
+	cache.Live()
+	logs.TakeAll()
+	f.cache = cache
+	config.Cache, config.Log, config.Metrics = cache, zap.New(core), f.metrics
+	f.server = httptest.NewServer(tokenserver.New(config))
 	t.Cleanup(func() {
 		f.server.Close()
 		for _, entry := range logs.All() {
@@ -110,8 +124,9 @@ func (f *fixture) url(t *testing.T) string {
 
 func (f *fixture) change(change func(*records)) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	change(f.records)
+	f.mu.Unlock()
+	f.cache.Changed(f.id)
 }
 
 type answer struct {
@@ -307,7 +322,8 @@ func TestSignatureVector(t *testing.T) {
 
 func TestNewVerifierRefuses(t *testing.T) {
 	for name, secrets := range map[string][]secret.Text{
-		"none": nil, "an empty one": {{}}, "not base64": {secret.New("whsec_!hunter2")},
+		"none": nil, "an empty one": {{}}, "an empty key": {secret.New("whsec_")}, "a short key": {secret.New("whsec_c2hvcnQ=")},
+		"not base64": {secret.New("whsec_!hunter2")}, "one of two": {secret.New("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), secret.New("")},
 	} {
 		if _, err := tokenserver.NewVerifier(secrets); err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v", name, err)

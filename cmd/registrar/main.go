@@ -95,7 +95,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	log.Warn("gRPC is served in plaintext, to anybody who can connect (GRPC_INSECURE)")
 	return lifecycle.Run(ctx, log, 90*time.Second,
 		lifecycle.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(kept) }},
-		lifecycle.HTTP("ops", ops, lifecycle.Ops(ready, metrics)),
+		lifecycle.HTTP("ops", log, ops, lifecycle.Ops(ready, metrics)),
 		lifecycle.Loop("recovery", rotator.Run),
 		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
 		lifecycle.Part{Name: "registrations", Stop: service.Close},

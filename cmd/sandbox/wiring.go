@@ -103,7 +103,11 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		Store: grants, Journal: kept, Log: log, Metrics: metrics, RefreshBefore: refreshBefore,
 		Apps: map[string]rotation.Zoom{settings.DefaultApp: zoomClient},
 	})
-	handler := tokenserver.New(tokenserver.Config{Grants: grants, HandOuter: rotator, Log: log, Metrics: metrics})
+	cache, err := tokenserver.NewCache(grants, 1000, log)
+	if err != nil {
+		return nil, err
+	}
+	handler := tokenserver.New(tokenserver.Config{Cache: cache, HandOuter: rotator, Log: log, Metrics: metrics})
 	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log, Poll: 500 * time.Millisecond}
 	service := registrar.New(registrar.Config{
 		Store: grants, Rotator: rotator, Log: log, CallbackBase: mustURL(s.tokens),
@@ -118,15 +122,16 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	}
 	ready := &lifecycle.Readiness{Check: grants.Ping}
 	s.parts = append(s.parts,
-		lifecycle.HTTP("zoom", listeners[0], s.zoom),
-		lifecycle.HTTP("recall", listeners[1], s.recall),
-		lifecycle.HTTP("ops", listeners[3], lifecycle.Ops(ready, metrics)),
+		lifecycle.HTTP("zoom", log, listeners[0], s.zoom),
+		lifecycle.HTTP("recall", log, listeners[1], s.recall),
+		lifecycle.HTTP("ops", log, listeners[3], lifecycle.Ops(ready, metrics)),
 		lifecycle.Loop("recovery", rotator.Run),
 		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
 		lifecycle.Part{Name: "registrations", Stop: service.Close},
 		lifecycle.Loop("refresher", refresher.Run),
 		lifecycle.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, time.Second) }),
-		lifecycle.HTTP("callbacks", listeners[2], handler),
+		lifecycle.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
+		lifecycle.HTTP("callbacks", log, listeners[2], handler),
 		lifecycle.GRPC("grpc", listeners[4], server),
 		ready.Part(),
 	)

@@ -10,12 +10,14 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"tokenprovider/internal/lifecycle"
 	"tokenprovider/internal/rotation"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/settings"
+	"tokenprovider/internal/store"
 	"tokenprovider/tokenserver"
 )
 
@@ -29,8 +31,14 @@ type config struct {
 	settings.Storage
 	settings.Zoom
 	settings.Refreshing
-	RecallVerificationSecrets     secret.Text `env:"RECALL_VERIFICATION_SECRETS" placeholder:"SECRETS" help:"Recall's workspace verification secrets (whsec_…), separated by commas. If set, a callback without a valid, fresh signature by one of them is refused."`
-	RecallVerificationSecretsFile string      `env:"RECALL_VERIFICATION_SECRETS_FILE" placeholder:"FILE" help:"File that holds the verification secrets."`
+	RecallVerificationSecrets     secret.Text   `env:"RECALL_VERIFICATION_SECRETS" placeholder:"SECRETS" help:"Recall's workspace verification secrets (whsec_…), separated by commas. If set, a callback without a valid, fresh signature by one of them is refused."`
+	RecallVerificationSecretsFile string        `env:"RECALL_VERIFICATION_SECRETS_FILE" placeholder:"FILE" help:"File that holds the verification secrets."`
+	RecallVerificationRequired    bool          `env:"RECALL_VERIFICATION_REQUIRED" help:"Do not start without verification secrets."`
+	ZoomWebhookSecretToken        secret.Text   `env:"ZOOM_WEBHOOK_SECRET_TOKEN" placeholder:"TOKEN" help:"The Zoom app's Secret Token. If set, Zoom's webhook is taken at /zoom/events: a user who removes the app at Zoom is removed here."`
+	ZoomWebhookSecretTokenFile    string        `env:"ZOOM_WEBHOOK_SECRET_TOKEN_FILE" placeholder:"FILE" help:"File that holds the Secret Token."`
+	CacheSize                     int           `env:"CACHE_SIZE" default:"100000" help:"Credentials kept in memory, at most; each takes about 2 KiB."`
+	MaxWaiting                    int           `env:"MAX_WAITING" default:"1000" help:"Callbacks that may wait for Zoom at once; more are answered 503."`
+	DrainDelay                    time.Duration `env:"DRAIN_DELAY" default:"5s" help:"How long callbacks are still taken at a stop, once /readyz says no: time for load balancers to see it."`
 
 	verifier *tokenserver.Verifier
 }
@@ -40,7 +48,7 @@ func (c *config) Check(fault func(setting, text string)) {
 	c.Program.Check(fault)
 	c.Storage.Check(fault)
 	c.Refreshing.Check(fault)
-	settings.NotYet(fault, "ZOOM_WEBHOOK_SECRET_TOKEN", "ZOOM_WEBHOOK_SECRET_TOKEN_FILE", "ZOOM_APPS_FILE")
+	settings.NotYet(fault, "ZOOM_APPS_FILE")
 	if !c.RecallVerificationSecrets.IsZero() {
 		var secrets []secret.Text
 		for text := range strings.SplitSeq(c.RecallVerificationSecrets.Reveal(), ",") {
@@ -51,6 +59,17 @@ func (c *config) Check(fault func(setting, text string)) {
 			fault("RECALL_VERIFICATION_SECRETS", err.Error())
 		}
 		c.verifier = verifier
+	} else if c.RecallVerificationRequired {
+		fault("RECALL_VERIFICATION_SECRETS", "not set, though RECALL_VERIFICATION_REQUIRED is: Recall's workspace verification secrets (whsec_…)")
+	}
+	if c.CacheSize < 1 {
+		fault("CACHE_SIZE", "less than 1")
+	}
+	if c.MaxWaiting < 1 {
+		fault("MAX_WAITING", "less than 1")
+	}
+	if c.DrainDelay < 0 {
+		fault("DRAIN_DELAY", "less than 0")
 	}
 }
 
@@ -80,23 +99,43 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 		Apps: map[string]rotation.Zoom{settings.DefaultApp: c.Client(&http.Client{})},
 	})
+	cache, err := tokenserver.NewCache(grants, c.CacheSize, log.Named("cache"))
+	if err != nil {
+		return err
+	}
 	handler := tokenserver.New(tokenserver.Config{
-		Grants: grants, HandOuter: rotator, Log: log.Named("callback"), Metrics: metrics, Verifier: c.verifier,
+		Cache: cache, HandOuter: rotator, Log: log.Named("callback"), Metrics: metrics,
+		Verifier: c.verifier, Events: c.events(grants, log, metrics), MaxWaiting: c.MaxWaiting,
 	})
 	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log.Named("refresher")}
-	ready := &lifecycle.Readiness{Check: grants.Ping}
+	ready := &lifecycle.Readiness{Drain: c.DrainDelay, Check: func(ctx context.Context) error {
+		if cache.Warm() { // what is in memory can be served whether Redis is there or not
+			return nil
+		}
+		return grants.Ping(ctx)
+	}}
 	log.Info("token server started", zap.String("version", settings.Version()),
 		zap.Stringer("http", public.Addr()), zap.Stringer("ops", ops.Addr()), zap.Bool("signatures", c.verifier != nil))
 	if c.verifier == nil {
 		log.Warn("callbacks need no signature: set RECALL_VERIFICATION_SECRETS")
 	}
-	return lifecycle.Run(ctx, log, 45*time.Second,
+	return lifecycle.Run(ctx, log, c.DrainDelay+45*time.Second,
 		lifecycle.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(kept) }},
-		lifecycle.HTTP("ops", ops, lifecycle.Ops(ready, metrics)),
+		lifecycle.HTTP("ops", log, ops, lifecycle.Ops(ready, metrics)),
 		lifecycle.Loop("recovery", rotator.Run),
 		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
 		lifecycle.Loop("refresher", refresher.Run),
-		lifecycle.HTTP("callbacks", public, handler),
+		lifecycle.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
+		lifecycle.HTTP("callbacks", log, public, ready.Draining(handler)),
 		ready.Part(),
 	)
+}
+
+// events is the handler of Zoom's webhook, or nil.
+func (c *config) events(grants *store.Store, log *zap.Logger, metrics prometheus.Registerer) http.Handler {
+	if c.ZoomWebhookSecretToken.IsZero() {
+		return nil
+	}
+	apps := []tokenserver.App{{Name: settings.DefaultApp, ClientID: c.ZoomClientID, SecretToken: c.ZoomWebhookSecretToken}}
+	return tokenserver.NewEvents(grants, func() []tokenserver.App { return apps }, log.Named("events"), metrics)
 }

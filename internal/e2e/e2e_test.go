@@ -40,6 +40,9 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if kind, asked := os.LookupEnv(bareEnv); asked {
+		bare(kind)
+	}
 	os.Exit(func() int {
 		folder, err := os.MkdirTemp("", "tokenprovider-bin-")
 		if err != nil {

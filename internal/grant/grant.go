@@ -165,13 +165,13 @@ type Serving struct {
 
 // GoodFor reports whether the token can be handed out at now to someone who
 // needs it for ttl.
-func (s Serving) GoodFor(ttl time.Duration, now time.Time) bool {
+func (s *Serving) GoodFor(ttl time.Duration, now time.Time) bool {
 	return !s.Access.IsZero() && s.Expires.Sub(now) >= ttl
 }
 
 // Alive says whether the grant may be served at all: nil, [ErrReauthorize] or
 // [ErrDeleting].
-func (s Serving) Alive() error {
+func (s *Serving) Alive() error {
 	switch s.State {
 	case ReauthorizationRequired:
 		return ErrReauthorize

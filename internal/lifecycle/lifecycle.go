@@ -99,10 +99,15 @@ func Listen(ctx context.Context, setting, addr string) (net.Listener, error) {
 	return listener, nil
 }
 
-// HTTP is a part that serves a handler, within bounds that a slow or greedy
-// client cannot stretch.
-func HTTP(name string, listener net.Listener, handler http.Handler) Part {
+// HTTP is a part that serves a handler over HTTP/1.1 and h2c, within bounds that
+// a slow or greedy client cannot stretch.
+func HTTP(name string, log *zap.Logger, listener net.Listener, handler http.Handler) Part {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{
+		Protocols:         protocols,
+		ErrorLog:          zap.NewStdLog(log.Named(name)),
 		Handler:           handler,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,

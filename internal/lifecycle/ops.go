@@ -18,17 +18,36 @@ import (
 type Readiness struct {
 	// Check says what is missing; nil if nothing is.
 	Check func(ctx context.Context) error
+	// Drain is how long, once readiness has ended at a stop, the program goes on
+	// taking work: time for load balancers to see it.
+	Drain time.Duration
 
 	stopping atomic.Bool
 }
 
 // Part makes readiness end when the program stops. It belongs last, so that it
-// is stopped first.
+// is stopped first, and the rest once the load balancers have seen it.
 func (r *Readiness) Part() Part {
-	return Part{Name: "readiness", Stop: func(context.Context) error {
+	return Part{Name: "readiness", Stop: func(ctx context.Context) error {
 		r.stopping.Store(true)
+		select {
+		case <-time.After(r.Drain):
+		case <-ctx.Done():
+		}
 		return nil
 	}}
+}
+
+// Draining asks clients to leave their connections while readiness has ended,
+// each with the answer to its last request: a connection that is closed between
+// two may cost the second.
+func (r *Readiness) Draining(handler http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		if r.stopping.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		handler.ServeHTTP(w, request)
+	})
 }
 
 // Ready returns nil if the program should be sent work.

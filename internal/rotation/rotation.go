@@ -163,6 +163,17 @@ func (r *Rotator) Plan(tokens grant.Tokens) time.Time {
 	return grant.Due(tokens.Issued, tokens.Expires, r.RefreshBefore, rand.Float64()) //nolint:gosec // jitter is no secret
 }
 
+// Ready reports whether serving may be handed out as it is, at now, to somebody
+// who needs the token for ttl: it is alive, good, and its renewal not near.
+func (r *Rotator) Ready(serving *grant.Serving, ttl time.Duration, now time.Time) bool {
+	return serving.Alive() == nil && serving.GoodFor(ttl, now) && !r.near(serving, now)
+}
+
+// near reports whether the renewal by plan may end the token any moment.
+func (r *Rotator) near(serving *grant.Serving, now time.Time) bool {
+	return !now.Before(serving.Plan.Add(-r.InUse))
+}
+
 // HandOut returns what may be handed out now to somebody who has read serving
 // and needs the token for ttl. Mostly that is serving itself.
 //
@@ -178,11 +189,10 @@ func (r *Rotator) HandOut(ctx context.Context, id grant.ID, serving grant.Servin
 		return grant.Serving{}, err
 	}
 	now := time.Now()
-	good := serving.GoodFor(ttl, now)
-	near := !now.Before(serving.Plan.Add(-r.InUse))
-	if good && !near {
+	if r.Ready(&serving, ttl, now) {
 		return serving, nil
 	}
+	good, near := serving.GoodFor(ttl, now), r.near(&serving, now)
 	goodUntil := now.Add(ttl)
 	if good {
 		goodUntil = serving.Expires.Add(time.Millisecond) // any that is newer

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/seal"
@@ -35,7 +36,7 @@ func BenchmarkIdle(b *testing.B) {
 		b.Fatal(err)
 	}
 	client := redis.Client()
-	fill(b, store.New(client, keyset), grants)
+	fill(b, store.New(client, keyset), grants, time.Hour)
 	p := launch(b, "tokenserver", []string{
 		"REDIS_URL=" + redis.URL(), "KEYSET_FILE=" + file, "ZOOM_CLIENT_ID=x", "ZOOM_CLIENT_SECRET=x",
 		"HTTP_ADDR=127.0.0.1:0", "OPS_ADDR=127.0.0.1:0",
@@ -51,8 +52,11 @@ func BenchmarkIdle(b *testing.B) {
 	}
 }
 
-func fill(b *testing.B, grants *store.Store, n int) {
+// fill stores grants whose tokens are as long as Zoom's, and returns the paths of
+// their callbacks.
+func fill(b *testing.B, grants *store.Store, n int, due time.Duration) []string {
 	b.Helper()
+	paths := make([]string, n)
 	work := make(chan int)
 	var wg sync.WaitGroup
 	for range 16 {
@@ -60,10 +64,15 @@ func fill(b *testing.B, grants *store.Store, n int) {
 			for i := range work {
 				user, now := fmt.Sprint("user-", i), time.Now()
 				token := secret.New(strings.Repeat("x", 800) + user)
-				_, err := grants.Change(context.Background(), grant.NewID("default", user), 0, store.Change{Consent: &store.Consent{
-					App: "default", User: user, Due: now.Add(time.Hour),
-					Tokens: grant.Tokens{Access: token, Refresh: token, Issued: now, Expires: now.Add(2 * time.Hour)},
-				}})
+				address := callback.NewAddress(grant.NewID("default", user))
+				paths[i] = callback.Prefix + string(address.ID) + "/" + address.Secret.Reveal()
+				_, err := grants.Change(context.Background(), address.ID, 0, store.Change{
+					Consent: &store.Consent{
+						App: "default", User: user, Due: now.Add(due),
+						Tokens: grant.Tokens{Access: token, Refresh: token, Issued: now, Expires: now.Add(due + time.Hour)},
+					},
+					Keys: &[]grant.CallbackKey{address.Key()},
+				})
 				if err != nil {
 					b.Error(err)
 				}
@@ -75,6 +84,7 @@ func fill(b *testing.B, grants *store.Store, n int) {
 	}
 	close(work)
 	wg.Wait()
+	return paths
 }
 
 // processorOf is the processor time that a process has used (proc(5), stat).

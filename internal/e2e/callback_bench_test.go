@@ -1,0 +1,238 @@
+package e2e_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/seal"
+	"tokenprovider/internal/store"
+)
+
+const (
+	benchTokens  = 1000 // credentials that are asked for
+	benchRounds  = 5
+	benchSeconds = 4
+)
+
+// bareEnv makes this test binary a bare server instead: "constant" answers with
+// the same bytes as a token server, "get" reads them from Redis first.
+const bareEnv = "E2E_BARE"
+
+// bare is the baseline: net/http, and nothing that is ours.
+func bare(kind string) {
+	token := strings.Repeat("x", 806)
+	client := goredis.NewClient(&goredis.Options{Addr: os.Getenv("E2E_REDIS")})
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		body := token
+		if kind == "get" {
+			value, err := client.Get(r.Context(), "bare").Result()
+			if err != nil {
+				http.Error(w, "", http.StatusInternalServerError)
+				return
+			}
+			body = value
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		_, _ = io.WriteString(w, body)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(listener.Addr())
+	server := &http.Server{
+		Handler: http.HandlerFunc(handler), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: 20 * time.Second, IdleTimeout: 2 * time.Minute,
+	}
+	panic(server.Serve(listener))
+}
+
+func startBare(b *testing.B, kind, redis string) (address string, pid int) {
+	b.Helper()
+	command := exec.Command(os.Args[0])
+	command.Env = append(os.Environ(), bareEnv+"="+kind, "E2E_REDIS="+redis)
+	stdout, err := command.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		_ = command.Process.Kill()
+		_ = command.Wait()
+	})
+	lines := bufio.NewScanner(stdout)
+	lines.Scan()
+	return lines.Text(), command.Process.Pid
+}
+
+// contestant is a server under load.
+type contestant struct {
+	name    string
+	address string
+	pid     int
+	signed  bool
+	paths   []string
+
+	rates, p50, p99, p999, costs []float64
+}
+
+// BenchmarkCallback loads the token server, with all its checks and metrics on,
+// beside a handler that returns the same bytes and one that reads them from
+// Redis: the same requests, in turn, in the same run. It needs wrk.
+func BenchmarkCallback(b *testing.B) {
+	redis := redistest.Start(b, "--appendfsync", "no")
+	json, err := seal.Generate()
+	if err != nil {
+		b.Fatal(err)
+	}
+	keyset, err := seal.Parse(json)
+	if err != nil {
+		b.Fatal(err)
+	}
+	file := filepath.Join(b.TempDir(), "keyset.json")
+	if err := os.WriteFile(file, json, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	client := redis.Client()
+	paths := fill(b, store.New(client, keyset), benchTokens, time.Hour)
+	if err := client.Set(b.Context(), "bare", strings.Repeat("x", 806), 0).Err(); err != nil {
+		b.Fatal(err)
+	}
+	tokenServer := func(name string, paths []string, signed bool, env ...string) *contestant {
+		p := launch(b, "tokenserver", append([]string{
+			"REDIS_URL=" + redis.URL(), "KEYSET_FILE=" + file, "ZOOM_CLIENT_ID=x", "ZOOM_CLIENT_SECRET=x",
+			"HTTP_ADDR=127.0.0.1:0", "OPS_ADDR=127.0.0.1:0", "DRAIN_DELAY=0s",
+		}, env...))
+		return &contestant{name: name, address: p.await(`"http":"([^"]+)"`), pid: p.command.Process.Pid, signed: signed, paths: paths}
+	}
+	baseline := func(name, kind string, signed bool) *contestant {
+		address, pid := startBare(b, kind, redis.Addr)
+		return &contestant{name: name, address: address, pid: pid, signed: signed, paths: paths}
+	}
+	all := []*contestant{
+		baseline("bare handler", "constant", false),
+		tokenServer("token server, warm", paths, false),
+		baseline("bare handler, signed requests", "constant", true),
+		tokenServer("token server, warm, signed requests", paths, true, "RECALL_VERIFICATION_SECRETS="+verification),
+		baseline("handler with one GET", "get", false),
+		tokenServer("token server, cold", paths, false, "CACHE_SIZE=1"),
+	}
+	for b.Loop() {
+		for range benchRounds {
+			for _, c := range all {
+				c.load(b)
+			}
+		}
+	}
+	out := &strings.Builder{}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(table, "\trequests/s\tratio\tp50\tp99\tratio\tp99.9\tprocessor\tRSS")
+	for i, c := range all {
+		base := all[i/2*2]
+		_, _ = fmt.Fprintf(table, "%s\t%.0f\t%.3f\t%.2f ms\t%.2f ms\t%.2f\t%.2f ms\t%.1f µs\t%d MiB\n", c.name,
+			middle(c.rates), middle(c.rates)/middle(base.rates), middle(c.p50), middle(c.p99), middle(c.p99)/middle(base.p99),
+			middle(c.p999), middle(c.costs), residentOf(b, c.pid)>>20)
+	}
+	_ = table.Flush()
+	b.Log("\n" + out.String())
+}
+
+func middle(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}
+
+// load sends requests for some seconds, as fast as they are answered.
+func (c *contestant) load(b *testing.B) {
+	b.Helper()
+	headers := ""
+	if c.signed {
+		webhook, err := standardwebhooks.NewWebhook(verification)
+		if err != nil {
+			b.Fatal(err)
+		}
+		now := time.Now()
+		signature, err := webhook.Sign("msg_p5jXN8AQM9LWM0D4loKWxJek", now, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		headers = fmt.Sprintf(`headers["webhook-id"] = "msg_p5jXN8AQM9LWM0D4loKWxJek"
+headers["webhook-timestamp"] = "%d"
+headers["webhook-signature"] = "%s"
+`, now.Unix(), signature)
+	}
+	script := filepath.Join(b.TempDir(), "load.lua")
+	text := "local headers = {}\n" + headers + `local requests, n = {}, 0
+init = function()
+  for path in io.lines("` + filepath.Join(filepath.Dir(script), "paths") + `") do requests[#requests + 1] = wrk.format("GET", path, headers) end
+end
+request = function()
+  n = n % #requests + 1
+  return requests[n]
+end
+done = function(summary, latency)
+  print(string.format("result %f %f %f %f %d %d", summary.requests / summary.duration * 1e6, latency:percentile(50) / 1e3,
+    latency:percentile(99) / 1e3, latency:percentile(99.9) / 1e3, summary.requests,
+    summary.errors.status + summary.errors.read + summary.errors.timeout + summary.errors.connect))
+end
+`
+	for name, content := range map[string]string{script: text, filepath.Join(filepath.Dir(script), "paths"): strings.Join(c.paths, "\n")} {
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			b.Fatal(err)
+		}
+	}
+	cpu := processorOf(b, c.pid)
+	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+	defer cancel()
+	output, err := exec.CommandContext(ctx, "wrk", "-t1", "-c32", fmt.Sprint("-d", benchSeconds, "s"), "--latency", "-s", script, "http://"+c.address).Output()
+	if err != nil {
+		b.Fatalf("wrk: %v (on Debian: apt-get install wrk)", err)
+	}
+	cpu = processorOf(b, c.pid) - cpu
+	_, result, ok := strings.Cut(string(output), "result ")
+	var rate, p50, p99, p999 float64
+	var requests, errs int
+	if n, err := fmt.Sscan(result, &rate, &p50, &p99, &p999, &requests, &errs); !ok || n != 6 {
+		b.Fatalf("wrk said nothing to the point: %v", err)
+	}
+	if errs > 0 {
+		b.Fatalf("%s: %d of %d requests failed", c.name, errs, requests)
+	}
+	c.rates, c.p50, c.p99, c.p999 = append(c.rates, rate), append(c.p50, p50), append(c.p99, p99), append(c.p999, p999)
+	c.costs = append(c.costs, float64(cpu.Microseconds())/float64(requests))
+}
+
+// residentOf is the memory that a process has, in bytes (proc(5), statm).
+func residentOf(b *testing.B, pid int) int {
+	b.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	pages, err := strconv.Atoi(strings.Fields(string(text))[1])
+	if err != nil {
+		b.Fatal(err)
+	}
+	return pages * os.Getpagesize()
+}

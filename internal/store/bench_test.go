@@ -1,0 +1,58 @@
+package store_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"tokenprovider/internal/callback"
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/seal"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
+)
+
+// BenchmarkServing is a callback's one read, beside the read of one plain key.
+func BenchmarkServing(b *testing.B) {
+	json, err := seal.Generate()
+	if err != nil {
+		b.Fatal(err)
+	}
+	keyset, err := seal.Parse(json)
+	if err != nil {
+		b.Fatal(err)
+	}
+	client := redistest.Start(b, "--appendfsync", "no").Client()
+	s := store.New(client, keyset)
+	address := callback.NewAddress(grant.NewID("default", "ann"))
+	now := time.Now()
+	token := secret.New(strings.Repeat("x", 806))
+	if _, err := s.Change(b.Context(), address.ID, 0, store.Change{
+		Consent: &store.Consent{App: "default", User: "ann", Due: now.Add(time.Hour), Tokens: grant.Tokens{
+			Access: token, Refresh: token, Issued: now, Expires: now.Add(time.Hour),
+		}},
+		Keys: &[]grant.CallbackKey{address.Key()},
+	}); err != nil {
+		b.Fatal(err)
+	}
+	if err := client.Set(b.Context(), "bare", token.Reveal(), 0).Err(); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("GET", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := client.Get(b.Context(), "bare").Err(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("Serving", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := s.Serving(b.Context(), address.ID); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,195 @@
+package tokenserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+	"go.uber.org/zap"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/store"
+)
+
+// Grants reads what a callback needs; see [store.Store.Serving].
+type Grants interface {
+	Serving(ctx context.Context, id grant.ID) (grant.Serving, error)
+}
+
+// Cache keeps opened records in memory, ready to be served, and drops each as
+// soon as it is told that the record has changed: it is a [store.Follower].
+//
+// A record that was read while every change is told is trusted until its change
+// is. When changes may be missed, nothing in the cache is trusted: the next use
+// of a record reads it again. Only when Redis cannot be read is it served as it
+// is, while its token is good; no renewal can have begun then, as its first step
+// is to write to Redis.
+type Cache struct {
+	grants  Grants
+	log     *zap.Logger
+	records *otter.Cache[grant.ID, *record]
+	loader  otter.LoaderFunc[grant.ID, *record]
+
+	era    atomic.Int64 // a time during which every change is told; 0: not now
+	eras   int64        // that there were
+	outage outage
+	good   atomic.Int64 // until when the longest-lived token is good, in ms
+}
+
+// record is a grant, ready to be served. Nobody changes it.
+type record struct {
+	grant.Serving
+	length []string // value of its Content-Length
+	era    int64    // in which it was read
+}
+
+const (
+	readTime   = 2 * time.Second        // for a read
+	verifyTime = 200 * time.Millisecond // for one that can be done without
+)
+
+// NewCache returns a cache of at most size records, in front of grants. It does
+// no I/O; until [Cache.Live] is called nothing in it is trusted.
+func NewCache(grants Grants, size int, log *zap.Logger) (*Cache, error) {
+	c := &Cache{grants: grants, log: log}
+	c.loader = c.read
+	records, err := otter.New(&otter.Options[grant.ID, *record]{
+		MaximumSize: size,
+		// Never by itself: asked for with Refresh, it replaces a record in place.
+		RefreshCalculator: otter.RefreshWriting[grant.ID, *record](1<<63 - 1),
+		Logger:            &otter.NoopLogger{}, // whoever asks is told
+	})
+	if err != nil {
+		return nil, fmt.Errorf("making the cache: %w", err)
+	}
+	c.records = records
+	return c, nil
+}
+
+// get returns a grant's record. It is fresh if it was read for this very call.
+func (c *Cache) get(ctx context.Context, id grant.ID) (r *record, fresh bool, err error) {
+	r, cached := c.records.GetIfPresent(id)
+	switch {
+	case cached && r.era != 0 && r.era == c.era.Load():
+		return r, false, nil
+	case cached:
+		return c.verify(ctx, id, r)
+	case c.outage.on(time.Now()):
+		return nil, false, store.ErrDown
+	}
+	r, err = c.records.Get(ctx, id, c.loader)
+	if errors.Is(err, otter.ErrNotFound) {
+		err = grant.ErrNotFound
+	}
+	return r, true, err
+}
+
+// verify reads again a record that is not to be trusted, and makes do with it if
+// Redis cannot be read.
+func (c *Cache) verify(ctx context.Context, id grant.ID, r *record) (*record, bool, error) {
+	if c.outage.on(time.Now()) {
+		return r, false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, verifyTime)
+	defer cancel()
+	select {
+	case read := <-c.records.Refresh(ctx, id, c.loader):
+		switch {
+		case read.Err == nil:
+			return read.Value, true, nil
+		case errors.Is(read.Err, otter.ErrNotFound):
+			return nil, true, grant.ErrNotFound
+		case !errors.Is(read.Err, store.ErrDown):
+			return nil, true, read.Err
+		}
+	case <-ctx.Done():
+		c.outage.begin(time.Now())
+	}
+	return r, false, nil
+}
+
+// again reads a record past the cache.
+func (c *Cache) again(ctx context.Context, id grant.ID) (*record, error) {
+	if c.outage.on(time.Now()) {
+		return nil, store.ErrDown
+	}
+	return c.read(ctx, id)
+}
+
+// read reads a record from Redis.
+func (c *Cache) read(ctx context.Context, id grant.ID) (*record, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
+	era := c.era.Load()
+	serving, err := c.grants.Serving(ctx, id)
+	switch {
+	case errors.Is(err, grant.ErrNotFound):
+		c.outage.end()
+		return nil, errors.Join(otter.ErrNotFound, err)
+	case errors.Is(err, store.ErrDown):
+		c.outage.begin(time.Now())
+		return nil, err
+	case err != nil:
+		return nil, err
+	}
+	c.outage.end()
+	good := serving.Expires.Add(-grant.MinTTL).UnixMilli()
+	for {
+		longest := c.good.Load()
+		if good <= longest || c.good.CompareAndSwap(longest, good) {
+			break
+		}
+	}
+	return newRecord(serving, era), nil
+}
+
+func newRecord(serving grant.Serving, era int64) *record {
+	return &record{serving, []string{strconv.Itoa(len(serving.Access.Reveal()))}, era}
+}
+
+// Warm reports whether there is a credential that can be served without Redis.
+func (c *Cache) Warm() bool { return time.Now().UnixMilli() < c.good.Load() }
+
+// Live implements [store.Follower].
+func (c *Cache) Live() {
+	c.outage.end()
+	c.eras++
+	c.era.Store(c.eras)
+	c.log.Info("following the changes of grants")
+}
+
+// Changed implements [store.Follower].
+func (c *Cache) Changed(id grant.ID) { c.records.Invalidate(id) }
+
+// Lost implements [store.Follower].
+func (c *Cache) Lost(why error) {
+	if errors.Is(why, store.ErrSilent) {
+		c.outage.begin(time.Now())
+	}
+	if c.era.Swap(0) != 0 {
+		c.log.Warn("changes of grants may be missed: every record is read again before it is served", zap.Error(why))
+	}
+}
+
+// outage remembers that Redis could not be read, so that not every request has
+// to find out. During one, a single request a second tries.
+type outage struct{ next atomic.Int64 } // when to try again, in ns; 0: no outage
+
+const retryOutage = time.Second
+
+func (o *outage) begin(now time.Time) { o.next.Store(now.Add(retryOutage).UnixNano()) }
+func (o *outage) end()                { o.next.Store(0) }
+
+// on reports whether Redis is to be left alone. It returns false to whoever is
+// to try.
+func (o *outage) on(now time.Time) bool {
+	next := o.next.Load()
+	if next == 0 {
+		return false
+	}
+	return now.UnixNano() < next || !o.next.CompareAndSwap(next, now.Add(retryOutage).UnixNano())
+}
