@@ -104,8 +104,12 @@ func start(t *testing.T) *world {
 		Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
 		Hold: time.Nanosecond, Settle: time.Nanosecond,
 	})
+	cache, err := tokenserver.NewCache(w.store, 1000, zap.New(core))
+	if err != nil {
+		t.Fatal(err)
+	}
 	tokens := httptest.NewServer(tokenserver.New(tokenserver.Config{
-		Grants: w.store, HandOuter: rotator, Log: zap.New(core), Metrics: prometheus.NewRegistry(),
+		Cache: cache, HandOuter: rotator, Log: zap.New(core), Metrics: prometheus.NewRegistry(),
 	}))
 	w.base = parse(t, tokens.URL)
 	w.service = registrar.New(registrar.Config{

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -15,7 +14,8 @@ import (
 	"tokenprovider/internal/store"
 )
 
-// Grants reads what a callback needs; see [store.Store.Serving].
+// Grants reads what a callback needs, within some seconds whatever its context;
+// see [store.Store.Serving].
 type Grants interface {
 	Serving(ctx context.Context, id grant.ID) (grant.Serving, error)
 }
@@ -31,8 +31,8 @@ type Grants interface {
 type Cache struct {
 	grants  Grants
 	log     *zap.Logger
-	records *otter.Cache[grant.ID, *record]
-	loader  otter.LoaderFunc[grant.ID, *record]
+	records *otter.Cache[key, *record]
+	loader  otter.LoaderFunc[key, *record]
 
 	era    atomic.Int64 // a time during which every change is told; 0: not now
 	eras   int64        // that there were
@@ -40,27 +40,34 @@ type Cache struct {
 	good   atomic.Int64 // until when the longest-lived token is good, in ms
 }
 
-// record is a grant, ready to be served. Nobody changes it.
-type record struct {
-	grant.Serving
-	length []string // value of its Content-Length
-	era    int64    // in which it was read
+// key is a grant's ID, in a form that is found without following a pointer.
+type key [26]byte
+
+func keyOf(id grant.ID) (k key) {
+	copy(k[:], id)
+	return k
 }
 
-const (
-	readTime   = 2 * time.Second        // for a read
-	verifyTime = 200 * time.Millisecond // for one that can be done without
-)
+// record is a grant, ready to be served. Nobody changes it. What is looked at
+// lies together: where records are many, the time goes into reaching them.
+type record struct {
+	grant.Serving
+	era  int64                // in which it was read
+	keys [2]grant.CallbackKey // of Serving, where they are so few
+}
+
+// verifyTime is how long a read may take that can be done without.
+const verifyTime = 200 * time.Millisecond
 
 // NewCache returns a cache of at most size records, in front of grants. It does
 // no I/O; until [Cache.Live] is called nothing in it is trusted.
 func NewCache(grants Grants, size int, log *zap.Logger) (*Cache, error) {
 	c := &Cache{grants: grants, log: log}
-	c.loader = c.read
-	records, err := otter.New(&otter.Options[grant.ID, *record]{
+	c.loader = func(ctx context.Context, k key) (*record, error) { return c.read(ctx, grant.ID(k[:])) }
+	records, err := otter.New(&otter.Options[key, *record]{
 		MaximumSize: size,
 		// Never by itself: asked for with Refresh, it replaces a record in place.
-		RefreshCalculator: otter.RefreshWriting[grant.ID, *record](1<<63 - 1),
+		RefreshCalculator: otter.RefreshWriting[key, *record](1<<63 - 1),
 		Logger:            &otter.NoopLogger{}, // whoever asks is told
 	})
 	if err != nil {
@@ -72,7 +79,7 @@ func NewCache(grants Grants, size int, log *zap.Logger) (*Cache, error) {
 
 // get returns a grant's record. It is fresh if it was read for this very call.
 func (c *Cache) get(ctx context.Context, id grant.ID) (r *record, fresh bool, err error) {
-	r, cached := c.records.GetIfPresent(id)
+	r, cached := c.records.GetIfPresent(keyOf(id))
 	switch {
 	case cached && r.era != 0 && r.era == c.era.Load():
 		return r, false, nil
@@ -81,7 +88,7 @@ func (c *Cache) get(ctx context.Context, id grant.ID) (r *record, fresh bool, er
 	case c.outage.on(time.Now()):
 		return nil, false, store.ErrDown
 	}
-	r, err = c.records.Get(ctx, id, c.loader)
+	r, err = c.records.Get(ctx, keyOf(id), c.loader)
 	if errors.Is(err, otter.ErrNotFound) {
 		err = grant.ErrNotFound
 	}
@@ -97,7 +104,7 @@ func (c *Cache) verify(ctx context.Context, id grant.ID, r *record) (*record, bo
 	ctx, cancel := context.WithTimeout(ctx, verifyTime)
 	defer cancel()
 	select {
-	case read := <-c.records.Refresh(ctx, id, c.loader):
+	case read := <-c.records.Refresh(ctx, keyOf(id), c.loader):
 		switch {
 		case read.Err == nil:
 			return read.Value, true, nil
@@ -122,8 +129,6 @@ func (c *Cache) again(ctx context.Context, id grant.ID) (*record, error) {
 
 // read reads a record from Redis.
 func (c *Cache) read(ctx context.Context, id grant.ID) (*record, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTime)
-	defer cancel()
 	era := c.era.Load()
 	serving, err := c.grants.Serving(ctx, id)
 	switch {
@@ -148,7 +153,12 @@ func (c *Cache) read(ctx context.Context, id grant.ID) (*record, error) {
 }
 
 func newRecord(serving grant.Serving, era int64) *record {
-	return &record{serving, []string{strconv.Itoa(len(serving.Access.Reveal()))}, era}
+	r := &record{Serving: serving, era: era}
+	if n := len(serving.Keys); n <= len(r.keys) {
+		copy(r.keys[:], serving.Keys)
+		r.Keys = r.keys[:n]
+	}
+	return r
 }
 
 // Warm reports whether there is a credential that can be served without Redis.
@@ -163,7 +173,7 @@ func (c *Cache) Live() {
 }
 
 // Changed implements [store.Follower].
-func (c *Cache) Changed(id grant.ID) { c.records.Invalidate(id) }
+func (c *Cache) Changed(id grant.ID) { c.records.Invalidate(keyOf(id)) }
 
 // Lost implements [store.Follower].
 func (c *Cache) Lost(why error) {

@@ -41,10 +41,9 @@ func newMetrics(registerer prometheus.Registerer) metrics {
 }
 
 func (m *metrics) served(expires, began time.Time) {
-	now := time.Now()
 	m.servedCount.Inc()
-	m.servedTime.Observe(now.Sub(began).Seconds())
-	m.left.Observe(expires.Sub(now).Seconds())
+	m.servedTime.Observe(time.Since(began).Seconds())
+	m.left.Observe(expires.Sub(began).Seconds())
 }
 
 func (m *metrics) refused(outcome string, began time.Time) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -80,6 +81,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := settings.Parse("tokenserver", about, &c, args, stdout); err != nil {
 		return err
 	}
+	boundMemory(c.CacheSize)
 	log := c.Logger(stderr)
 	grants, kept, err := c.Open(ctx, log)
 	if err != nil {
@@ -129,6 +131,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		lifecycle.HTTP("callbacks", log, public, ready.Draining(handler)),
 		ready.Part(),
 	)
+}
+
+// boundMemory lets the heap grow before it is collected, as most of what a
+// callback leaves behind is garbage at once, and bounds it by what the cache may
+// hold. The operator's own GOGC and GOMEMLIMIT win.
+func boundMemory(cacheSize int) {
+	const base, credential = 64 << 20, 1600 // bytes
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(base + int64(cacheSize)*credential)
+	}
 }
 
 // events is the handler of Zoom's webhook, or nil.

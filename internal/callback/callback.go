@@ -60,9 +60,10 @@ func (a Address) Opens(keys []grant.CallbackKey, now time.Time) bool {
 	return opens
 }
 
-// fingerprint binds the secret to its grant.
+// fingerprint is of the secret alone: what binds it to its grant is the seal of
+// the grant's keys.
 func (a Address) fingerprint() grant.Fingerprint {
-	return seal.Sum("callback", string(a.ID), a.Secret.Reveal())
+	return seal.Sum("callback", a.Secret.Reveal())
 }
 
 // ParsePath reads the path of a request, as it stands in the request line.

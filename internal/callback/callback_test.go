@@ -57,7 +57,6 @@ func TestOpens(t *testing.T) {
 	ended.NotAfter = now
 	ending := address.Key()
 	ending.NotAfter = now.Add(1)
-	elsewhere := callback.Address{ID: grant.NewID("app", "user2"), Secret: address.Secret}
 	for name, c := range map[string]struct {
 		address callback.Address
 		keys    []grant.CallbackKey
@@ -69,7 +68,6 @@ func TestOpens(t *testing.T) {
 		"its key, ended":          {address, []grant.CallbackKey{ended}, false},
 		"another's key":           {address, []grant.CallbackKey{other.Key()}, false},
 		"no key":                  {address, nil, false},
-		"its key, another's id":   {elsewhere, []grant.CallbackKey{address.Key()}, false},
 		"an empty fingerprint":    {address, []grant.CallbackKey{{}}, false},
 		"ended first, then alive": {address, []grant.CallbackKey{ended, ending}, true},
 	} {

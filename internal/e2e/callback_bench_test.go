@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"bufio"
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -25,10 +26,11 @@ import (
 	"tokenprovider/internal/store"
 )
 
-const (
-	benchTokens  = 1000 // credentials that are asked for
-	benchRounds  = 5
-	benchSeconds = 4
+const benchTokens = 1000 // credentials that are asked for
+
+var (
+	benchRounds  = flag.Int("rounds", 5, "rounds of the callback's benchmark")
+	benchSeconds = flag.Int("seconds", 4, "length of one load in a round")
 )
 
 // bareEnv makes this test binary a bare server instead: "constant" answers with
@@ -139,7 +141,7 @@ func BenchmarkCallback(b *testing.B) {
 		tokenServer("token server, cold", paths, false, "CACHE_SIZE=1"),
 	}
 	for b.Loop() {
-		for range benchRounds {
+		for range *benchRounds {
 			for _, c := range all {
 				c.load(b)
 			}
@@ -205,7 +207,7 @@ end
 	cpu := processorOf(b, c.pid)
 	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
 	defer cancel()
-	output, err := exec.CommandContext(ctx, "wrk", "-t1", "-c32", fmt.Sprint("-d", benchSeconds, "s"), "--latency", "-s", script, "http://"+c.address).Output()
+	output, err := exec.CommandContext(ctx, "wrk", "-t1", "-c32", fmt.Sprint("-d", *benchSeconds, "s"), "--latency", "-s", script, "http://"+c.address).Output()
 	if err != nil {
 		b.Fatalf("wrk: %v (on Debian: apt-get install wrk)", err)
 	}

@@ -8,7 +8,6 @@ package grant
 import (
 	"crypto/sha256"
 	"encoding/base32"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"time"
@@ -124,27 +123,12 @@ type Grant struct {
 
 // CallbackKey is a callback secret that is accepted, known by its fingerprint.
 type CallbackKey struct {
-	Fingerprint Fingerprint `json:"f"`
-	NotAfter    time.Time   `json:"n,omitzero"` // zero: no end
+	Fingerprint Fingerprint
+	NotAfter    time.Time // to the millisecond; zero: no end
 }
 
 // Fingerprint is what is kept of a callback secret.
 type Fingerprint [sha256.Size]byte
-
-// MarshalText implements [encoding.TextMarshaler]: base64url.
-func (f Fingerprint) MarshalText() ([]byte, error) {
-	return base64.RawURLEncoding.AppendEncode(nil, f[:]), nil
-}
-
-// UnmarshalText implements [encoding.TextUnmarshaler].
-func (f *Fingerprint) UnmarshalText(text []byte) error {
-	decoded, err := base64.RawURLEncoding.AppendDecode(nil, text)
-	if err != nil || len(decoded) != len(f) {
-		return errors.New("not a fingerprint")
-	}
-	copy(f[:], decoded)
-	return nil
-}
 
 // Tokens is Zoom's answer to a code or to a refresh token.
 type Tokens struct {

@@ -114,7 +114,7 @@ func TestAlive(t *testing.T) {
 		grant.Pending: nil, grant.Active: nil, grant.Degraded: nil,
 		grant.ReauthorizationRequired: grant.ErrReauthorize, grant.Deleting: grant.ErrDeleting,
 	} {
-		if got := (grant.Serving{State: state}).Alive(); !errors.Is(got, want) {
+		if got := (&grant.Serving{State: state}).Alive(); !errors.Is(got, want) {
 			t.Errorf("%s: %v, want %v", state, got, want)
 		}
 	}

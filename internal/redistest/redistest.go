@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -90,6 +91,20 @@ func (s *Server) Kill() {
 	_ = s.command.Process.Kill()
 	_ = s.command.Wait()
 	s.command = nil
+}
+
+// Freeze stops the server without ending it or a connection, until
+// [Server.Thaw].
+func (s *Server) Freeze() { s.signal(syscall.SIGSTOP) }
+
+// Thaw ends [Server.Freeze].
+func (s *Server) Thaw() { s.signal(syscall.SIGCONT) }
+
+func (s *Server) signal(signal syscall.Signal) {
+	s.tb.Helper()
+	if err := s.command.Process.Signal(signal); err != nil {
+		s.tb.Fatalf("signalling redis-server: %v", err)
+	}
 }
 
 // URL returns the server's REDIS_URL.

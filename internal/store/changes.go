@@ -66,7 +66,6 @@ func (s *Store) Follow(ctx context.Context, f Follower) {
 func (s *Store) follow(ctx context.Context, f Follower) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	breaks := s.Breaks()
 	nodes, err := s.subscriptions(ctx)
 	if err != nil {
 		return err
@@ -75,7 +74,7 @@ func (s *Store) follow(ctx context.Context, f Follower) error {
 	ended := make(chan error, len(nodes))
 	var wg sync.WaitGroup
 	for _, node := range nodes {
-		wg.Go(func() { ended <- s.listen(ctx, node, breaks, told) })
+		wg.Go(func() { ended <- s.listen(ctx, node, told) })
 	}
 	err = <-ended
 	cancel()
@@ -146,7 +145,7 @@ func (s *Store) subscriptions(ctx context.Context) ([]subscription, error) {
 }
 
 // listen follows one server until something is wrong.
-func (s *Store) listen(ctx context.Context, node subscription, breaks int64, f *sequel) error {
+func (s *Store) listen(ctx context.Context, node subscription, f *sequel) error {
 	var link *redis.PubSub
 	var err error
 	if node.sharded {
@@ -162,7 +161,7 @@ func (s *Store) listen(ctx context.Context, node subscription, breaks int64, f *
 	if err != nil {
 		return fmt.Errorf("following changes: %w", err)
 	}
-	heard, asked := time.Now(), time.Time{}
+	heard, asked, breaks := time.Now(), time.Time{}, int64(-1)
 	for confirmed := 0; ctx.Err() == nil; {
 		message, err := link.ReceiveTimeout(ctx, beat)
 		var timeout interface{ Timeout() bool }
@@ -183,6 +182,7 @@ func (s *Store) listen(ctx context.Context, node subscription, breaks int64, f *
 				return errors.New("following changes: the subscription was begun anew")
 			}
 			if confirmed == len(node.channels) {
+				breaks = s.Breaks()
 				f.Live()
 			}
 		}
@@ -190,7 +190,7 @@ func (s *Store) listen(ctx context.Context, node subscription, breaks int64, f *
 		if now.Sub(heard) > silence {
 			return fmt.Errorf("following changes: %w", ErrSilent)
 		}
-		if s.Breaks() != breaks {
+		if breaks >= 0 && s.Breaks() != breaks {
 			return errors.New("following changes: Redis has restarted or another server has taken over")
 		}
 		if now.Sub(asked) >= beat { // also while messages come: the server may have been replaced

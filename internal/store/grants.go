@@ -3,7 +3,7 @@ package store
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
@@ -38,24 +38,25 @@ func (s *Store) Get(ctx context.Context, id grant.ID) (grant.Grant, error) {
 	return s.decode(id, fields)
 }
 
-var servingFields = []string{"state", fieldAccess, "expires", "plan", fieldKeys}
+// servingFields are what a callback needs of a record.
+var servingFields = [...]string{"state", "expires", "plan", fieldAccess, fieldKeys}
 
 // Serving reads what a callback needs, in one read. It answers
 // [grant.ErrNotFound] or [ErrDown]. Where there is no grant it opens a decoy, so
 // that its time does not tell whether there is one.
 func (s *Store) Serving(ctx context.Context, id grant.ID) (grant.Serving, error) {
-	values, err := s.redis.HMGet(ctx, grantKey(id), servingFields...).Result()
+	values, err := s.reads.read(ctx, id)
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, redis.ErrPoolTimeout): // says nothing of Redis
 		return grant.Serving{}, fmt.Errorf("reading grant %s: %w", id, err)
 	case err != nil:
 		return grant.Serving{}, fmt.Errorf("reading grant %s: %w: %w", id, ErrDown, err)
 	}
-	fields := make(map[string]string, len(values))
-	for i, name := range servingFields {
-		fields[name], _ = values[i].(string)
+	var fields [len(servingFields)]string
+	for i := range fields {
+		fields[i], _ = values[i].(string)
 	}
-	if fields["state"] == "" {
+	if fields[0] == "" {
 		_, _ = s.openServing(nobody, s.decoy)
 		return grant.Serving{}, grant.ErrNotFound
 	}
@@ -66,26 +67,25 @@ func (s *Store) Serving(ctx context.Context, id grant.ID) (grant.Serving, error)
 var nobody = grant.NewID("", "")
 
 // newDecoy makes a record of nobody's that takes as long to open as a user's.
-func (s *Store) newDecoy() map[string]string {
+func (s *Store) newDecoy() [len(servingFields)]string {
 	token := secret.New(strings.Repeat("x", 800)) // Zoom's have 700 to 900 bytes
 	tokens, errTokens := s.sealTokens(nobody, grant.Tokens{Access: token, Refresh: token})
 	keys, errKeys := s.sealKeys(nobody, []grant.CallbackKey{{}})
 	if errTokens != nil || errKeys != nil {
-		return nil // a keyset that cannot seal: nothing works then
+		keys = nil // a keyset that cannot seal: nothing works then
 	}
-	return map[string]string{
-		"state": string(grant.Active), "expires": "1", "plan": "1",
-		fieldAccess: string(tokens.access), fieldKeys: string(keys),
-	}
+	return [len(servingFields)]string{string(grant.Active), "1", "1", string(tokens.access), string(keys)}
 }
 
-func (s *Store) openServing(id grant.ID, fields map[string]string) (grant.Serving, error) {
-	serving := grant.Serving{State: grant.State(fields["state"])}
-	d := decoder{fields: fields}
-	serving.Expires = d.time("expires")
-	serving.Plan = d.time("plan")
-	serving.Keys = s.openKeys(id, &d)
-	serving.Access = s.openText(id, &d, fieldAccess)
+func (s *Store) openServing(id grant.ID, fields [len(servingFields)]string) (grant.Serving, error) {
+	var d decoder
+	serving := grant.Serving{
+		State:   grant.State(fields[0]),
+		Expires: d.time("expires", fields[1]),
+		Plan:    d.time("plan", fields[2]),
+		Access:  s.openText(id, &d, fieldAccess, fields[3]),
+		Keys:    s.openKeys(id, &d, fields[4]),
+	}
 	if d.err != nil {
 		return grant.Serving{}, fmt.Errorf("reading grant %s: %w", id, d.err)
 	}
@@ -102,8 +102,8 @@ func (s *Store) Refresh(ctx context.Context, id grant.ID) (secret.Text, error) {
 	if err != nil {
 		return secret.Text{}, fmt.Errorf("reading grant %s: %w", id, err)
 	}
-	d := decoder{fields: map[string]string{fieldRefresh: sealed}}
-	return s.openText(id, &d, fieldRefresh), d.err
+	var d decoder
+	return s.openText(id, &d, fieldRefresh, sealed), d.err
 }
 
 // Change is what to change in a grant. Nil and zero leave things as they are.
@@ -213,7 +213,7 @@ func (s *Store) decode(id grant.ID, fields map[string]string) (grant.Grant, erro
 	if len(fields) == 0 {
 		return grant.Grant{}, grant.ErrNotFound
 	}
-	d := decoder{fields: fields}
+	var d decoder
 	g := grant.Grant{
 		ID:            id,
 		App:           fields["app"],
@@ -225,13 +225,13 @@ func (s *Store) decode(id grant.ID, fields map[string]string) (grant.Grant, erro
 		Credential:    fields["credential"],
 		Former:        fields["former"],
 		Consent:       fields["consent"],
-		Keys:          s.openKeys(id, &d),
+		Keys:          s.openKeys(id, &d, fields[fieldKeys]),
 		Revoke:        fields["revoke"] != "",
-		AccessExpires: d.time("expires"),
-		Refreshed:     d.time("refreshed"),
-		Created:       d.time("created"),
-		Updated:       d.time("updated"),
-		Version:       d.int("version"),
+		AccessExpires: d.time("expires", fields["expires"]),
+		Refreshed:     d.time("refreshed", fields["refreshed"]),
+		Created:       d.time("created", fields["created"]),
+		Updated:       d.time("updated", fields["updated"]),
+		Version:       d.int("version", fields["version"]),
 	}
 	if d.err != nil {
 		return grant.Grant{}, fmt.Errorf("reading grant %s: %w", id, d.err)
@@ -240,10 +240,7 @@ func (s *Store) decode(id grant.ID, fields map[string]string) (grant.Grant, erro
 }
 
 // decoder reads the fields of a record and keeps the first fault.
-type decoder struct {
-	fields map[string]string
-	err    error
-}
+type decoder struct{ err error }
 
 func (d *decoder) fail(field string, err error) {
 	if d.err == nil {
@@ -251,8 +248,7 @@ func (d *decoder) fail(field string, err error) {
 	}
 }
 
-func (d *decoder) int(field string) int64 {
-	text := d.fields[field]
+func (d *decoder) int(field, text string) int64 {
 	if text == "" {
 		return 0
 	}
@@ -263,33 +259,47 @@ func (d *decoder) int(field string) int64 {
 	return n
 }
 
-func (d *decoder) time(field string) time.Time {
-	if n := d.int(field); n != 0 {
+func (d *decoder) time(field, text string) time.Time {
+	if n := d.int(field, text); n != 0 {
 		return time.UnixMilli(n).UTC()
 	}
 	return time.Time{}
 }
 
-func (s *Store) openText(id grant.ID, d *decoder, field string) secret.Text {
-	sealed := d.fields[field]
+func (s *Store) openText(id grant.ID, d *decoder, field, sealed string) secret.Text {
+	return secret.New(string(s.open(id, d, field, sealed)))
+}
+
+func (s *Store) open(id grant.ID, d *decoder, field, sealed string) []byte {
 	if sealed == "" {
-		return secret.Text{}
+		return nil
 	}
 	plain, err := s.seal.Open([]byte(sealed), string(id), field)
 	if err != nil {
 		d.fail(field, err)
 	}
-	return secret.New(string(plain))
+	return plain
 }
 
-func (s *Store) openKeys(id grant.ID, d *decoder) []grant.CallbackKey {
-	plain := s.openText(id, d, fieldKeys)
-	if plain.IsZero() {
+// A callback key is stored as its fingerprint and its end, in ms, big-endian.
+const keyLength = len(grant.Fingerprint{}) + 8
+
+func (s *Store) openKeys(id grant.ID, d *decoder, sealed string) []grant.CallbackKey {
+	plain := s.open(id, d, fieldKeys, sealed)
+	if len(plain) == 0 {
 		return nil
 	}
-	var keys []grant.CallbackKey
-	if err := json.Unmarshal([]byte(plain.Reveal()), &keys); err != nil {
-		d.fail(fieldKeys, err)
+	if len(plain)%keyLength != 0 {
+		d.fail(fieldKeys, errors.New("of another version"))
+		return nil
+	}
+	keys := make([]grant.CallbackKey, len(plain)/keyLength)
+	for i := range keys {
+		n := copy(keys[i].Fingerprint[:], plain)
+		if ms := binary.BigEndian.Uint64(plain[n:]); ms != 0 {
+			keys[i].NotAfter = time.UnixMilli(int64(ms)).UTC() //nolint:gosec // as it was written
+		}
+		plain = plain[keyLength:]
 	}
 	return keys
 }
@@ -298,9 +308,14 @@ func (s *Store) sealKeys(id grant.ID, keys []grant.CallbackKey) ([]byte, error) 
 	if len(keys) == 0 {
 		return nil, nil
 	}
-	plain, err := json.Marshal(keys)
-	if err != nil {
-		return nil, fmt.Errorf("encoding callback keys: %w", err)
+	plain := make([]byte, 0, len(keys)*keyLength)
+	for _, key := range keys {
+		plain = append(plain, key.Fingerprint[:]...)
+		var ms uint64
+		if !key.NotAfter.IsZero() {
+			ms = uint64(millis(key.NotAfter)) //nolint:gosec // read back as it is
+		}
+		plain = binary.BigEndian.AppendUint64(plain, ms)
 	}
 	return s.seal.Seal(plain, string(id), fieldKeys)
 }

@@ -70,9 +70,9 @@ func (s *Store) Claim(ctx context.Context, id grant.ID, owner string, terms gran
 		return grant.Claim{}, wordError(word)
 	}
 	claim := grant.Claim{ID: id, Owner: owner, App: texts[0], Spent: texts[2], Uncertain: texts[3] == "1"}
-	d := decoder{fields: map[string]string{fieldRefresh: texts[1], "failures": texts[4]}}
-	claim.Refresh = s.openText(id, &d, fieldRefresh)
-	claim.Failures = int(d.int("failures"))
+	var d decoder
+	claim.Refresh = s.openText(id, &d, fieldRefresh, texts[1])
+	claim.Failures = int(d.int("failures", texts[4]))
 	if d.err != nil {
 		return grant.Claim{}, fmt.Errorf("claiming grant %s: %w", id, d.err)
 	}

@@ -45,13 +45,17 @@ type Store struct {
 	continuity *Continuity
 	seal       *seal.Keyset
 
+	reads        *reads
 	waitReplicas int
-	decoy        map[string]string // a record that is nobody's, see [Store.Serving]
+	decoy        [len(servingFields)]string // a record that is nobody's, see [Store.Serving]
 }
 
 // New returns a store on a connection, which stays the caller's to close.
 func New(connection *Connection, keyset *seal.Keyset) *Store {
-	s := &Store{redis: connection.UniversalClient, continuity: connection.continuity, seal: keyset}
+	s := &Store{
+		redis: connection.UniversalClient, continuity: connection.continuity, seal: keyset,
+		reads: &reads{redis: connection.UniversalClient},
+	}
 	s.decoy = s.newDecoy()
 	return s
 }

@@ -1,0 +1,89 @@
+package store
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"tokenprovider/internal/grant"
+)
+
+// reads reads the serving fields of many records at once. Whoever comes while
+// enough batches are under way waits for one of them to return, and goes with
+// the others who wait: a read alone goes at once, and a crowd shares round
+// trips. It is most of what a callback costs that finds nothing in memory.
+type reads struct {
+	redis redis.UniversalClient
+
+	mu       sync.Mutex
+	waiting  []*read
+	underWay int // batches
+}
+
+// read is one read, and what came of it.
+type read struct {
+	id     grant.ID
+	done   chan struct{}
+	values []any
+	err    error
+}
+
+const (
+	batches   = 2               // under way at once
+	batchSize = 100             // reads in one, at most
+	batchTime = 2 * time.Second // for one, at most
+)
+
+// read reads the serving fields of a record. It gives up when ctx ends.
+func (b *reads) read(ctx context.Context, id grant.ID) ([]any, error) {
+	r := &read{id: id, done: make(chan struct{})}
+	b.mu.Lock()
+	b.waiting = append(b.waiting, r)
+	if b.underWay < batches {
+		b.underWay++
+		go b.run()
+	}
+	b.mu.Unlock()
+	select {
+	case <-r.done:
+		return r.values, r.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// run reads batch after batch until nobody waits.
+func (b *reads) run() {
+	for {
+		b.mu.Lock()
+		batch := b.waiting[:min(len(b.waiting), batchSize)]
+		b.waiting = b.waiting[len(batch):]
+		if len(batch) == 0 {
+			b.waiting = nil
+			b.underWay--
+			b.mu.Unlock()
+			return
+		}
+		b.mu.Unlock()
+		b.readAll(batch)
+	}
+}
+
+func (b *reads) readAll(batch []*read) {
+	// Who asked may leave: the others still want theirs.
+	ctx, cancel := context.WithTimeout(context.Background(), batchTime)
+	defer cancel()
+	commands := make([]*redis.SliceCmd, len(batch))
+	_, _ = b.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error { // each command has its own error
+		for i, r := range batch {
+			commands[i] = pipe.HMGet(ctx, grantKey(r.id), servingFields[:]...)
+		}
+		return nil
+	})
+	for i, r := range batch {
+		r.values, r.err = commands[i].Result()
+		close(r.done)
+	}
+}
