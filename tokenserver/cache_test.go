@@ -1,0 +1,374 @@
+package tokenserver_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"tokenprovider/internal/callback"
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
+	"tokenprovider/tokenserver"
+)
+
+// goodOnes hands out what is good, and nothing else.
+type goodOnes struct{}
+
+func (goodOnes) Ready(serving *grant.Serving, ttl time.Duration, now time.Time) bool {
+	return serving.Alive() == nil && serving.GoodFor(ttl, now)
+}
+
+func (goodOnes) HandOut(context.Context, grant.ID, grant.Serving, time.Duration) (grant.Serving, error) {
+	return grant.Serving{}, &grant.BackoffError{For: time.Second}
+}
+
+// shelf is a store of many grants, that can be down and can be slow.
+type shelf struct {
+	mu      sync.Mutex
+	records map[grant.ID]grant.Serving
+	err     error
+	reads   int
+	slow    chan struct{} // a read waits for it, once it has read
+}
+
+func (s *shelf) Serving(_ context.Context, id grant.ID) (grant.Serving, error) {
+	s.mu.Lock()
+	s.reads++
+	serving, known := s.records[id]
+	err, slow := s.err, s.slow
+	s.mu.Unlock()
+	if slow != nil {
+		<-slow
+	}
+	switch {
+	case err != nil:
+		return grant.Serving{}, err
+	case !known:
+		return grant.Serving{}, grant.ErrNotFound
+	}
+	return serving, nil
+}
+
+func (s *shelf) set(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+}
+
+// readsSince returns how often the shelf was read since it was last asked.
+func (s *shelf) readsSince() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.reads
+	s.reads = 0
+	return n
+}
+
+// memory is a handler before a shelf, without a network, for virtual time.
+type memory struct {
+	*shelf
+	t       *testing.T
+	cache   *tokenserver.Cache
+	handler http.Handler
+}
+
+func inBubble(t *testing.T, size int, test func(*memory)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		m := &memory{shelf: &shelf{records: map[grant.ID]grant.Serving{}}, t: t}
+		var err error
+		if m.cache, err = tokenserver.NewCache(m.shelf, size, zap.NewNop()); err != nil {
+			t.Fatal(err)
+		}
+		m.handler = tokenserver.New(tokenserver.Config{
+			Cache: m.cache, HandOuter: goodOnes{}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
+		})
+		test(m)
+	})
+}
+
+// add puts a user's grant on the shelf and returns the callback's path.
+func (m *memory) add(user string) (grant.ID, string) {
+	address := callback.NewAddress(grant.NewID("default", user))
+	m.set(func() {
+		m.records[address.ID] = grant.Serving{
+			State: grant.Active, Access: secret.New("token-of-" + user), Expires: time.Now().Add(time.Hour), Keys: []grant.CallbackKey{address.Key()},
+		}
+	})
+	return address.ID, path(address)
+}
+
+func path(a callback.Address) string { return callback.Prefix + string(a.ID) + "/" + a.Secret.Reveal() }
+
+// get calls back and returns the status and the body.
+func (m *memory) get(path string) (int, string) {
+	w := httptest.NewRecorder()
+	m.handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil).WithContext(m.t.Context()))
+	return w.Code, w.Body.String()
+}
+
+func (m *memory) want(path string, status int, body string, reads int) {
+	m.t.Helper()
+	got, text := m.get(path)
+	if got != status || status == 200 && text != body {
+		m.t.Errorf("answered %d %q, want %d %q", got, text, status, body)
+	}
+	if n := m.readsSince(); n != reads {
+		m.t.Errorf("%d reads of the store, want %d", n, reads)
+	}
+}
+
+func TestWarmIsServedFromMemoryUntilItChanges(t *testing.T) {
+	inBubble(t, 10, func(m *memory) {
+		m.cache.Live()
+		id, ann := m.add("ann")
+		m.want(ann, 200, "token-of-ann", 1)
+		for range 10 {
+			m.want(ann, 200, "token-of-ann", 0)
+		}
+		renewed := m.records[id]
+		renewed.Access = secret.New("renewed")
+		m.set(func() { m.records[id] = renewed })
+		m.cache.Changed(id)
+		m.want(ann, 200, "renewed", 1)
+		m.want(ann, 200, "renewed", 0)
+		m.set(func() { delete(m.records, id) })
+		m.cache.Changed(id)
+		m.want(ann, 404, "", 1)
+		m.want(ann, 404, "", 1)
+	})
+}
+
+func TestNothingIsTrustedWhileChangesMayBeMissed(t *testing.T) {
+	inBubble(t, 10, func(m *memory) {
+		_, ann := m.add("ann")
+		for range 3 { // not live yet
+			m.want(ann, 200, "token-of-ann", 1)
+		}
+		m.cache.Live()
+		m.want(ann, 200, "token-of-ann", 1) // what was read before may be out of date
+		m.want(ann, 200, "token-of-ann", 0)
+		m.cache.Lost(errors.New("connection cut"))
+		for range 3 {
+			m.want(ann, 200, "token-of-ann", 1)
+		}
+		m.cache.Live()
+		m.want(ann, 200, "token-of-ann", 1)
+		m.want(ann, 200, "token-of-ann", 0)
+	})
+}
+
+func TestOutage(t *testing.T) {
+	inBubble(t, 10, func(m *memory) {
+		m.cache.Live()
+		id, ann := m.add("ann")
+		_, bob := m.add("bob")
+		m.want(ann, 200, "token-of-ann", 1)
+		m.set(func() { m.err = fmt.Errorf("reading: %w", store.ErrDown) })
+		m.want(ann, 200, "token-of-ann", 0) // nobody has noticed
+		m.cache.Lost(errors.New("connection cut"))
+		m.want(ann, 200, "token-of-ann", 1) // Redis is asked, and is down
+		for range 100 {
+			m.want(ann, 200, "token-of-ann", 0)
+		}
+		m.want(bob, 503, "", 0) // nothing to serve, and no time lost
+		// Who has the wrong secret learns nothing of who is in memory.
+		m.want(path(callback.NewAddress(id)), 503, "", 0)
+		m.want(path(callback.NewAddress(grant.NewID("default", "nobody"))), 503, "", 0)
+		time.Sleep(1100 * time.Millisecond)
+		m.want(ann, 200, "token-of-ann", 1) // one a second tries
+		m.want(ann, 200, "token-of-ann", 0)
+		time.Sleep(time.Hour - grant.MinTTL - time.Second)
+		m.want(ann, 503, "", 1) // the token is too old by now
+		if m.cache.Warm() {
+			t.Error("warm, with nothing to serve")
+		}
+		m.set(func() { m.err = nil })
+		m.add("ann")
+		time.Sleep(1100 * time.Millisecond)
+		if status, _ := m.get(bob); status != 503 { // its token is an hour old as well
+			t.Errorf("answered %d", status)
+		}
+		_, cid := m.add("cid")
+		m.readsSince()
+		m.want(cid, 200, "token-of-cid", 1)
+	})
+}
+
+func TestSilentRedisIsNotAsked(t *testing.T) {
+	inBubble(t, 10, func(m *memory) {
+		m.cache.Live()
+		_, ann := m.add("ann")
+		m.want(ann, 200, "token-of-ann", 1)
+		if !m.cache.Warm() {
+			t.Error("not warm, with a token good for an hour")
+		}
+		m.cache.Lost(fmt.Errorf("following: %w", store.ErrSilent))
+		m.want(ann, 200, "token-of-ann", 0)
+		// A read that hangs is not waited for: at most one request a second pays.
+		hang := make(chan struct{})
+		m.set(func() { m.slow = hang })
+		time.Sleep(1100 * time.Millisecond)
+		began := time.Now()
+		m.want(ann, 200, "token-of-ann", 1)
+		if took := time.Since(began); took > 200*time.Millisecond {
+			t.Errorf("served after %v", took)
+		}
+		m.want(ann, 200, "token-of-ann", 0)
+		close(hang)
+		m.set(func() { m.slow = nil })
+		synctest.Wait()
+		m.cache.Live()
+		m.want(ann, 200, "token-of-ann", 1)
+	})
+}
+
+func TestNewSecretOpensBeforeItsChangeIsTold(t *testing.T) {
+	inBubble(t, 10, func(m *memory) {
+		m.cache.Live()
+		id, old := m.add("ann")
+		m.want(old, 200, "token-of-ann", 1)
+		address := callback.NewAddress(id)
+		m.want(path(address), 404, "", 1) // a guess is a read, whatever is in memory
+		both := m.records[id]
+		both.Keys = []grant.CallbackKey{both.Keys[0], address.Key()}
+		both.Keys[0].NotAfter = time.Now().Add(time.Minute)
+		m.set(func() { m.records[id] = both })
+		m.want(path(address), 200, "token-of-ann", 1)
+		m.cache.Changed(id)
+		m.want(old, 200, "token-of-ann", 1)
+		m.want(path(address), 200, "token-of-ann", 0)
+		time.Sleep(time.Minute)
+		m.want(old, 404, "", 1) // has ended, though it is in memory
+		m.want(path(address), 200, "token-of-ann", 0)
+	})
+}
+
+func TestChangeDuringARead(t *testing.T) {
+	inBubble(t, 10, func(m *memory) {
+		m.cache.Live()
+		id, ann := m.add("ann")
+		hold := make(chan struct{})
+		m.set(func() { m.slow = hold })
+		served := make(chan string)
+		for range 5 {
+			go func() {
+				_, body := m.get(ann)
+				served <- body
+			}()
+		}
+		synctest.Wait() // the old record has been read, by one for all
+		if n := m.readsSince(); n != 1 {
+			t.Errorf("%d reads, want 1", n)
+		}
+		renewed := m.records[id]
+		renewed.Access = secret.New("renewed")
+		m.set(func() { m.records[id], m.slow = renewed, nil })
+		m.cache.Changed(id)
+		close(hold)
+		for range 5 {
+			if body := <-served; body != "renewed" {
+				t.Errorf("served %q, which was out of date when it was read", body)
+			}
+		}
+		m.readsSince()
+		m.want(ann, 200, "renewed", 0)
+	})
+}
+
+func TestDamagedRecordIsNotServedFromMemory(t *testing.T) {
+	inBubble(t, 10, func(m *memory) {
+		_, ann := m.add("ann")
+		m.want(ann, 200, "token-of-ann", 1)
+		m.set(func() { m.err = errors.New("does not open") })
+		m.want(ann, 503, "", 1)
+	})
+}
+
+func TestMemoryIsBounded(t *testing.T) {
+	inBubble(t, 50, func(m *memory) {
+		m.cache.Live()
+		var paths []string
+		for i := range 1000 {
+			_, path := m.add(fmt.Sprint("user-", i))
+			paths = append(paths, path)
+			m.get(path)
+		}
+		synctest.Wait() // evictions
+		m.readsSince()
+		for _, path := range paths {
+			m.get(path)
+		}
+		if n := m.readsSince(); n < 900 {
+			t.Errorf("%d of 1000 were read again: the others were all in memory, which has room for 50", n)
+		}
+	})
+}
+
+func TestNotTooManyWait(t *testing.T) {
+	release := make(chan struct{})
+	waiting := make(chan struct{}, 3)
+	f := startWith(t, tokenserver.Config{MaxWaiting: 3, HandOuter: handOut(
+		func(_ context.Context, _ grant.ID, serving grant.Serving, _ time.Duration) (grant.Serving, error) {
+			waiting <- struct{}{}
+			<-release
+			return serving, nil
+		})})
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			if got := do(t, http.MethodGet, f.url(t), nil); got.status != 200 {
+				t.Errorf("one of those who wait: answered %d", got.status)
+			}
+		})
+	}
+	for range 3 {
+		<-waiting
+	}
+	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 503 || got.header.Get("Retry-After") != "1" {
+		t.Errorf("one too many: answered %d, Retry-After %q", got.status, got.header.Get("Retry-After"))
+	}
+	close(release)
+	wg.Wait()
+	f.wantCount(t, "crowded", 1)
+}
+
+func TestPanicIsContained(t *testing.T) {
+	f := start(t, func(context.Context, grant.ID, grant.Serving, time.Duration) (grant.Serving, error) {
+		panic("a fault that quotes " + token)
+	}, nil)
+	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 500 || strings.Contains(got.body, token) {
+		t.Errorf("answered %d %q", got.status, got.body)
+	}
+	if f.logs.FilterMessage("a request panicked").Len() != 1 {
+		t.Error("nobody is told")
+	}
+	f.wantCount(t, "panic", 1)
+}
+
+// TestWarmMakesLittleGarbage: no more than the bare handler and 5 objects.
+func TestWarmMakesLittleGarbage(t *testing.T) {
+	allocations := func(handler http.Handler, request *http.Request) float64 {
+		return testing.AllocsPerRun(1000, func() {
+			handler.ServeHTTP(&writer{header: http.Header{}}, request)
+		})
+	}
+	for _, signed := range []bool{false, true} {
+		handler, request := warmHandler(t, signed)
+		handler.ServeHTTP(&writer{header: http.Header{}}, request)
+		if got, bare := allocations(handler, request), allocations(bareHandler(), request); got > bare+5 {
+			t.Errorf("signed %v: %v objects a request, the bare handler %v", signed, got, bare)
+		}
+	}
+}
