@@ -54,7 +54,7 @@ func BenchmarkIdle(b *testing.B) {
 
 // fill stores grants whose tokens are as long as Zoom's, and returns the paths of
 // their callbacks.
-func fill(b *testing.B, grants *store.Store, n int, due time.Duration) []string {
+func fill(b testing.TB, grants *store.Store, n int, due time.Duration) []string {
 	b.Helper()
 	paths := make([]string, n)
 	work := make(chan int)

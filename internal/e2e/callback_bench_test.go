@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -14,6 +15,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -21,9 +24,8 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
-	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/seal"
-	"tokenprovider/internal/store"
+	"tokenprovider/internal/callback"
+	"tokenprovider/internal/grant"
 )
 
 const benchTokens = 1000 // credentials that are asked for
@@ -90,11 +92,11 @@ func startBare(b *testing.B, kind, redis string) (address string, pid int) {
 
 // contestant is a server under load.
 type contestant struct {
-	name    string
-	address string
-	pid     int
-	signed  bool
-	paths   []string
+	name   string
+	base   string
+	pid    int
+	signed bool
+	paths  []string
 
 	rates, p50, p99, p999, costs []float64
 }
@@ -103,42 +105,31 @@ type contestant struct {
 // beside a handler that returns the same bytes and one that reads them from
 // Redis: the same requests, in turn, in the same run. It needs wrk.
 func BenchmarkCallback(b *testing.B) {
-	redis := redistest.Start(b, "--appendfsync", "no")
-	json, err := seal.Generate()
-	if err != nil {
+	v := newVault(b, benchTokens, "--appendfsync", "no")
+	if err := v.redis.Client().Set(b.Context(), "bare", strings.Repeat("x", 806), 0).Err(); err != nil {
 		b.Fatal(err)
 	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
-		b.Fatal(err)
+	tokenServer := func(name string, paths []string, env ...string) *contestant {
+		p, base, _ := v.tokenServer(env...)
+		return &contestant{name: name, base: base, pid: p.command.Process.Pid, signed: env != nil && strings.Contains(env[0], "SECRETS"), paths: paths}
 	}
-	file := filepath.Join(b.TempDir(), "keyset.json")
-	if err := os.WriteFile(file, json, 0o600); err != nil {
-		b.Fatal(err)
+	baseline := func(name, kind string, paths []string, signed bool) *contestant {
+		address, pid := startBare(b, kind, v.redis.Addr)
+		return &contestant{name: name, base: "http://" + address, pid: pid, signed: signed, paths: paths}
 	}
-	client := redis.Client()
-	paths := fill(b, store.New(client, keyset), benchTokens, time.Hour)
-	if err := client.Set(b.Context(), "bare", strings.Repeat("x", 806), 0).Err(); err != nil {
-		b.Fatal(err)
-	}
-	tokenServer := func(name string, paths []string, signed bool, env ...string) *contestant {
-		p := launch(b, "tokenserver", append([]string{
-			"REDIS_URL=" + redis.URL(), "KEYSET_FILE=" + file, "ZOOM_CLIENT_ID=x", "ZOOM_CLIENT_SECRET=x",
-			"HTTP_ADDR=127.0.0.1:0", "OPS_ADDR=127.0.0.1:0", "DRAIN_DELAY=0s",
-		}, env...))
-		return &contestant{name: name, address: p.await(`"http":"([^"]+)"`), pid: p.command.Process.Pid, signed: signed, paths: paths}
-	}
-	baseline := func(name, kind string, signed bool) *contestant {
-		address, pid := startBare(b, kind, redis.Addr)
-		return &contestant{name: name, address: address, pid: pid, signed: signed, paths: paths}
-	}
+	secrets := "RECALL_VERIFICATION_SECRETS=" + verification
+	one := v.paths[:1]
 	all := []*contestant{
-		baseline("bare handler", "constant", false),
-		tokenServer("token server, warm", paths, false),
-		baseline("bare handler, signed requests", "constant", true),
-		tokenServer("token server, warm, signed requests", paths, true, "RECALL_VERIFICATION_SECRETS="+verification),
-		baseline("handler with one GET", "get", false),
-		tokenServer("token server, cold", paths, false, "CACHE_SIZE=1"),
+		baseline("bare handler", "constant", one, false),
+		tokenServer("token server, one URL", one),
+		baseline("bare handler, signed requests", "constant", one, true),
+		tokenServer("token server, one URL, signed", one, secrets),
+		baseline("bare handler, 1,000 URLs", "constant", v.paths, false),
+		tokenServer("token server, 1,000 URLs", v.paths),
+		baseline("bare handler, 1,000 URLs, signed", "constant", v.paths, true),
+		tokenServer("token server, 1,000 URLs, signed", v.paths, secrets),
+		baseline("handler with one GET", "get", v.paths, false),
+		tokenServer("token server, nothing in memory", v.paths, "CACHE_SIZE=1"),
 	}
 	for b.Loop() {
 		for range *benchRounds {
@@ -147,6 +138,13 @@ func BenchmarkCallback(b *testing.B) {
 			}
 		}
 	}
+	report(b, all)
+}
+
+// report prints a table in which every second contestant is judged by the one
+// before it.
+func report(b *testing.B, all []*contestant) {
+	b.Helper()
 	out := &strings.Builder{}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(table, "\trequests/s\tratio\tp50\tp99\tratio\tp99.9\tprocessor\tRSS")
@@ -159,6 +157,105 @@ func BenchmarkCallback(b *testing.B) {
 	_ = table.Flush()
 	b.Log("\n" + out.String())
 }
+
+// BenchmarkRotating loads a token server that has 100,000 credentials in memory
+// while they are renewed all the time, each renewal by another process: what is
+// in memory is dropped, and read again.
+func BenchmarkRotating(b *testing.B) {
+	const credentials = 100_000
+	v := newVault(b, credentials, "--appendfsync", "no")
+	p, base, _ := v.tokenServer()
+	c := &contestant{name: "no renewals", base: base, pid: p.command.Process.Pid, paths: v.paths}
+	c.load(b) // into memory
+	for len(c.rates) == 1 || c.rates[len(c.rates)-1]*float64(*benchSeconds) < credentials {
+		c.load(b)
+		if len(c.rates) > 5 {
+			break
+		}
+	}
+	*c = contestant{name: c.name, base: c.base, pid: c.pid, paths: c.paths}
+	all := []*contestant{c}
+	for b.Loop() {
+		for range *benchRounds {
+			c.load(b)
+		}
+		for _, rate := range []int{300, 1000} {
+			busy := &contestant{name: fmt.Sprint(rate, " renewals/s"), base: base, pid: c.pid, paths: c.paths}
+			stop := v.rotate(rate)
+			for range *benchRounds {
+				busy.load(b)
+			}
+			b.Logf("%d renewals a second were asked for, %.0f made", rate, stop())
+			all = append(all, c, busy)
+		}
+	}
+	report(b, all[1:])
+}
+
+// rotate gives random grants new tokens, so many a second, until the returned
+// function is called, which returns how many it was.
+func (v *vault) rotate(rate int) (stop func() float64) {
+	ctx, cancel := context.WithCancel(context.Background())
+	began := time.Now()
+	var done atomic.Int64
+	var running sync.WaitGroup
+	const workers = 4
+	for range workers {
+		running.Go(func() {
+			for tick := time.NewTicker(workers * time.Second / time.Duration(rate)); ctx.Err() == nil; done.Add(1) {
+				<-tick.C
+				v.renew(v.paths[rand.IntN(len(v.paths))], strings.Repeat("y", 806))
+			}
+		})
+	}
+	return func() float64 {
+		cancel()
+		running.Wait()
+		return float64(done.Load()) / time.Since(began).Seconds()
+	}
+}
+
+// BenchmarkPush measures how long it takes until a change that one process has
+// made is seen by another.
+func BenchmarkPush(b *testing.B) {
+	const changes = 2000
+	v := newVault(b, 100)
+	seen := &watcher{live: make(chan struct{}), changed: make(chan grant.ID, 1000)}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { v.other().Follow(ctx, seen) })
+	defer running.Wait()
+	defer cancel()
+	<-seen.live
+	var took []float64
+	for b.Loop() {
+		for i := range changes {
+			path := v.paths[i%len(v.paths)]
+			address, _ := callback.ParsePath(path)
+			began := time.Now()
+			v.renew(path, "x")
+			for id := range seen.changed {
+				if id == address.ID {
+					break
+				}
+			}
+			took = append(took, time.Since(began).Seconds()*1000)
+		}
+	}
+	slices.Sort(took)
+	b.ReportMetric(took[len(took)/2], "p50-ms")
+	b.ReportMetric(took[len(took)*99/100], "p99-ms")
+	b.ReportMetric(took[len(took)-1], "worst-ms")
+}
+
+type watcher struct {
+	live    chan struct{}
+	changed chan grant.ID
+}
+
+func (w *watcher) Live()               { close(w.live) }
+func (w *watcher) Changed(id grant.ID) { w.changed <- id }
+func (w *watcher) Lost(error)          {}
 
 func middle(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
@@ -207,7 +304,7 @@ end
 	cpu := processorOf(b, c.pid)
 	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
 	defer cancel()
-	output, err := exec.CommandContext(ctx, "wrk", "-t1", "-c32", fmt.Sprint("-d", *benchSeconds, "s"), "--latency", "-s", script, "http://"+c.address).Output()
+	output, err := exec.CommandContext(ctx, "wrk", "-t1", "-c32", fmt.Sprint("-d", *benchSeconds, "s"), "--latency", "-s", script, c.base).Output()
 	if err != nil {
 		b.Fatalf("wrk: %v (on Debian: apt-get install wrk)", err)
 	}

@@ -227,7 +227,7 @@ func get(t *testing.T, url string) (status int, body string) {
 }
 
 // until waits for a condition.
-func until(t *testing.T, what string, d time.Duration, condition func() bool) {
+func until(t testing.TB, what string, d time.Duration, condition func() bool) {
 	t.Helper()
 	for end := time.Now().Add(d); !condition(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
