@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: help test model chaos bench-rotation cover lint proto verify vuln sandbox build redis
+.PHONY: help test model chaos bench-rotation bench bench-rotating bench-push fuzz wrk cover lint proto verify vuln sandbox build redis
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,6 +22,18 @@ chaos: redis ## the programs under kill -9, with a Redis that forgets; KILLS=n, 
 bench-rotation: redis ## refreshes a second beside a bare loop; what it costs to wait
 	go test -run '^$$' -bench Refresh -benchtime 1x ./internal/rotation
 	go test -run '^$$' -bench Idle -benchtime 1x ./internal/e2e -race-built=false
+
+bench: redis wrk ## the callback beside a bare handler, under load
+	go test -run '^$$' -bench Callback -benchtime 1x ./internal/e2e -race-built=false -rounds 9 -seconds 3
+
+bench-rotating: redis wrk ## the callback's tail while 100,000 tokens are renewed
+	go test -run '^$$' -bench Rotating -benchtime 1x ./internal/e2e -race-built=false -rounds 3 -seconds 5
+
+bench-push: redis ## how soon one process sees what another has changed
+	go test -run '^$$' -bench Push -benchtime 1x ./internal/e2e -race-built=false
+
+fuzz: ## what the world can send, for a minute each
+	for target in FuzzURL FuzzVerifier FuzzEvents; do go test -run '^$$' -fuzz "^$$target$$" -fuzztime 1m ./tokenserver || exit 1; done
 
 cover: ## judge the coverage that the last `make test` has measured
 	.ci/coverage cover.out 85
@@ -45,6 +57,9 @@ vuln: ## known vulnerabilities (asks a database on the network)
 
 build: ## the programs, into bin/
 	go build -trimpath -o bin/ ./cmd/...
+
+wrk:
+	@command -v wrk >/dev/null || { echo 'wrk is missing; on Debian: apt-get install wrk' >&2; exit 1; }
 
 # The tests want Debian's redis-server; it is installed where that is possible.
 redis:
