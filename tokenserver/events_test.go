@@ -47,7 +47,7 @@ func (u *users) ByZoomUser(_ context.Context, app, user string) ([]grant.ID, err
 
 func (u *users) Deauthorize(ctx context.Context, id grant.ID, at time.Time) error {
 	if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > 3*time.Second {
-		return errors.New("Zoom does not wait for so long") //nolint:staticcheck // a name
+		return errors.New("Zoom does not wait for so long")
 	}
 	if u.err != nil {
 		return u.err

@@ -179,18 +179,18 @@ func (h *Handler) serve(r *http.Request, now time.Time) (*record, error) {
 	case h.HandOuter.Ready(&record.Serving, grant.MinTTL, now):
 		return record, nil
 	}
-	return h.renewed(r.Context(), address.ID, record)
+	return h.renewed(r.Context(), address.ID, record, now.Add(h.Patience))
 }
 
 // renewed is a record whose token was renewed, if that had to be.
-func (h *Handler) renewed(ctx context.Context, id grant.ID, r *record) (*record, error) {
+func (h *Handler) renewed(ctx context.Context, id grant.ID, r *record, deadline time.Time) (*record, error) {
 	select {
 	case h.waiting <- struct{}{}:
 		defer func() { <-h.waiting }()
 	default:
 		return nil, errCrowded
 	}
-	ctx, cancel := context.WithTimeout(ctx, h.Patience)
+	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	serving, err := h.HandOuter.HandOut(ctx, id, r.Serving, grant.MinTTL)
 	if err != nil {

@@ -6,6 +6,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
@@ -182,16 +185,19 @@ func newStack(t *testing.T, life time.Duration) *stack {
 		"ZOOM_CLIENT_ID=" + zoomtest.DefaultClientID, "ZOOM_CLIENT_SECRET=" + zoomtest.DefaultClientSecret,
 		"ZOOM_OAUTH_URL=" + zoomServer.URL, "ZOOM_API_URL=" + zoomServer.URL,
 		"RECALL_API_URL=" + recallServer.URL, "RECALL_API_KEY=recall-key", "RECALL_OAUTH_APP_ID=" + recalltest.DefaultOAuthApp,
-		"REFRESH_BEFORE=" + (life - time.Second).String(),
+		"REFRESH_BEFORE=" + (life - time.Second).String(), "DRAIN_DELAY=0s",
 	}
 	return s
 }
+
+const webhookToken = "webhook-secret-token"
 
 const verification = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 func (s *stack) tokenServer() (p *process, base, ops string) {
 	s.t.Helper()
-	p = launch(s.t, "tokenserver", append(s.env, "HTTP_ADDR=127.0.0.1:0", "RECALL_VERIFICATION_SECRETS="+verification))
+	p = launch(s.t, "tokenserver", append(s.env, "HTTP_ADDR=127.0.0.1:0", "RECALL_VERIFICATION_SECRETS="+verification,
+		"ZOOM_WEBHOOK_SECRET_TOKEN="+webhookToken))
 	base = "http://" + p.await(`"http":"([^"]+)"`)
 	ops = "http://" + p.await(`"ops":"([^"]+)"`)
 	return p, base, ops
@@ -315,6 +321,16 @@ func TestMainJob(t *testing.T) {
 		t.Errorf("a removed user's URL answers %d, want 404", status)
 	}
 
+	// A user who removes the app at Zoom is removed here, after Zoom was answered.
+	whose := s.recall.Credentials()[0]
+	if status := s.deauthorize(base, whose.UserID); status != http.StatusNoContent {
+		t.Fatalf("Zoom's webhook is answered %d", status)
+	}
+	if _, status, _ := s.recall.Callback(t.Context(), whose.ID); status != http.StatusNotFound && status != 0 { // 0: the credential is gone already
+		t.Errorf("the URL of a user who has removed the app answers %d, want 404", status)
+	}
+	until(t, "the user's credential is gone", 60*time.Second, func() bool { return len(s.recall.Credentials()) == users-2 })
+
 	for _, p := range []*process{registrar, one, two} {
 		if err := p.command.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
@@ -349,6 +365,28 @@ func (s *stack) callBack(credential string) string {
 		s.t.Fatalf("a callback was answered %d", status)
 	}
 	return token
+}
+
+// deauthorize is Zoom telling that a user has removed the app.
+func (s *stack) deauthorize(base, zoomUser string) (status int) {
+	s.t.Helper()
+	body := fmt.Sprintf(`{"event":"app_deauthorized","payload":{"user_id":%q,"account_id":"a","client_id":%q,"deauthorization_time":%q}}`,
+		zoomUser, zoomtest.DefaultClientID, time.Now().UTC().Format(time.RFC3339Nano))
+	stamp := strconv.FormatInt(time.Now().Unix(), 10)
+	mac := hmac.New(sha256.New, []byte(webhookToken))
+	mac.Write([]byte("v0:" + stamp + ":" + body))
+	request, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, base+"/zoom/events", strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	request.Header.Set("X-Zm-Request-Timestamp", stamp)
+	request.Header.Set("X-Zm-Signature", "v0="+hex.EncodeToString(mac.Sum(nil)))
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	_ = response.Body.Close()
+	return response.StatusCode
 }
 
 func TestBadSettingsEndTheProgram(t *testing.T) {
@@ -387,7 +425,8 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 		}},
 		"an unknown flag":                  {"tokenserver", good, []string{"--nonsense"}, []string{"unknown flag --nonsense"}},
 		"a flag without its value":         {"tokenserver", good, []string{"--redis-url"}, []string{"--redis-url"}},
-		"secrets that are not enforced":    {"tokenserver", append(good, "ZOOM_WEBHOOK_SECRET_TOKEN=hunter2"), nil, []string{"ZOOM_WEBHOOK_SECRET_TOKEN: this version does not support it"}},
+		"required secrets":                 {"tokenserver", append(good, "RECALL_VERIFICATION_REQUIRED=true"), nil, []string{"RECALL_VERIFICATION_SECRETS: not set, though RECALL_VERIFICATION_REQUIRED is"}},
+		"bounds of the callback":           {"tokenserver", append(good, "CACHE_SIZE=0", "MAX_WAITING=0", "DRAIN_DELAY=-1s"), nil, []string{"CACHE_SIZE: less than 1", "DRAIN_DELAY: less than 0", "MAX_WAITING: less than 1"}},
 		"malformed verification secrets":   {"tokenserver", append(good, "RECALL_VERIFICATION_SECRETS=whsec_!hunter2"), nil, []string{"RECALL_VERIFICATION_SECRETS: a verification secret is not"}},
 		"a flag that is wrong":             {"tokenserver", good, []string{"--refresh-before=hunter2"}, []string{"REFRESH_BEFORE: not a duration"}},
 		"plaintext that was not asked for": {"registrar", append(good, "CALLBACK_BASE_URL=https://h"), nil, []string{"GRPC_INSECURE: not true"}},

@@ -107,7 +107,7 @@ func TestHTTPBoundsItsClients(t *testing.T) {
 
 func TestReadinessEndsBeforeTheRest(t *testing.T) {
 	listener := listen(t)
-	missing := errors.New("Redis is missing") //nolint:staticcheck // a name
+	missing := errors.New("Redis is missing")
 	var check error
 	ready := &lifecycle.Readiness{Drain: 300 * time.Millisecond, Check: func(context.Context) error { return check }}
 	stop := run(t,
