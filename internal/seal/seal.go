@@ -3,19 +3,19 @@
 // compared without being kept.
 //
 // Every sealed value is bound to its place, a record and a field of it, so
-// that a value copied to another place does not open there.
+// that a value copied to another place does not open there. It also says which
+// key of the keyset has sealed it, so keys can be replaced one after the other:
+// keyset.go is how.
 package seal
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
-	"github.com/tink-crypto/tink-go/v2/aead"
-	"github.com/tink-crypto/tink-go/v2/insecurecleartextkeyset"
-	"github.com/tink-crypto/tink-go/v2/keyset"
 	"github.com/tink-crypto/tink-go/v2/tink"
 )
 
@@ -24,38 +24,37 @@ import (
 var ErrOpen = errors.New("sealed value does not open with this keyset")
 
 // Keyset seals and opens. It is safe for concurrent use.
-type Keyset struct{ aead tink.AEAD }
+type Keyset struct{ current atomic.Pointer[opened] }
 
-// Parse reads a cleartext Tink AEAD keyset in JSON, as [Generate] makes it. The
-// error never quotes the keyset.
-func Parse(json []byte) (*Keyset, error) {
-	handle, err := insecurecleartextkeyset.Read(keyset.NewJSONReader(bytes.NewReader(json)))
-	if err != nil {
-		return nil, errors.New("not a Tink keyset in JSON")
-	}
-	primitive, err := aead.New(handle)
-	if err != nil {
-		return nil, errors.New("not a keyset for AEAD, or without an enabled primary key")
-	}
-	return &Keyset{primitive}, nil
+// opened is a keyset as it is now.
+type opened struct {
+	aead tink.AEAD
+	keys []Key
 }
 
-// Generate makes a new keyset with one AES-256-GCM key, in JSON.
-func Generate() ([]byte, error) {
-	handle, err := keyset.NewHandle(aead.AES256GCMKeyTemplate())
-	if err != nil {
-		return nil, fmt.Errorf("making a key: %w", err)
+// Parse reads a Tink AEAD keyset in JSON and in clear, as [Generate] makes it.
+// The error never quotes the keyset.
+func Parse(json []byte) (*Keyset, error) { return Wrapping{}.Parse(json) }
+
+// Replace puts another keyset in the place of this one, for whoever uses it.
+func (k *Keyset) Replace(with *Keyset) { k.current.Store(with.current.Load()) }
+
+// Keys returns the keys as they are now.
+func (k *Keyset) Keys() []Key { return k.current.Load().keys }
+
+// Primary returns the id of the key that seals.
+func (k *Keyset) Primary() uint32 {
+	for _, key := range k.Keys() {
+		if key.Primary {
+			return key.ID
+		}
 	}
-	var json bytes.Buffer
-	if err := insecurecleartextkeyset.Write(handle, keyset.NewJSONWriter(&json)); err != nil {
-		return nil, fmt.Errorf("writing the keyset: %w", err)
-	}
-	return json.Bytes(), nil
+	return 0
 }
 
 // Seal encrypts plain for one field of one record.
 func (k *Keyset) Seal(plain []byte, record, field string) ([]byte, error) {
-	sealed, err := k.aead.Encrypt(plain, place(record, field))
+	sealed, err := k.current.Load().aead.Encrypt(plain, place(record, field))
 	if err != nil {
 		return nil, fmt.Errorf("sealing %s: %w", field, err)
 	}
@@ -65,7 +64,7 @@ func (k *Keyset) Seal(plain []byte, record, field string) ([]byte, error) {
 // Open decrypts what [Keyset.Seal] made for the same field of the same record.
 // It answers [ErrOpen] for anything else.
 func (k *Keyset) Open(sealed []byte, record, field string) ([]byte, error) {
-	plain, err := k.aead.Decrypt(sealed, place(record, field))
+	plain, err := k.current.Load().aead.Decrypt(sealed, place(record, field))
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", field, ErrOpen)
 	}
@@ -74,6 +73,15 @@ func (k *Keyset) Open(sealed []byte, record, field string) ([]byte, error) {
 
 // place is the associated data. Neither part may hold a NUL.
 func place(record, field string) []byte { return []byte(record + "\x00" + field) }
+
+// SealedBy returns the id of the key that has sealed a value, 0 if it says none.
+// It is Tink's output prefix: a 1 and the id, big-endian (Tink wire format).
+func SealedBy[text []byte | string](sealed text) uint32 {
+	if len(sealed) < 5 || sealed[0] != 1 {
+		return 0
+	}
+	return binary.BigEndian.Uint32([]byte(sealed[1:5]))
+}
 
 // Sum identifies a high-entropy secret, the last of parts, without revealing it:
 // SHA-256 over the parts with a NUL between them. The parts before it say what
