@@ -19,6 +19,11 @@ import (
 // it: "at least 120 seconds" (docs.recall.ai, customer-managed OAuth).
 const MinTTL = 120 * time.Second
 
+// ConsentMemory is how long it is remembered what came of a user's consent. An
+// answer to it that comes later than that is not accepted: nobody knows any more
+// whether the user was removed since.
+const ConsentMemory = 24 * time.Hour
+
 // Shards is the fixed number of shards that grants are spread over. It is part
 // of the storage format.
 const Shards = 64
@@ -112,6 +117,11 @@ type Grant struct {
 	Consent    string // fingerprint of the code or refresh token it was registered with
 	Keys       []CallbackKey
 	Revoke     bool // revoke at Zoom when it is removed
+	Ask        bool // whose grant it is has to be asked: the last consent may be another Zoom user's
+
+	Health   string    // what Recall finds wrong with the credential; for people, without secrets
+	Attempts int       // of the registrar's, that have failed since it last went on
+	Seen     time.Time // when Recall was last seen to have the credential; zero: not yet
 
 	AccessExpires time.Time
 	Refreshed     time.Time // when the access token was issued
@@ -136,6 +146,15 @@ type Tokens struct {
 	Refresh secret.Text
 	Issued  time.Time // when the request was sent: the safe side of the issue time
 	Expires time.Time
+}
+
+// Consent is a user's consent to a Zoom app, and Zoom's answer to it.
+type Consent struct {
+	App, User   string
+	Fingerprint string // of the code or refresh token that it came from
+	Tokens      Tokens
+	ZoomUser    string // whose grant it is, by Zoom; empty if Zoom has not said
+	ZoomAccount string
 }
 
 // Serving is what the token server needs to answer a callback.
@@ -228,10 +247,10 @@ var (
 	ErrSuperseded = errors.New("refresh token has been superseded")
 )
 
-// HeldError says that another flight holds the grant's lease.
+// HeldError says that somebody else holds what was to be claimed.
 type HeldError struct{ For time.Duration }
 
-func (e *HeldError) Error() string { return fmt.Sprintf("held by another renewal for %v", e.For) }
+func (e *HeldError) Error() string { return fmt.Sprintf("held by somebody else for %v", e.For) }
 
 // BackoffError says that the last attempt failed and the next one is not due.
 type BackoffError struct{ For time.Duration }

@@ -41,9 +41,16 @@ var ErrClosed = errors.New("the journal is closed")
 // Entry is an answer of Zoom's, and what it is the answer to.
 type Entry struct {
 	ID     grant.ID
-	Spent  string // fingerprint of the refresh token that was spent
+	Spent  string // fingerprint of the refresh token, or of the consent, that was spent
 	Tokens grant.Tokens
+
+	// If a consent was spent: whose grant has come of it. Else empty.
+	App, User string
 }
+
+// OfConsent reports whether the answer is to a user's consent: a code, or a
+// refresh token that the user was registered with.
+func (e Entry) OfConsent() bool { return e.User != "" }
 
 // Sealer seals entries; see [seal.Keyset].
 type Sealer interface {
@@ -149,12 +156,16 @@ type wire struct {
 	Refresh string    `json:"refresh"`
 	Issued  time.Time `json:"issued"`
 	Expires time.Time `json:"expires"`
+	App     string    `json:"app,omitempty"`
+	User    string    `json:"user,omitempty"`
 }
 
 const place = "journal"
 
 func (j *Journal) encode(e Entry) ([]byte, error) {
-	plain, err := json.Marshal(wire{e.ID, e.Spent, e.Tokens.Access.Reveal(), e.Tokens.Refresh.Reveal(), e.Tokens.Issued, e.Tokens.Expires})
+	plain, err := json.Marshal(wire{
+		e.ID, e.Spent, e.Tokens.Access.Reveal(), e.Tokens.Refresh.Reveal(), e.Tokens.Issued, e.Tokens.Expires, e.App, e.User,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("encoding an entry: %w", err)
 	}
@@ -180,7 +191,7 @@ func (j *Journal) decode(line string) (Entry, error) {
 	}
 	return Entry{w.ID, w.Spent, grant.Tokens{
 		Access: secret.New(w.Access), Refresh: secret.New(w.Refresh), Issued: w.Issued, Expires: w.Expires,
-	}}, nil
+	}, w.App, w.User}, nil
 }
 
 // Add returns when the entry is on disk. It never waits for anything but the

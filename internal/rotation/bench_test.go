@@ -113,10 +113,10 @@ func benchRefresh(b *testing.B, latency time.Duration) {
 		user := fmt.Sprint("user-", i)
 		ids[i], bare[i] = grant.NewID("default", user), newGrant(b, base, user+"-bare")
 		now := time.Now()
-		if _, err := grants.Change(ctx, ids[i], 0, store.Change{Consent: &store.Consent{
-			App: "default", User: user, Due: now.Add(-time.Minute),
+		if err := grants.Accept(ctx, ids[i], grant.Consent{
+			App: "default", User: user,
 			Tokens: grant.Tokens{Access: secret.New("none"), Refresh: newGrant(b, base, user), Issued: now.Add(-time.Hour), Expires: now},
-		}}); err != nil {
+		}, now.Add(-time.Minute)); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/zap"
 
 	"tokenprovider/internal/grant"
@@ -32,20 +31,19 @@ func (r *Rotator) fly(id grant.ID, goodUntil time.Time) error {
 	ctx, cancel := context.WithTimeout(context.Background(), r.Lease)
 	defer cancel()
 	took := time.Now()
-	claim, err := r.claim(ctx, id, goodUntil)
+	claim, app, err := r.claim(ctx, id, goodUntil)
 	if err != nil {
 		return err
 	}
-	pace := r.paces[claim.App]
 	if claim.Uncertain {
 		r.Log.Warn("trying a refresh token that may be spent: an earlier answer is missing", zap.String("grant", string(id)))
 	}
 
 	callCtx, cancelCall := context.WithTimeout(ctx, r.Lease*2/3-time.Since(took)) // leaves a third of the lease
 	issued := time.Now()
-	answer, err := r.Apps[claim.App].Refresh(callCtx, claim.Refresh)
+	answer, err := app.zoom.Refresh(callCtx, claim.Refresh)
 	cancelCall()
-	r.landed(claim.App, pace, err)
+	r.landed(claim.App, app.pace, err)
 	if err != nil {
 		return r.fail(claim, err)
 	}
@@ -58,34 +56,34 @@ func (r *Rotator) fly(id grant.ID, goodUntil time.Time) error {
 }
 
 // claim takes the first step, and a place in the pace of the grant's app.
-func (r *Rotator) claim(ctx context.Context, id grant.ID, goodUntil time.Time) (grant.Claim, error) {
+func (r *Rotator) claim(ctx context.Context, id grant.ID, goodUntil time.Time) (grant.Claim, app, error) {
 	planned := goodUntil.IsZero()
 	if planned {
 		defer r.boarding.Add(-1)
 	}
 	if wait := r.grounded(); wait > 0 {
-		return grant.Claim{}, &grant.BackoffError{For: wait}
+		return grant.Claim{}, app{}, &grant.BackoffError{For: wait}
 	}
 	breaks := r.Store.Breaks()
 	claim, err := r.Store.Claim(ctx, id, cryptorand.Text(), grant.Terms{
 		GoodUntil: goodUntil, Lease: r.Lease, LateAnswer: r.LateAnswer, InUse: r.InUse,
 	})
 	if err != nil {
-		return grant.Claim{}, err
+		return grant.Claim{}, app{}, err
 	}
 	if r.Store.Breaks() != breaks {
 		// The claim was made in a Redis that may have forgotten whose turn it is.
-		return grant.Claim{}, r.release(ctx, claim, r.Hold)
+		return grant.Claim{}, app{}, r.release(ctx, claim, r.Hold)
 	}
-	pace, known := r.paces[claim.App]
+	found, known := r.app(claim.App)
 	if !known {
 		r.Log.Error("a grant belongs to a Zoom app that is not configured", zap.String("grant", string(id)), zap.String("app", claim.App))
-		return grant.Claim{}, errors.Join(ErrUnknownApp, r.release(ctx, claim, time.Minute))
+		return grant.Claim{}, app{}, errors.Join(ErrUnknownApp, r.release(ctx, claim, time.Minute))
 	}
-	if wait := pace.enter(time.Now(), planned); wait > 0 {
-		return grant.Claim{}, r.release(ctx, claim, wait)
+	if wait := found.pace.enter(time.Now(), planned); wait > 0 {
+		return grant.Claim{}, app{}, r.release(ctx, claim, wait)
 	}
-	return claim, nil
+	return claim, found, nil
 }
 
 // keep makes Zoom's answer safe.
@@ -96,19 +94,11 @@ func (r *Rotator) keep(app string, e journal.Entry, answered time.Time) error {
 		r.metrics.unjournaled.Inc()
 	}
 	r.metrics.exposure.Observe(time.Since(answered).Seconds())
-	kept := r.safety.add(e)
+	kept := r.safety.add(&answer{Entry: e})
 	// From here on it goes on beyond the lease: the predecessor decides.
 	ctx, cancel := context.WithTimeout(context.Background(), 2*r.Lease)
 	defer cancel()
-	pace := backoff.NewExponentialBackOff()
-	pace.InitialInterval, pace.MaxInterval = 20*time.Millisecond, time.Second
-	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := r.commit(ctx, kept)
-		if errors.Is(err, grant.ErrSuperseded) || errors.Is(err, grant.ErrNotFound) || errors.Is(err, grant.ErrUnreplicated) {
-			err = backoff.Permanent(err)
-		}
-		return struct{}{}, err
-	}, backoff.WithBackOff(pace), backoff.WithMaxElapsedTime(0))
+	err := r.persist(ctx, kept)
 	switch {
 	case err == nil, errors.Is(err, grant.ErrUnreplicated): // the recovery sees to the replicas
 		r.metrics.outcome("renewed")

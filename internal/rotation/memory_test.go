@@ -57,6 +57,11 @@ func newMemory() *memory {
 // at is now as scripts have it, in milliseconds.
 func (m *memory) at() time.Time { return m.now().Truncate(time.Millisecond) }
 
+// Accept is not part of the model: no schedule registers anybody.
+func (m *memory) Accept(context.Context, grant.ID, grant.Consent, time.Time) error {
+	return errors.ErrUnsupported
+}
+
 func (m *memory) Claim(_ context.Context, id grant.ID, owner string, terms grant.Terms) (grant.Claim, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -290,6 +290,10 @@ func (r *replica) CheckContinuity(context.Context) error {
 	return err
 }
 
+func (r *replica) Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) error {
+	return r.redis.Accept(ctx, id, c, due)
+}
+
 func (r *replica) Add(e journal.Entry) error {
 	r.step("before the journal")
 	err := r.paper.Add(e)

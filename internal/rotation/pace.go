@@ -142,7 +142,7 @@ func (r *Rotator) landed(app string, p *pace, err error) {
 
 // takePauses takes over the pauses of other replicas.
 func (r *Rotator) takePauses(ctx context.Context) {
-	for app, p := range r.paces {
+	for app, p := range r.paces() {
 		left, err := r.Store.Paused(ctx, app)
 		if err == nil && left > 0 {
 			p.pause(time.Now().Add(left))
@@ -157,7 +157,7 @@ func (r *Rotator) grounded() time.Duration {
 	}
 	now := time.Now()
 	var shortest time.Duration
-	for _, p := range r.paces {
+	for _, p := range r.paces() {
 		left := p.paused(now)
 		if left == 0 {
 			return 0

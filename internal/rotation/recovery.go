@@ -27,8 +27,9 @@ type safety struct {
 // answer is an answer of Zoom's on its way into Redis.
 type answer struct {
 	journal.Entry
-	committed time.Time // zero: not yet
-	tries     int
+	zoomUser, zoomAccount string    // of an answer to a consent, if Zoom has said
+	committed             time.Time // zero: not yet
+	tries                 int
 }
 
 func (e answer) key() string { return string(e.ID) + " " + e.Spent }
@@ -43,10 +44,9 @@ func (s *safety) start(entries []journal.Entry) {
 	s.begun = len(entries) == 0
 }
 
-func (s *safety) add(e journal.Entry) *answer {
+func (s *safety) add(a *answer) *answer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := &answer{Entry: e}
 	s.unsafe[a.key()] = a
 	return a
 }
@@ -82,7 +82,7 @@ func (s *safety) left() int {
 
 // commit commits an answer once.
 func (r *Rotator) commit(ctx context.Context, a *answer) error {
-	err := r.Store.Commit(ctx, a.ID, a.Spent, a.Tokens, r.Plan(a.Tokens))
+	err := r.store(ctx, a)
 	r.safety.mu.Lock()
 	defer r.safety.mu.Unlock()
 	a.tries++
@@ -97,6 +97,23 @@ func (r *Rotator) commit(ctx context.Context, a *answer) error {
 		}
 	}
 	return err
+}
+
+// store brings an answer into Redis, by what it is the answer to.
+func (r *Rotator) store(ctx context.Context, a *answer) error {
+	due := r.Plan(a.Tokens)
+	if !a.OfConsent() {
+		return r.Store.Commit(ctx, a.ID, a.Spent, a.Tokens, due)
+	}
+	if age := time.Since(a.Tokens.Issued); age > grant.ConsentMemory {
+		r.Log.Error("the journal has brought an answer to a consent too late: the user has to register again",
+			zap.String("grant", string(a.ID)), zap.Duration("age", age))
+		return grant.ErrSuperseded
+	}
+	return r.Store.Accept(ctx, a.ID, grant.Consent{
+		App: a.App, User: a.User, Fingerprint: a.Spent, Tokens: a.Tokens,
+		ZoomUser: a.zoomUser, ZoomAccount: a.zoomAccount,
+	}, due)
 }
 
 // forget ends the care for an answer. The journal still has it for a while.
@@ -180,6 +197,7 @@ func (r *Rotator) settle(ctx context.Context, before time.Time) error {
 			}
 		case errors.Is(err, grant.ErrUnreplicated):
 			return nil // the next round sees to the rest
+		case errors.Is(err, grant.ErrDeleting): // an answer to a consent waits for the removal
 		case err != nil:
 			return err
 		case a.again && r.Store.Breaks() == breaks:

@@ -69,10 +69,10 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 		access, refresh := stand.Grant(zoomtest.DefaultClientID, user)
 		id := grant.NewID("default", user)
 		now := time.Now()
-		if _, err := grants.Change(t.Context(), id, 0, store.Change{Consent: &store.Consent{
-			App: "default", User: user, Due: now.Add(-time.Second),
+		if err := grants.Accept(t.Context(), id, grant.Consent{
+			App: "default", User: user,
 			Tokens: grant.Tokens{Access: secret.New(access), Refresh: secret.New(refresh), Issued: now.Add(-time.Hour), Expires: now},
-		}}); err != nil {
+		}, now.Add(-time.Second)); err != nil {
 			t.Fatal(err)
 		}
 		ids = append(ids, id)

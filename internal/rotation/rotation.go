@@ -37,8 +37,9 @@ var ErrUnknownApp = errors.New("the grant's Zoom app is not configured")
 var ErrShort = errors.New("no token is good for so long")
 
 // Grants is the record of every grant; see [store.Store] for what each method
-// answers. Commit, and Claim with the same owner, may be repeated.
+// answers. Accept, Commit, and Claim with the same owner, may be repeated.
 type Grants interface {
+	Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) error
 	Claim(ctx context.Context, id grant.ID, owner string, terms grant.Terms) (grant.Claim, error)
 	Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) error
 	Fail(ctx context.Context, c grant.Claim, outcome grant.Outcome, retryIn time.Duration, reason string) error
@@ -88,7 +89,7 @@ type Zoom interface {
 type Config struct {
 	Store   Store
 	Journal Journal
-	Apps    map[string]Zoom // by the name of the Zoom app
+	Apps    map[string]Zoom // by the name of the Zoom app; [Rotator.SetApps] changes them
 	Log     *zap.Logger
 	Metrics prometheus.Registerer
 
@@ -128,8 +129,12 @@ func (c *Config) setDefaults() {
 type Rotator struct {
 	Config
 	metrics *metrics
-	paces   map[string]*pace // by the name of the Zoom app
 	safety  safety
+
+	apps struct {
+		sync.RWMutex
+		known map[string]app // by name
+	}
 
 	mu      sync.Mutex
 	flights map[grant.ID]*flight
@@ -149,13 +154,52 @@ func New(c Config) *Rotator {
 	c.setDefaults()
 	r := &Rotator{
 		Config: c, metrics: newMetrics(c.Metrics),
-		paces: make(map[string]*pace), flights: make(map[grant.ID]*flight),
+		flights: make(map[grant.ID]*flight),
 	}
-	for app := range c.Apps {
-		r.paces[app] = newPace(c.MaxInFlight, c.MaxPerSecond)
-	}
+	r.SetApps(c.Apps)
 	r.safety.start(c.Journal.Entries())
 	return r
+}
+
+// app is a Zoom app, and the pace of its renewals.
+type app struct {
+	zoom Zoom
+	pace *pace
+}
+
+// SetApps changes the Zoom apps there are. Flights under way are not affected;
+// those of an app that goes come to their end.
+func (r *Rotator) SetApps(apps map[string]Zoom) {
+	r.apps.Lock()
+	defer r.apps.Unlock()
+	before := r.apps.known
+	r.apps.known = make(map[string]app, len(apps))
+	for name, endpoint := range apps {
+		p := before[name].pace
+		if p == nil {
+			p = newPace(r.MaxInFlight, r.MaxPerSecond)
+		}
+		r.apps.known[name] = app{endpoint, p}
+	}
+}
+
+// app returns the Zoom app of a name.
+func (r *Rotator) app(name string) (app, bool) {
+	r.apps.RLock()
+	defer r.apps.RUnlock()
+	found, known := r.apps.known[name]
+	return found, known
+}
+
+// paces returns the pace of every Zoom app, by name.
+func (r *Rotator) paces() map[string]*pace {
+	r.apps.RLock()
+	defer r.apps.RUnlock()
+	all := make(map[string]*pace, len(r.apps.known))
+	for name, known := range r.apps.known {
+		all[name] = known.pace
+	}
+	return all
 }
 
 // Plan returns when tokens are to be renewed, with jitter.
@@ -263,7 +307,7 @@ func (r *Rotator) Room() int {
 		return 0
 	}
 	room := 0
-	for _, p := range r.paces {
+	for _, p := range r.paces() {
 		room += p.room(time.Now())
 	}
 	return max(0, room-int(r.boarding.Load()))

@@ -51,7 +51,7 @@ func TestMemoryIsTheStore(t *testing.T) {
 		}
 		first, due := next(), now.Add(20*time.Second)
 		model.records[id] = record{app: "default", tokens: first, plan: due, due: due, planned: true}
-		if _, err := real.Change(ctx, id, 0, store.Change{Consent: &store.Consent{App: "default", User: "ann", Tokens: first, Due: due}}); err != nil {
+		if err := real.Accept(ctx, id, grant.Consent{App: "default", User: "ann", Tokens: first}, due); err != nil {
 			t.Fatal(err)
 		}
 		claims := []grant.Claim{{ID: id, Owner: "nobody", Spent: "nothing"}}

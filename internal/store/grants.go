@@ -108,12 +108,12 @@ func (s *Store) Refresh(ctx context.Context, id grant.ID) (secret.Text, error) {
 
 // Change is what to change in a grant. Nil and zero leave things as they are.
 type Change struct {
-	Consent    *Consent
 	Identity   *Identity
 	Credential *string // id at Recall; "" if there is none any more
 	Former     *string
 	Keys       *[]grant.CallbackKey
 	Reason     *string
+	Health     *string
 	Deleting   bool // cannot be taken back
 	Revoke     bool // when it is removed, also revoke it at Zoom
 }
@@ -121,46 +121,20 @@ type Change struct {
 // Identity is whose grant it is, by Zoom's ids.
 type Identity struct{ ZoomUser, ZoomAccount string }
 
-// Consent is a user's new consent. It ends whatever was recorded of the grant
-// before: failures, a lease, its loss.
-type Consent struct {
-	App, User   string
-	Fingerprint string // of the code or refresh token that it came from
-	Tokens      grant.Tokens
-	Due         time.Time
-}
-
 // Change changes a grant if it is still at version, and returns what it became.
-// Version 0 creates it. It answers [grant.ErrConflict] if somebody else has
-// changed it since.
+// It answers [grant.ErrNotFound] or [grant.ErrConflict] if somebody else
+// has changed it since.
 func (s *Store) Change(ctx context.Context, id grant.ID, version int64, c Change) (grant.Grant, error) {
-	var (
-		fields  []any
-		plan    string
-		consent = "0"
-	)
+	var fields []any
 	set := func(field, value string) { fields = append(fields, field, value) }
-	if c.Consent != nil {
-		consent, plan = "1", strconv.FormatInt(millis(c.Consent.Due), 10)
-		set("app", c.Consent.App)
-		set("user", c.Consent.User)
-		set("consent", c.Consent.Fingerprint)
-		tokens, err := s.sealTokens(id, c.Consent.Tokens)
-		if err != nil {
-			return grant.Grant{}, err
-		}
-		set("refresh_fingerprint", RefreshFingerprint(c.Consent.Tokens.Refresh))
-		set(fieldRefresh, string(tokens.refresh))
-		set(fieldAccess, string(tokens.access))
-		set("refreshed", strconv.FormatInt(millis(c.Consent.Tokens.Issued), 10))
-		set("expires", strconv.FormatInt(millis(c.Consent.Tokens.Expires), 10))
-		set("consented", strconv.FormatInt(millis(c.Consent.Tokens.Issued), 10))
-	}
 	if c.Identity != nil {
 		set("zoom_user", c.Identity.ZoomUser)
 		set("zoom_account", c.Identity.ZoomAccount)
+		set("ask", "")
 	}
-	for field, value := range map[string]*string{"credential": c.Credential, "former": c.Former, "reason": c.Reason} {
+	for field, value := range map[string]*string{
+		"credential": c.Credential, "former": c.Former, "reason": c.Reason, "health": c.Health,
+	} {
 		if value != nil {
 			set(field, *value)
 		}
@@ -173,13 +147,12 @@ func (s *Store) Change(ctx context.Context, id grant.ID, version int64, c Change
 		set(fieldKeys, string(sealed))
 	}
 	if c.Deleting {
-		plan = "never"
 		set("deleting", "1")
 	}
 	if c.Revoke {
 		set("revoke", "1")
 	}
-	args := append([]any{version, rand.Text(), plan, consent}, fields...)
+	args := append([]any{version, rand.Text()}, fields...)
 	word, answer, err := s.run(ctx, changeScript, id, args...)
 	switch {
 	case err != nil:
@@ -196,9 +169,12 @@ func (s *Store) Change(ctx context.Context, id grant.ID, version int64, c Change
 	return s.decode(id, record)
 }
 
-// Remove removes a grant if it is still at version.
-func (s *Store) Remove(ctx context.Context, id grant.ID, version int64) error {
-	word, _, err := s.run(ctx, removeScript, id, version)
+// Remove removes a grant if it is still at version. The outcome is what
+// [Store.Spend] answers from then on to the grant's own consent; what else the
+// user was registered with lately is void. It answers [grant.ErrNotFound] or
+// [grant.ErrConflict].
+func (s *Store) Remove(ctx context.Context, id grant.ID, version int64, outcome Outcome) error {
+	word, _, err := s.run(ctx, removeScript, id, version, outcome.text())
 	switch {
 	case err != nil:
 		return fmt.Errorf("removing grant %s: %w", id, err)
@@ -227,6 +203,10 @@ func (s *Store) decode(id grant.ID, fields map[string]string) (grant.Grant, erro
 		Consent:       fields["consent"],
 		Keys:          s.openKeys(id, &d, fields[fieldKeys]),
 		Revoke:        fields["revoke"] != "",
+		Ask:           fields["ask"] != "",
+		Health:        fields["health"],
+		Attempts:      int(d.int("attempts", fields["attempts"])),
+		Seen:          d.time("seen", fields["seen"]),
 		AccessExpires: d.time("expires", fields["expires"]),
 		Refreshed:     d.time("refreshed", fields["refreshed"]),
 		Created:       d.time("created", fields["created"]),

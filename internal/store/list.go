@@ -55,16 +55,20 @@ func (s *Store) listShards(ctx context.Context, state grant.State, from, to int,
 			ids = append(ids, grant.ID(id))
 		}
 	}
-	ids = ids[:min(limit, len(ids))]
+	return s.read(ctx, ids[:min(limit, len(ids))])
+}
+
+// read reads grants, but for those that do not exist.
+func (s *Store) read(ctx context.Context, ids []grant.ID) ([]grant.Grant, error) {
 	records := make([]*redis.MapStringStringCmd, len(ids))
-	_, err = s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for i, id := range ids {
 			records[i] = pipe.HGetAll(ctx, grantKey(id))
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("listing grants: %w", err)
+		return nil, fmt.Errorf("reading grants: %w", err)
 	}
 	grants := make([]grant.Grant, 0, len(ids))
 	for i, id := range ids {

@@ -79,7 +79,7 @@ func testTokenInUseIsLeftAlone(f *fixture) {
 	id := grant.NewID(app, "bob")
 	old := tokens(0)
 	old.Issued, old.Expires = time.Now().Add(-time.Hour), time.Now().Add(2*time.Minute)
-	if _, err := f.Change(ctx, id, 0, store.Change{Consent: &store.Consent{App: app, User: "bob", Tokens: old, Due: past}}); err != nil {
+	if err := f.Accept(ctx, id, grant.Consent{App: app, User: "bob", Tokens: old}, past); err != nil {
 		f.t.Fatal(err)
 	}
 	if err := f.HandedOut(ctx, id); err != nil {
@@ -230,8 +230,9 @@ func TestCommitWaitsForReplicas(t *testing.T) {
 	}
 	keyset := newKeyset(t)
 	f := &fixture{store.New(master.Client(), keyset), master.Client(), t}
-	f.WaitReplicas(1)
 	g := f.consent("ann", past)
+	f.WaitReplicas(1)
+	wantError(t, f.Accept(t.Context(), g.ID, grant.Consent{App: app, User: "ann", Fingerprint: "another", Tokens: tokens(0)}, past), grant.ErrUnreplicated)
 	claim := f.claimDue(g.ID, "a")
 	err = f.Commit(t.Context(), g.ID, claim.Spent, tokens(1), past)
 	wantError(t, err, grant.ErrUnreplicated)

@@ -10,9 +10,17 @@
 //	tp1:{s017}:users:STATE        sorted set: the ids in a state, in order
 //	tp1:{s017}:zoom               sorted set: zoom user NUL app NUL id, in order
 //	tp1:{s017}:changed            channel: the id of each grant that changes
+//	tp1:{s017}:work               sorted set: id by when the registrar goes on with it
+//	tp1:{s017}:changes            stream: changes that users of the API can see
+//	tp1:{s017}:apps               hash: how many grants each Zoom app has
+//	tp1:{s017}:consents:ID        hash: what came of a user's codes, for a day
 //	tp1:{s017}:registering:ID     lock: somebody is registering this user
 //	tp1:keyset                    a known text, sealed, to tell a wrong keyset
-//	tp1:pause:APP                 why no replica calls Zoom for an app just now
+//	tp1:pause:APP                 why no replica calls Zoom for an app just now;
+//	                              recall:list and recall:other, the same for Recall
+//	rate:tp1:recall:KIND          requests to Recall of late (redis_rate's)
+//	tp1:reconcile                 hash: how far the reconciliation has come
+//	tp1:reconciling               lock: somebody reconciles
 //
 // The access token, the refresh token and the callback keys are sealed, each
 // bound to its grant and its field. Scripts see fingerprints and times only.
@@ -110,8 +118,18 @@ func recordKeys(id grant.ID) []string {
 	for _, state := range grant.States() {
 		keys = append(keys, usersKey(shard, state))
 	}
-	return append(keys, zoomKey(shard), changedKey(shard))
+	return append(keys, zoomKey(shard), changedKey(shard), workKey(shard), changesKey(shard),
+		shardKey(shard, "consents:"+string(id)), appsKey(shard))
 }
+
+// workKey is the index of a shard's grants that the registrar has to go on with.
+func workKey(shard int) string { return shardKey(shard, "work") }
+
+// changesKey is the stream of a shard's changes.
+func changesKey(shard int) string { return shardKey(shard, "changes") }
+
+// appsKey counts a shard's grants by their Zoom app.
+func appsKey(shard int) string { return shardKey(shard, "apps") }
 
 // zoomKey is the index of a shard's grants by their Zoom user.
 func zoomKey(shard int) string { return shardKey(shard, "zoom") }
@@ -131,6 +149,11 @@ func usersKey(shard int, state grant.State) string {
 var scripts embed.FS
 
 var (
+	acceptScript      = record("accept")
+	spendScript       = record("spend")
+	unspendScript     = record("unspend")
+	postponeScript    = record("postpone")
+	seenScript        = record("seen")
 	claimScript       = record("claim")
 	commitScript      = record("commit")
 	failScript        = record("fail")
@@ -142,6 +165,7 @@ var (
 	pauseScript       = script("", "pause")
 	dueScript         = script("", "due")
 	unlockScript      = script("", "unlock")
+	extendScript      = script("", "extend")
 )
 
 func script(prelude string, names ...string) *redis.Script {

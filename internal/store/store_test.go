@@ -134,16 +134,14 @@ func fingerprint(n int) string { return store.RefreshFingerprint(tokens(n).Refre
 // consent creates a user's grant with tokens(0), due as given.
 func (f *fixture) consent(user string, due time.Time) grant.Grant {
 	f.t.Helper()
-	g, err := f.Change(f.t.Context(), grant.NewID(app, user), 0, store.Change{
-		Consent: &store.Consent{
-			App: app, User: user, Fingerprint: "code-fingerprint", Tokens: tokens(0), Due: due,
-		},
-		Identity: &store.Identity{ZoomUser: "zoom-" + user, ZoomAccount: "account"},
-	})
-	if err != nil {
+	id := grant.NewID(app, user)
+	if err := f.Accept(f.t.Context(), id, grant.Consent{
+		App: app, User: user, Fingerprint: "code-fingerprint", Tokens: tokens(0),
+		ZoomUser: "zoom-" + user, ZoomAccount: "account",
+	}, due); err != nil {
 		f.t.Fatal(err)
 	}
-	return g
+	return f.get(id)
 }
 
 // link gives the grant a credential at Recall.
@@ -269,7 +267,7 @@ func testChangeNeedsTheVersionThatWasRead(f *fixture) {
 	wantError(f.t, err, grant.ErrConflict)
 	_, err = f.Change(ctx, g.ID, 0, store.Change{Reason: &reason})
 	wantError(f.t, err, grant.ErrConflict)
-	wantError(f.t, f.Remove(ctx, g.ID, g.Version), grant.ErrConflict)
+	wantError(f.t, f.Remove(ctx, g.ID, g.Version, store.Outcome{Stored: true}), grant.ErrConflict)
 
 	none := ""
 	changed, err = f.Change(ctx, g.ID, changed.Version, store.Change{Reason: &none})
@@ -316,9 +314,11 @@ func testStatesFollowWhatIsRecorded(f *fixture) {
 	wantError(f.t, err, grant.ErrReauthorize)
 
 	// A new consent ends all that, and keeps the credential.
-	g, err = f.Change(ctx, g.ID, f.get(g.ID).Version, store.Change{Consent: &store.Consent{App: app, User: "ann", Tokens: tokens(5), Due: past}})
-	if err != nil || g.Credential != "credential-ann" || g.Reason != "" {
-		f.t.Fatalf("after a new consent: %+v, %v", g, err)
+	if err := f.Accept(ctx, g.ID, grant.Consent{App: app, User: "ann", Fingerprint: "another", Tokens: tokens(5)}, past); err != nil {
+		f.t.Fatal(err)
+	}
+	if g = f.get(g.ID); g.Credential != "credential-ann" || g.Reason != "" {
+		f.t.Fatalf("after a new consent: %+v", g)
 	}
 	f.wantState(g.ID, grant.Active)
 
@@ -333,10 +333,10 @@ func testStatesFollowWhatIsRecorded(f *fixture) {
 	_, err = f.Claim(ctx, g.ID, "e", grant.Terms{Lease: lease, GoodUntil: future})
 	wantError(f.t, err, grant.ErrDeleting)
 
-	if err := f.Remove(ctx, g.ID, g.Version); err != nil {
+	if err := f.Remove(ctx, g.ID, g.Version, store.Outcome{Stored: true}); err != nil {
 		f.t.Fatal(err)
 	}
-	wantError(f.t, f.Remove(ctx, g.ID, g.Version), grant.ErrNotFound)
+	wantError(f.t, f.Remove(ctx, g.ID, g.Version, store.Outcome{Stored: true}), grant.ErrNotFound)
 	_, err = f.Claim(ctx, g.ID, "f", grant.Terms{Lease: lease})
 	wantError(f.t, err, grant.ErrNotFound)
 	wantError(f.t, f.Commit(ctx, g.ID, claim.Spent, tokens(1), past), grant.ErrNotFound)
@@ -399,7 +399,7 @@ func testClaimOnDemand(f *fixture) {
 	id := grant.NewID(app, "ann")
 	old := tokens(0)
 	old.Issued, old.Expires = time.Now().Add(-50*time.Minute), time.Now().Add(10*time.Minute)
-	if _, err := f.Change(ctx, id, 0, store.Change{Consent: &store.Consent{App: app, User: "ann", Tokens: old, Due: future}}); err != nil {
+	if err := f.Accept(ctx, id, grant.Consent{App: app, User: "ann", Tokens: old}, future); err != nil {
 		f.t.Fatal(err)
 	}
 	_, err := f.Claim(ctx, id, "a", grant.Terms{Lease: lease})
@@ -635,7 +635,7 @@ func testListPages(f *fixture) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if err := f.Remove(ctx, first[9].ID, first[9].Version); err != nil {
+	if err := f.Remove(ctx, first[9].ID, first[9].Version, store.Outcome{Stored: true}); err != nil {
 		f.t.Fatal(err)
 	}
 	second, err := f.List(ctx, "", first[9].ID, 10)
@@ -791,7 +791,7 @@ func TestRedisDown(t *testing.T) {
 		"Refresh":     func() error { _, err := s.Refresh(ctx, id); return err },
 		"List":        func() error { _, err := s.List(ctx, "", "", 1); return err },
 		"Change":      func() error { _, err := s.Change(ctx, id, 0, store.Change{}); return err },
-		"Remove":      func() error { return s.Remove(ctx, id, 1) },
+		"Remove":      func() error { return s.Remove(ctx, id, 1, store.Outcome{Stored: true}) },
 		"Due":         func() error { _, _, err := s.Due(ctx, 0, 1); return err },
 		"Claim":       func() error { _, err := s.Claim(ctx, id, "a", grant.Terms{Lease: lease}); return err },
 		"Commit":      func() error { return s.Commit(ctx, id, fingerprint(0), tokens(1), future) },

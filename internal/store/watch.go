@@ -1,0 +1,131 @@
+package store
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+
+	"tokenprovider/internal/grant"
+)
+
+// ErrTrimmed means: changes after the position have been dropped from Redis.
+var ErrTrimmed = errors.New("changes since then are not kept any more")
+
+// Position is how far somebody has read the changes of every shard. The zero
+// value of a shard's is before all of them.
+type Position [grant.Shards]Mark
+
+// Mark is the place of a change in its shard's stream: Redis's time in ms, and a
+// number within it.
+type Mark struct{ Time, Number uint64 }
+
+func (m Mark) String() string { return fmt.Sprintf("%d-%d", m.Time, m.Number) }
+
+func (m Mark) after(other Mark) bool {
+	return m.Time > other.Time || m.Time == other.Time && m.Number > other.Number
+}
+
+func parseMark(text string) (Mark, error) {
+	time, number, _ := strings.Cut(text, "-")
+	t, errTime := strconv.ParseUint(time, 10, 64)
+	n, errNumber := strconv.ParseUint(number, 10, 64)
+	if err := errors.Join(errTime, errNumber); err != nil {
+		return Mark{}, fmt.Errorf("the id of a change: %w", err)
+	}
+	return Mark{t, n}, nil
+}
+
+// Token returns the position as text, for [ParsePosition].
+func (p *Position) Token() string {
+	data := []byte{1} // version
+	for _, mark := range p {
+		data = binary.AppendUvarint(data, mark.Time)
+		data = binary.AppendUvarint(data, mark.Number)
+	}
+	return base64.RawURLEncoding.EncodeToString(data)
+}
+
+// ParsePosition reads what [Position.Token] has made.
+func ParsePosition(token string) (*Position, bool) {
+	data, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil || len(data) == 0 || data[0] != 1 {
+		return nil, false
+	}
+	p, data := &Position{}, data[1:]
+	for i := range p {
+		for _, part := range []*uint64{&p[i].Time, &p[i].Number} {
+			value, n := binary.Uvarint(data)
+			if n <= 0 {
+				return nil, false
+			}
+			*part, data = value, data[n:]
+		}
+	}
+	return p, len(data) == 0
+}
+
+// Heads returns the position after the last change of every shard.
+func (s *Store) Heads(ctx context.Context) (*Position, error) {
+	last := make([]*redis.XMessageSliceCmd, grant.Shards)
+	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for shard := range last {
+			last[shard] = pipe.XRevRangeN(ctx, changesKey(shard), "+", "-", 1)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("looking for changes: %w", err)
+	}
+	p := &Position{}
+	for shard, answer := range last {
+		for _, message := range answer.Val() {
+			if p[shard], err = parseMark(message.ID); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return p, nil
+}
+
+// Event is a change that users of the API can see.
+type Event struct {
+	Mark
+	ID        grant.ID
+	State     grant.State // after the change
+	Removed   bool        // the grant is gone; State is empty
+	App, User string      // if it was removed: else the record says so
+}
+
+// Changes returns up to limit changes of a shard after a mark, in their order.
+// Whatever is kept is kept for as long as 4,096 more changes of the shard. It
+// answers [ErrTrimmed] if some of those after the mark have been dropped.
+func (s *Store) Changes(ctx context.Context, shard int, after Mark, limit int) ([]Event, error) {
+	messages, err := s.redis.XRangeN(ctx, changesKey(shard), "("+after.String(), "+", int64(limit)).Result()
+	if err != nil {
+		return nil, fmt.Errorf("reading the changes of shard %d: %w", shard, err)
+	}
+	events := make([]Event, 0, len(messages))
+	for i, message := range messages {
+		text := func(field string) string { value, _ := message.Values[field].(string); return value }
+		mark, errMark := parseMark(message.ID)
+		before, errBefore := parseMark(text("after"))
+		if err := errors.Join(errMark, errBefore); err != nil {
+			return nil, fmt.Errorf("reading the changes of shard %d: %w", shard, err)
+		}
+		if i == 0 && before.after(after) {
+			return nil, ErrTrimmed
+		}
+		e := Event{Mark: mark, ID: grant.ID(text("id")), State: grant.State(text("state")), App: text("app"), User: text("user")}
+		if e.State == "removed" {
+			e.State, e.Removed = "", true
+		}
+		events = append(events, e)
+	}
+	return events, nil
+}

@@ -1,0 +1,93 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"tokenprovider/internal/grant"
+)
+
+// Work returns up to limit grants of each shard that the registrar has to go on
+// with now, the longest waiting first. Whatever fails is put back to later, so
+// that it keeps no other from its turn; see [Store.Postpone].
+func (s *Store) Work(ctx context.Context, limit int) ([]grant.ID, error) {
+	shards := make([]*redis.ZSliceCmd, grant.Shards)
+	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for shard := range shards {
+			shards[shard] = pipe.ZRangeByScoreWithScores(ctx, workKey(shard), &redis.ZRangeBy{
+				Min: "-inf", Max: strconv.FormatInt(millis(time.Now()), 10), Count: int64(limit),
+			})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("looking for unfinished grants: %w", err)
+	}
+	var found []redis.Z
+	for _, shard := range shards {
+		found = append(found, shard.Val()...)
+	}
+	slices.SortFunc(found, func(a, b redis.Z) int { return cmp.Compare(a.Score, b.Score) })
+	ids := make([]grant.ID, len(found))
+	for i, z := range found {
+		text, _ := z.Member.(string)
+		ids[i] = grant.ID(text)
+	}
+	return ids, nil
+}
+
+// Postpone notes that a step of the registrar's has failed, and that the next try
+// is in wait.
+func (s *Store) Postpone(ctx context.Context, id grant.ID, wait time.Duration) error {
+	if _, _, err := s.run(ctx, postponeScript, id, wait.Milliseconds()); err != nil {
+		return fmt.Errorf("postponing grant %s: %w", id, err)
+	}
+	return nil
+}
+
+// Seen notes that Recall has the credentials of these grants.
+func (s *Store) Seen(ctx context.Context, ids []grant.ID) error {
+	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for _, id := range ids {
+			s.of(seenScript).Eval(ctx, pipe, recordKeys(id), string(id))
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("noting what Recall has: %w", err)
+	}
+	return nil
+}
+
+// Apps returns how many grants each Zoom app has, of those that have any.
+func (s *Store) Apps(ctx context.Context) (map[string]int, error) {
+	shards := make([]*redis.MapStringStringCmd, grant.Shards)
+	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for shard := range shards {
+			shards[shard] = pipe.HGetAll(ctx, appsKey(shard))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("counting the grants of each Zoom app: %w", err)
+	}
+	apps := map[string]int{}
+	for _, shard := range shards {
+		for app, text := range shard.Val() {
+			n, err := strconv.Atoi(text)
+			if err != nil {
+				return nil, fmt.Errorf("counting the grants of each Zoom app: %w", err)
+			}
+			if n != 0 {
+				apps[app] += n
+			}
+		}
+	}
+	return apps, nil
+}
