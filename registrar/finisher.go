@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,8 +16,8 @@ import (
 
 // Finish ends what a crash or an outage has left half-way, until ctx ends: it
 // gives pending users their credential and removes those that are being
-// removed. Any number of replicas may run it; every is the mean time between
-// rounds of one.
+// removed, also those who have removed the app at Zoom. Any number of replicas may
+// run it; every is the mean time between rounds of one.
 func (s *Service) Finish(ctx context.Context, every time.Duration) {
 	for {
 		timer := time.NewTimer(every/2 + time.Duration(rand.Int64N(int64(every)))) //nolint:gosec // jitter is no secret
@@ -25,67 +27,100 @@ func (s *Service) Finish(ctx context.Context, every time.Duration) {
 			return
 		case <-timer.C:
 		}
-		for _, state := range []grant.State{grant.Pending, grant.Deleting} {
-			if err := s.finishAll(ctx, state); err != nil && ctx.Err() == nil {
-				s.Log.Warn("unfinished users have to wait", zap.String("state", string(state)), zap.Error(err))
-			}
+		if err := s.finishDue(ctx); err != nil && ctx.Err() == nil {
+			s.Log.Warn("unfinished users have to wait", zap.Error(err))
 		}
 	}
 }
 
-// finishAll goes once through the users in a state. It stops at what would stop
-// every other user too.
-func (s *Service) finishAll(ctx context.Context, state grant.State) error {
-	const page = 100
-	var after grant.ID
-	for {
-		grants, err := s.Store.List(ctx, state, after, page)
-		if err != nil {
+// finishDue goes on with every user whose turn it is. It stops at what would stop
+// every other user too. Whoever has failed is put back, so that nobody waits for
+// the same user twice.
+func (s *Service) finishDue(ctx context.Context) error {
+	const page, atOnce = 8, 8
+	for ctx.Err() == nil {
+		ids, err := s.Store.Work(ctx, page)
+		if err != nil || len(ids) == 0 {
 			return err
 		}
-		for _, g := range grants {
-			if err := s.finish(ctx, g.ID); err != nil {
-				s.Log.Warn("a user could not be finished", zap.String("grant", string(g.ID)),
-					zap.String("state", string(state)), zap.Error(err))
-				var refused *recall.RefusedError
-				if errors.Is(err, recall.ErrUnauthorized) || errors.Is(err, recall.ErrUncertain) ||
-					errors.As(err, &refused) && refused.Status != 400 {
-					return err
-				}
+		var (
+			wg       sync.WaitGroup
+			place    = make(chan struct{}, atOnce)
+			outage   atomic.Pointer[error]
+			finished atomic.Int64
+		)
+		for _, id := range ids {
+			place <- struct{}{}
+			if outage.Load() != nil || ctx.Err() != nil {
+				break
 			}
-			after = g.ID
+			wg.Go(func() {
+				defer func() { <-place }()
+				done, err := s.finish(ctx, id)
+				switch {
+				case err != nil && stopsAll(err):
+					outage.CompareAndSwap(nil, &err)
+				case done:
+					finished.Add(1)
+				}
+			})
 		}
-		if len(grants) < page || ctx.Err() != nil {
-			return ctx.Err()
+		wg.Wait()
+		if err := outage.Load(); err != nil {
+			return *err
+		}
+		if finished.Load() == 0 { // others have them, or they are put back
+			return nil
 		}
 	}
+	return ctx.Err()
+}
+
+// stopsAll reports whether an error is not the one user's.
+func stopsAll(err error) bool {
+	var limit *recall.LimitError
+	var refused *recall.RefusedError
+	var field *fieldError
+	var taken *takenError
+	switch {
+	case errors.As(err, &taken), errors.As(err, &field), errors.Is(err, errBusy):
+		return false
+	case errors.As(err, &refused):
+		return refused.Status != 400
+	}
+	return errors.As(err, &limit) || errors.Is(err, recall.ErrUnauthorized) || errors.Is(err, recall.ErrUncertain)
 }
 
 // finish takes one user's next steps, unless somebody else does.
-func (s *Service) finish(ctx context.Context, id grant.ID) error {
+func (s *Service) finish(ctx context.Context, id grant.ID) (done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, workTime)
 	defer cancel()
-	unlock, ok, err := s.Store.LockRegistration(ctx, id, workTime)
+	unlock, ok, err := s.Store.LockRegistration(ctx, id, s.Lock)
 	if err != nil || !ok {
-		return err
+		return false, err
 	}
 	defer unlock()
 	g, err := s.Store.Get(ctx, id)
 	if errors.Is(err, grant.ErrNotFound) {
-		return nil
+		return true, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
-	switch g.State {
-	case grant.Pending:
-		if _, err = s.link(ctx, g); err != nil {
-			_, recordErr := s.pending(ctx, id, err)
-			return errors.Join(err, recordErr)
+	if g.State == grant.Deleting {
+		if err = s.remove(ctx, g); err == nil {
+			s.audit(ctx, actRemove, g.App, g.User, nil, g)
 		}
-	case grant.Deleting:
-		return s.remove(ctx, g)
-	default: // finished meanwhile
+	} else {
+		_, err = s.link(ctx, g)
 	}
-	return nil
+	if err != nil {
+		_, laterErr := s.later(context.WithoutCancel(ctx), id, err)
+		var taken *takenError
+		if errors.As(laterErr, &taken) {
+			laterErr = nil
+		}
+		return false, errors.Join(err, laterErr)
+	}
+	return true, nil
 }

@@ -2,17 +2,24 @@
 // Zoom grant goes in, a Recall credential that points at the user's own
 // callback URL comes of it.
 //
-// The API is documented in proto/tokenprovider/registrar/v1. A [Service] does
-// the work: registration.go and removal.go are the two things that take steps,
-// service.go answers calls with them, and finisher.go ends what a crash or an
-// outage has left half-way. Each step is recorded, so any replica can carry on.
+// The API is documented in proto/tokenprovider/registrar/v1, and for its callers
+// in docs/registrar.md. A [Service] does the work: registration.go, secret.go and
+// removal.go are the things that take steps, service.go and watch.go answer calls,
+// and finisher.go ends what a crash or an outage has left half-way. Each step is
+// recorded, so any replica can carry on. A [Reconciler] keeps Recall's view and
+// ours the same.
+//
+// Who may call what is in access.go, and [Serve] puts the server together.
 package registrar
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,14 +39,26 @@ type App struct {
 	OAuthApp string // Recall's uuid of the app
 }
 
-// Config is what the service needs. Every field is required.
+// Config is what the service needs. Every field without a default is required.
 type Config struct {
 	Store        *store.Store
 	Rotator      *rotation.Rotator
-	Apps         map[string]App // by the name of the Zoom app
+	Apps         map[string]App // by the name of the Zoom app; [Service.SetApps] changes them
 	Recall       *recall.Client
 	CallbackBase *url.URL // public URL of the token server
 	Log          *zap.Logger
+
+	// OldBases are public URLs that the token server had before. Credentials under
+	// them are ours too. May be empty.
+	OldBases []*url.URL
+	// Audit is told of each registration, removal and rotation of a secret, and of
+	// each token handed out. Nil: Log's logger "audit".
+	Audit *zap.Logger
+	// LateAnswer is how long the answer to a code is waited for from a replica that
+	// may have died with it. 0: 30 s.
+	LateAnswer time.Duration
+	// Lock is how long a user whose replica has died is left alone. 0: 5 s.
+	Lock time.Duration
 }
 
 // Service implements the RegistrarService. It is safe for concurrent use.
@@ -47,17 +66,72 @@ type Service struct {
 	registrarv1.UnimplementedRegistrarServiceServer
 	Config
 
-	work sync.WaitGroup // what goes on although its caller may have left
+	apps struct {
+		sync.RWMutex
+		known map[string]App
+	}
+	work  sync.WaitGroup // what goes on although its caller may have left
+	heads heads
 }
 
 // New returns the service. It does no I/O.
-func New(c Config) *Service { return &Service{Config: c} }
+func New(c Config) *Service {
+	if c.Audit == nil {
+		c.Audit = c.Log.Named("audit")
+	}
+	if c.LateAnswer == 0 {
+		c.LateAnswer = 30 * time.Second
+	}
+	if c.Lock == 0 {
+		c.Lock = 5 * time.Second
+	}
+	s := &Service{Config: c}
+	s.heads.stopped = make(chan struct{})
+	s.SetApps(c.Apps)
+	return s
+}
 
-// workTime bounds one registration or removal, and its lock.
+// SetApps changes the Zoom apps there are.
+func (s *Service) SetApps(apps map[string]App) {
+	s.apps.Lock()
+	defer s.apps.Unlock()
+	s.apps.known = maps.Clone(apps)
+}
+
+// app returns the Zoom app of a name.
+func (s *Service) app(name string) (App, bool) {
+	s.apps.RLock()
+	defer s.apps.RUnlock()
+	found, known := s.apps.known[name]
+	return found, known
+}
+
+// appNames returns the names of the Zoom apps, in order.
+func (s *Service) appNames() []string {
+	s.apps.RLock()
+	defer s.apps.RUnlock()
+	return slices.Sorted(maps.Keys(s.apps.known))
+}
+
+// isOurs reports whether the token server is, or was, reached under a base.
+func (s *Service) isOurs(base string) bool {
+	return s.isCurrent(base) || slices.ContainsFunc(s.OldBases, func(old *url.URL) bool { return same(base, old) })
+}
+
+// isCurrent reports whether a base is the token server's present one.
+func (s *Service) isCurrent(base string) bool { return same(base, s.CallbackBase) }
+
+func same(base string, known *url.URL) bool { return base == strings.TrimRight(known.String(), "/") }
+
+// workTime bounds one registration, removal or rotation of a secret.
 const workTime = time.Minute
 
-// errBusy: somebody else is working on the same user.
-var errBusy = errors.New("the user is being registered or removed by another call")
+var (
+	// errBusy: somebody else is working on the same user.
+	errBusy = errors.New("the user is being registered or removed by another call")
+	// errOvertaken: somebody else has gone on with the user, though this call had it.
+	errOvertaken = fmt.Errorf("%w, which has overtaken this one", errBusy)
+)
 
 // onUser works on a user as the only one over all replicas. The work goes on
 // when the caller leaves: a spent code needs its answer.
@@ -91,7 +165,7 @@ func (s *Service) onUser(ctx context.Context, id grant.ID, work func(context.Con
 func (s *Service) lock(caller, ctx context.Context, id grant.ID) (unlock func(), err error) {
 	const look = 50 * time.Millisecond
 	for {
-		unlock, ok, err := s.Store.LockRegistration(ctx, id, workTime)
+		unlock, ok, err := s.Store.LockRegistration(ctx, id, s.Lock)
 		if err != nil || ok {
 			return unlock, err
 		}
@@ -120,17 +194,23 @@ func (s *Service) Close(ctx context.Context) error {
 	}
 }
 
-// change changes a grant whatever else has changed in it since it was read, a
-// renewal for one: nobody but the holder of the user's lock changes what the
-// steps here decide by.
+// change changes a grant although it may have been renewed since it was read. It
+// answers [errOvertaken] if what the steps here decide by has changed too: then
+// this call has lost the user's lock, by a stop that was longer than the lock.
 func (s *Service) change(ctx context.Context, g grant.Grant, c store.Change) (grant.Grant, error) {
 	for {
 		changed, err := s.Store.Change(ctx, g.ID, g.Version, c)
 		if !errors.Is(err, grant.ErrConflict) {
 			return changed, err
 		}
-		if g, err = s.Store.Get(ctx, g.ID); err != nil {
+		now, err := s.Store.Get(ctx, g.ID)
+		if err != nil {
 			return grant.Grant{}, err
 		}
+		if now.Consent != g.Consent || now.Credential != g.Credential || now.Former != g.Former || now.ZoomUser != g.ZoomUser ||
+			now.Ask != g.Ask || (now.State == grant.Deleting) != (g.State == grant.Deleting) || !slices.Equal(now.Keys, g.Keys) {
+			return grant.Grant{}, errOvertaken
+		}
+		g = now
 	}
 }

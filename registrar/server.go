@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
+	"strings"
+	"time"
 
 	"buf.build/go/protovalidate"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
@@ -12,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -19,24 +23,42 @@ import (
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
 
-// maxMessage bounds a request: the largest holds a refresh token of 8 KiB.
-const maxMessage = 64 << 10
+const (
+	maxRequest  = 64 << 10 // bytes: the largest holds a refresh token of 8 KiB
+	maxResponse = 4 << 20  // bytes: a page of 1,000 users has less than 1 MiB
+	maxStreams  = 250      // calls at once on a connection
+	callTime    = 30 * time.Second
+)
 
 // NewServer returns a gRPC server that offers the service, health and
-// reflection. The options add what is the caller's: credentials above all.
-func NewServer(s *Service, options ...grpc.ServerOption) (*grpc.Server, *health.Server, error) {
+// reflection to whom access lets. The options add what is the caller's:
+// credentials above all.
+func NewServer(s *Service, access *Access, options ...grpc.ServerOption) (*grpc.Server, *health.Server, error) {
 	validator, err := protovalidate.New()
 	if err != nil {
 		return nil, nil, fmt.Errorf("compiling the field rules: %w", err)
 	}
+	g := &guard{s, access, validator}
 	server := grpc.NewServer(append(options,
-		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxSendMsgSize(maxResponse),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(10*time.Second),
+		// Connections end now and then, so that clients find new replicas, and
+		// certificates are looked at again.
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: time.Minute,
+			Time: time.Minute, Timeout: 20 * time.Second,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(
-			s.statuses,
+			g.call,
 			recovery.UnaryServerInterceptor(recovery.WithRecoveryHandlerContext(s.panicked)),
-			validate(validator),
 		),
-		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(s.panicked))),
+		grpc.ChainStreamInterceptor(
+			g.stream,
+			recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(s.panicked)),
+		),
 	)...)
 	registrarv1.RegisterRegistrarServiceServer(server, s)
 	healthServer := health.NewServer()
@@ -45,10 +67,76 @@ func NewServer(s *Service, options ...grpc.ServerOption) (*grpc.Server, *health.
 	return server, healthServer, nil
 }
 
-// statuses turns what a method returns into a status.
-func (s *Service) statuses(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	response, err := handler(ctx, request)
-	return response, s.toStatus(info.FullMethod, err)
+// guard stands before every call: who calls, may it, is the request right; and
+// after it, to turn what a method returns into a status.
+type guard struct {
+	service   *Service
+	access    *Access
+	validator protovalidate.Validator
+}
+
+func (g *guard) call(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if !own(info.FullMethod) {
+		return handler(ctx, request)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	response, err := func() (any, error) {
+		ctx, err := g.admit(ctx, info.FullMethod, request)
+		if err != nil {
+			return nil, err
+		}
+		if err := g.validate(request); err != nil {
+			return nil, err
+		}
+		return handler(ctx, request)
+	}()
+	return response, g.service.toStatus(info.FullMethod, err)
+}
+
+func (g *guard) stream(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if !own(info.FullMethod) {
+		return handler(service, stream)
+	}
+	ctx, err := g.admit(stream.Context(), info.FullMethod, nil)
+	if err == nil {
+		err = handler(service, &guardedStream{stream, ctx, g})
+	}
+	return g.service.toStatus(info.FullMethod, err)
+}
+
+// guardedStream is a stream whose requests are checked as they come.
+type guardedStream struct {
+	grpc.ServerStream
+	ctx   context.Context //nolint:containedctx // a stream's context is the stream's
+	guard *guard
+}
+
+func (s *guardedStream) Context() context.Context { return s.ctx }
+
+func (s *guardedStream) RecvMsg(request any) error {
+	if err := s.ServerStream.RecvMsg(request); err != nil {
+		return err
+	}
+	return s.guard.validate(request)
+}
+
+// own tells the service's methods from health and reflection, which any client
+// that got a connection may use.
+func own(method string) bool {
+	return strings.HasPrefix(method, "/"+registrarv1.RegistrarService_ServiceDesc.ServiceName+"/")
+}
+
+// admit lets the access decide. The context that it returns knows who calls.
+func (g *guard) admit(ctx context.Context, method string, request any) (context.Context, error) {
+	name, err := g.access.admit(ctx, path.Base(method))
+	ctx = context.WithValue(ctx, clientKey{}, name)
+	if errors.Is(err, errForbidden) || errors.Is(err, errNobody) {
+		app, user := names(request)
+		g.service.audit(ctx, actDenied, app, user, err, noGrant)
+		g.service.Log.Warn("a call was denied", zap.String("method", method), zap.String("client", name), zap.Error(err))
+	}
+	return ctx, err
 }
 
 // panicked keeps a fault of ours from ending the process, and its words, which
@@ -58,30 +146,28 @@ func (s *Service) panicked(_ context.Context, fault any) error {
 	return status.Error(codes.Internal, "internal error")
 }
 
-// validate checks requests against the field rules of the API.
-func validate(validator protovalidate.Validator) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		message, ok := request.(proto.Message)
-		if !ok {
-			return handler(ctx, request)
-		}
-		err := validator.Validate(message)
-		var invalid *protovalidate.ValidationError
-		switch {
-		case err == nil:
-			return handler(ctx, request)
-		case !errors.As(err, &invalid):
-			return nil, status.Error(codes.Internal, "internal error: a field rule is wrong")
-		}
-		faults := make(map[string]string, len(invalid.Violations))
-		text := "bad request"
-		for i, violation := range invalid.Violations {
-			field := protovalidate.FieldPathString(violation.Proto.GetField())
-			faults[field] = violation.Proto.GetMessage()
-			if i == 0 {
-				text = field + ": " + violation.Proto.GetMessage()
-			}
-		}
-		return nil, withDetails(codes.InvalidArgument, text, badRequest(faults))
+// validate checks a request against the field rules of the API.
+func (g *guard) validate(request any) error {
+	message, ok := request.(proto.Message)
+	if !ok {
+		return nil
 	}
+	err := g.validator.Validate(message)
+	var invalid *protovalidate.ValidationError
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &invalid):
+		return status.Error(codes.Internal, "internal error: a field rule is wrong")
+	}
+	faults := make(map[string]string, len(invalid.Violations))
+	text := "bad request"
+	for i, violation := range invalid.Violations {
+		field := protovalidate.FieldPathString(violation.Proto.GetField())
+		faults[field] = violation.Proto.GetMessage()
+		if i == 0 {
+			text = field + ": " + violation.Proto.GetMessage()
+		}
+	}
+	return withDetails(codes.InvalidArgument, text, badRequest(faults))
 }

@@ -1,6 +1,7 @@
 package registrar
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -24,15 +25,13 @@ type named interface {
 // name returns the Zoom app that a request is about, and the grant's ID.
 func (s *Service) name(r named) (app string, id grant.ID, err error) {
 	app = r.GetZoomApp()
-	if app == "" && len(s.Apps) == 1 {
-		for only := range s.Apps {
-			app = only
-		}
+	if names := s.appNames(); app == "" && len(names) == 1 {
+		app = names[0]
 	}
 	if app == "" {
 		return "", "", &fieldError{field: "zoom_app", fault: "there are several Zoom apps: name one"}
 	}
-	if _, known := s.Apps[app]; !known {
+	if _, known := s.app(app); !known {
 		return "", "", unknownApp(app)
 	}
 	return app, grant.NewID(app, r.GetUserId()), nil
@@ -60,7 +59,14 @@ func (s *Service) RegisterUser(ctx context.Context, r *registrarv1.RegisterUserR
 			return client.Refresh(ctx, secret.New(r.GetRefreshToken()))
 		}
 	}
-	g, err := s.onUser(ctx, id, func(ctx context.Context) (grant.Grant, error) { return s.register(ctx, id, c) })
+	if err := s.awaitHold(ctx); err != nil {
+		return nil, err
+	}
+	g, err := s.onUser(ctx, id, func(ctx context.Context) (grant.Grant, error) {
+		g, err := s.register(ctx, id, c)
+		s.audit(ctx, actRegister, app, c.user, err, g)
+		return g, err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -111,12 +117,14 @@ func (s *Service) ListUsers(ctx context.Context, r *registrarv1.ListUsersRequest
 
 // DeregisterUser implements the call of the same name.
 func (s *Service) DeregisterUser(ctx context.Context, r *registrarv1.DeregisterUserRequest) (*registrarv1.DeregisterUserResponse, error) {
-	_, id, err := s.name(r)
+	app, id, err := s.name(r)
 	if err != nil {
 		return nil, err
 	}
 	_, err = s.onUser(ctx, id, func(ctx context.Context) (grant.Grant, error) {
-		return grant.Grant{}, s.deregister(ctx, id, r.GetRevokeGrant())
+		err := s.deregister(ctx, id, r.GetRevokeGrant())
+		s.audit(ctx, actDeregister, app, r.GetUserId(), err, grant.Grant{})
+		return grant.Grant{}, err
 	})
 	if err != nil {
 		return nil, err
@@ -124,12 +132,35 @@ func (s *Service) DeregisterUser(ctx context.Context, r *registrarv1.DeregisterU
 	return &registrarv1.DeregisterUserResponse{}, nil
 }
 
-// GetAccessToken implements the call of the same name.
-func (s *Service) GetAccessToken(ctx context.Context, r *registrarv1.GetAccessTokenRequest) (*registrarv1.GetAccessTokenResponse, error) {
-	_, id, err := s.name(r)
+// RotateCallbackSecret implements the call of the same name.
+func (s *Service) RotateCallbackSecret(ctx context.Context, r *registrarv1.RotateCallbackSecretRequest) (*registrarv1.RotateCallbackSecretResponse, error) {
+	app, id, err := s.name(r)
 	if err != nil {
 		return nil, err
 	}
+	g, err := s.onUser(ctx, id, func(ctx context.Context) (grant.Grant, error) {
+		g, err := s.rotateSecret(ctx, id)
+		s.audit(ctx, actRotateSecret, app, r.GetUserId(), err, g)
+		return g, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &registrarv1.RotateCallbackSecretResponse{User: toUser(g)}, nil
+}
+
+// GetAccessToken implements the call of the same name.
+func (s *Service) GetAccessToken(ctx context.Context, r *registrarv1.GetAccessTokenRequest) (*registrarv1.GetAccessTokenResponse, error) {
+	app, id, err := s.name(r)
+	if err != nil {
+		return nil, err
+	}
+	response, err := s.accessToken(ctx, id, r)
+	s.audit(ctx, actGetAccessToken, app, r.GetUserId(), err, grant.Grant{})
+	return response, err
+}
+
+func (s *Service) accessToken(ctx context.Context, id grant.ID, r *registrarv1.GetAccessTokenRequest) (*registrarv1.GetAccessTokenResponse, error) {
 	ttl := grant.MinTTL
 	if r.GetMinTtl() != nil {
 		ttl = r.GetMinTtl().AsDuration()
@@ -155,7 +186,7 @@ func toUser(g grant.Grant) *registrarv1.User {
 		UserId:                g.User,
 		ZoomApp:               g.App,
 		State:                 toState[g.State],
-		Reason:                g.Reason,
+		Reason:                cmp.Or(g.Reason, g.Health),
 		ZoomUserId:            g.ZoomUser,
 		ZoomAccountId:         g.ZoomAccount,
 		RecallCredentialId:    g.Credential,

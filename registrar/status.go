@@ -13,7 +13,9 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"tokenprovider/internal/grant"
+	"tokenprovider/internal/recall"
 	"tokenprovider/internal/seal"
+	"tokenprovider/internal/store"
 	"tokenprovider/internal/zoom"
 )
 
@@ -35,9 +37,25 @@ type errUnknownApp string
 
 func (e errUnknownApp) Error() string { return "unknown Zoom app " + string(e) }
 
-// toStatus is the one place where errors become gRPC statuses. What it does not
-// know is told to the log and not to the caller.
+// toStatus is what a method's error is answered with. What the caller is not told
+// of it, the log is.
 func (s *Service) toStatus(method string, err error) error {
+	st := statusOf(err)
+	if _, told := status.FromError(err); told {
+		return st
+	}
+	switch status.Code(st) {
+	case codes.Internal:
+		s.Log.Error("a record does not open", zap.String("method", method), zap.Error(err))
+	case codes.Unavailable:
+		s.Log.Warn("a call failed", zap.String("method", method), zap.Error(err))
+	default: // the caller's business
+	}
+	return st
+}
+
+// statusOf is the one place where errors become gRPC statuses.
+func statusOf(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -48,6 +66,10 @@ func (s *Service) toStatus(method string, err error) error {
 		field   *fieldError
 		taken   *takenError
 		backoff *grant.BackoffError
+		held    *grant.HeldError
+		hold    *holdError
+		limit   *recall.LimitError
+		over    *overLimitError
 		refused *zoom.RefusedError
 	)
 	switch {
@@ -61,6 +83,15 @@ func (s *Service) toStatus(method string, err error) error {
 				"conflicting_zoom_account_id": taken.zoomAccount,
 			},
 		})
+	case errors.As(err, &over):
+		return withDetails(codes.ResourceExhausted, over.Error(), &errdetails.RetryInfo{RetryDelay: durationpb.New(over.wait)})
+	case errors.Is(err, errNobody):
+		return status.Error(codes.Unauthenticated, errNobody.Error())
+	case errors.Is(err, errForbidden):
+		return status.Error(codes.PermissionDenied, err.Error())
+	case errors.Is(err, store.ErrTrimmed):
+		return withDetails(codes.OutOfRange, "changes since the resume_token are not kept any more: watch anew without one, and list all users",
+			&errdetails.ErrorInfo{Reason: "RESUME_TOKEN_EXPIRED", Domain: "tokenprovider"})
 	case errors.Is(err, grant.ErrNotFound):
 		return status.Error(codes.NotFound, "there is no such user")
 	case errors.Is(err, grant.ErrReauthorize):
@@ -72,13 +103,20 @@ func (s *Service) toStatus(method string, err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, "the caller's deadline has passed; the work goes on, so repeat the call to see what came of it")
 	case errors.Is(err, seal.ErrOpen):
-		s.Log.Error("a record does not open", zap.String("method", method), zap.Error(err))
 		return status.Error(codes.Internal, "internal error: the user's record does not open")
 	}
 	wait, text := time.Second, "Redis, Zoom or Recall cannot be reached; nothing is lost, try again"
 	switch {
 	case errors.Is(err, errBusy):
 		text = errBusy.Error()
+	case errors.Is(err, errStopping):
+		text = "this registrar is stopping: go on at another one"
+	case errors.As(err, &held):
+		wait, text = min(held.For, 2*time.Second), "an earlier call with this code or refresh token may still bring its answer; try again"
+	case errors.As(err, &hold):
+		wait, text = hold.wait, "Redis has just restarted, and no code is spent until all is known again; nothing is lost, try again"
+	case errors.As(err, &limit):
+		wait, text = limit.For, "the limit of requests to Recall is used up; nothing is lost, try again"
 	case errors.As(err, &backoff):
 		wait, text = backoff.For, "Zoom gives no token now; it will be tried again"
 	case errors.As(err, &refused):
@@ -86,7 +124,6 @@ func (s *Service) toStatus(method string, err error) error {
 	case errors.Is(err, zoom.ErrInvalidClient):
 		wait, text = time.Minute, "Zoom refuses the registrar's own client id or secret; the operator has to mend that"
 	}
-	s.Log.Warn("a call failed", zap.String("method", method), zap.Error(err))
 	return withDetails(codes.Unavailable, text, &errdetails.RetryInfo{RetryDelay: durationpb.New(wait)})
 }
 

@@ -83,12 +83,13 @@ func ParsePath(path string) (Address, bool) {
 	return Address{id, secret.New(text)}, true
 }
 
-// ParseURL reads a URL that Recall holds. It is ours only if it lies under base.
-func ParseURL(base *url.URL, raw string) (Address, bool) {
-	root := strings.TrimSuffix(base.String(), "/")
-	path, ok := strings.CutPrefix(raw, root)
-	if !ok {
-		return Address{}, false
+// ParseURL reads a URL that Recall holds. It returns what comes before the
+// callback's path, without a slash at its end: the base that it was made under.
+func ParseURL(raw string) (base string, address Address, ok bool) {
+	at := strings.LastIndex(raw, Prefix)
+	if at < 0 {
+		return "", Address{}, false
 	}
-	return ParsePath(path)
+	address, ok = ParsePath(raw[at:])
+	return strings.TrimRight(raw[:at], "/"), address, ok
 }

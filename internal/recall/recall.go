@@ -4,6 +4,9 @@
 //
 // Recall has no idempotency key and no call that changes a credential. So after
 // an [ErrUncertain] create, list and compare before creating again.
+//
+// Recall's limits are for all that a workspace does. A [Gate] keeps them for all
+// who share it.
 package recall
 
 import (
@@ -52,6 +55,33 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("Recall answered %d", e.Status)
 }
 
+// LimitError means: no request was sent, because it would be over Recall's limits,
+// or because Recall has asked to be left alone.
+type LimitError struct{ For time.Duration }
+
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("over the limit of requests to Recall for %v", e.For.Round(time.Millisecond))
+}
+
+// Kind is what Recall's limits tell apart.
+type Kind string
+
+// The kinds of requests. Recall's reference allows 60 lists of credentials a
+// minute, and 300 of each other request, for a workspace.
+const (
+	Lists Kind = "list"
+	Other Kind = "other"
+)
+
+// Gate decides when requests may be sent.
+type Gate interface {
+	// Enter returns when n requests of a kind may be sent, or why they may not
+	// now: a [*LimitError].
+	Enter(ctx context.Context, kind Kind, n int) error
+	// Rest says that Recall has asked to be left alone with this kind of request.
+	Rest(ctx context.Context, kind Kind, d time.Duration)
+}
+
 // Credential is a Zoom OAuth credential as Recall knows it.
 type Credential struct {
 	ID          string
@@ -64,26 +94,49 @@ type Credential struct {
 	MeetingSync string // not_started, in_progress, completed or failed
 }
 
-// Config is what a client needs; every field is required.
+// Config is what a client needs; every field without a default is required.
 type Config struct {
 	APIURL *url.URL // https://us-east-1.recall.ai, or another region's host
 	APIKey secret.Text
 	HTTP   *http.Client
+	Gate   Gate // nil: requests are sent at once
 }
 
 // Client talks to Recall. It is safe for concurrent use.
 type Client struct {
 	credentials *url.URL
+	logs        *url.URL
 	key         secret.Text
 	http        *http.Client
+	gate        Gate
 }
 
 // New returns a client. It does no I/O.
 func New(c Config) *Client {
 	httpClient := *c.HTTP
 	httpClient.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &Client{c.APIURL.JoinPath("api", "v2", "zoom-oauth-credentials", "/"), c.APIKey, &httpClient}
+	if c.Gate == nil {
+		c.Gate = open{}
+	}
+	return &Client{
+		credentials: c.APIURL.JoinPath("api", "v2", "zoom-oauth-credentials", "/"),
+		logs:        c.APIURL.JoinPath("api", "v2", "zoom-oauth-credential-logs", "/"),
+		key:         c.APIKey, http: &httpClient, gate: c.Gate,
+	}
 }
+
+// Through returns a client like c whose requests go through another gate.
+func (c *Client) Through(gate Gate) *Client {
+	other := *c
+	other.gate = gate
+	return &other
+}
+
+// open is a gate that lets everything pass.
+type open struct{}
+
+func (open) Enter(context.Context, Kind, int) error           { return nil }
+func (open) Rest(context.Context, Kind, time.Duration) {}
 
 // wire is a credential in JSON.
 type wire struct {
@@ -101,10 +154,34 @@ func (w wire) credential() Credential {
 	return Credential{w.ID, w.OAuthApp, secret.New(w.CallbackURL), w.Status, w.ZoomUser, w.ZoomAccount, w.CreatedAt, w.MeetingSync}
 }
 
+// Room returns when the gate would let a request pass, but sends none.
+func (c *Client) Room(ctx context.Context) error { return c.gate.Enter(ctx, Other, 0) }
+
 // Create makes a credential that calls back for its tokens. Recall may call the
 // URL before this returns. It answers a [*ConflictError] if the Zoom user has
 // a credential already.
 func (c *Client) Create(ctx context.Context, oauthApp string, callbackURL secret.Text) (Credential, error) {
+	if err := c.gate.Enter(ctx, Other, 1); err != nil {
+		return Credential{}, fmt.Errorf("creating a credential: %w", err)
+	}
+	return c.create(ctx, oauthApp, callbackURL)
+}
+
+// Replace deletes a credential, if there is one, and creates another in its
+// place, with as short a time between the two as can be had. It fails before the
+// first if there is no room for both within the limits. Otherwise it answers what
+// [Client.Create] does.
+func (c *Client) Replace(ctx context.Context, id, oauthApp string, callbackURL secret.Text) (Credential, error) {
+	if err := c.gate.Enter(ctx, Other, 2); err != nil {
+		return Credential{}, fmt.Errorf("replacing a credential: %w", err)
+	}
+	if err := c.delete(ctx, id); err != nil && !errors.Is(err, ErrNotFound) {
+		return Credential{}, err
+	}
+	return c.create(ctx, oauthApp, callbackURL)
+}
+
+func (c *Client) create(ctx context.Context, oauthApp string, callbackURL secret.Text) (Credential, error) {
 	body, err := json.Marshal(map[string]string{
 		"oauth_app":                 oauthApp,
 		"access_token_callback_url": callbackURL.Reveal(),
@@ -113,7 +190,7 @@ func (c *Client) Create(ctx context.Context, oauthApp string, callbackURL secret
 		return Credential{}, fmt.Errorf("creating a credential: %w", err)
 	}
 	var created wire
-	if err := c.do(ctx, http.MethodPost, c.credentials, body, http.StatusCreated, &created); err != nil {
+	if err := c.do(ctx, Other, http.MethodPost, c.credentials, body, http.StatusCreated, &created); err != nil {
 		return Credential{}, fmt.Errorf("creating a credential: %w", err)
 	}
 	return created.credential(), nil
@@ -123,45 +200,99 @@ func (c *Client) Create(ctx context.Context, oauthApp string, callbackURL secret
 type Filter struct{ OAuthApp, ZoomUser, ZoomAccount string }
 
 // List calls each with every credential that the filter selects, page by page,
-// until it returns false. Recall allows 60 pages a minute (API reference, list).
+// until it returns false.
 func (c *Client) List(ctx context.Context, filter Filter, each func(Credential) bool) error {
+	for cursor := ""; ; {
+		found, next, err := c.Page(ctx, filter, cursor)
+		if err != nil {
+			return err
+		}
+		for _, credential := range found {
+			if !each(credential) {
+				return nil
+			}
+		}
+		if next == "" {
+			return nil
+		}
+		cursor = next
+	}
+}
+
+// Page reads one page of the credentials that the filter selects: the one of a
+// cursor, or the first. It returns the cursor of the next, "" after the last.
+func (c *Client) Page(ctx context.Context, filter Filter, cursor string) (found []Credential, next string, err error) {
 	query := url.Values{}
-	for name, value := range map[string]string{"oauth_app": filter.OAuthApp, "user_id": filter.ZoomUser, "account_id": filter.ZoomAccount} {
+	for name, value := range map[string]string{
+		"oauth_app": filter.OAuthApp, "user_id": filter.ZoomUser, "account_id": filter.ZoomAccount, "cursor": cursor,
+	} {
 		if value != "" {
 			query.Set(name, value)
 		}
 	}
-	for {
-		page := *c.credentials
-		page.RawQuery = query.Encode()
-		var answer struct {
-			Next    string `json:"next"`
-			Results []wire `json:"results"`
-		}
-		if err := c.do(ctx, http.MethodGet, &page, nil, http.StatusOK, &answer); err != nil {
-			return fmt.Errorf("listing credentials: %w", err)
-		}
-		for _, found := range answer.Results {
-			if !each(found.credential()) {
-				return nil
-			}
-		}
-		if answer.Next == "" {
-			return nil
-		}
-		// Only the cursor is taken from the link: the API key goes to no other host.
-		next, err := url.Parse(answer.Next)
-		if err != nil || next.Query().Get("cursor") == "" || next.Query().Get("cursor") == query.Get("cursor") {
-			return fmt.Errorf("listing credentials: no cursor in the next page's link: %w", ErrUncertain)
-		}
-		query.Set("cursor", next.Query().Get("cursor"))
+	if err := c.gate.Enter(ctx, Lists, 1); err != nil {
+		return nil, "", fmt.Errorf("listing credentials: %w", err)
 	}
+	page := *c.credentials
+	page.RawQuery = query.Encode()
+	var answer struct {
+		Next    string `json:"next"`
+		Results []wire `json:"results"`
+	}
+	if err := c.do(ctx, Lists, http.MethodGet, &page, nil, http.StatusOK, &answer); err != nil {
+		return nil, "", fmt.Errorf("listing credentials: %w", err)
+	}
+	for _, w := range answer.Results {
+		found = append(found, w.credential())
+	}
+	if answer.Next == "" {
+		return found, "", nil
+	}
+	// Only the cursor is taken from the link: the API key goes to no other host.
+	link, err := url.Parse(answer.Next)
+	if err != nil || link.Query().Get("cursor") == "" || link.Query().Get("cursor") == cursor {
+		return nil, "", fmt.Errorf("listing credentials: no cursor in the next page's link: %w", ErrUncertain)
+	}
+	return found, link.Query().Get("cursor"), nil
+}
+
+// Complaint is what Recall has logged of a credential.
+type Complaint struct {
+	Message string // Recall's own words, which may quote anything
+	At      time.Time
+}
+
+// Complaints returns what Recall has logged of a credential since a time, in no
+// order.
+func (c *Client) Complaints(ctx context.Context, id string, since time.Time) ([]Complaint, error) {
+	if err := c.gate.Enter(ctx, Other, 1); err != nil {
+		return nil, fmt.Errorf("reading Recall's log: %w", err)
+	}
+	page := *c.logs
+	page.RawQuery = url.Values{"credential": {id}, "created_at_after": {since.UTC().Format(time.RFC3339)}}.Encode()
+	var answer struct {
+		Results []struct {
+			Message   string    `json:"message"`
+			CreatedAt time.Time `json:"created_at"`
+		} `json:"results"`
+	}
+	if err := c.do(ctx, Other, http.MethodGet, &page, nil, http.StatusOK, &answer); err != nil {
+		return nil, fmt.Errorf("reading Recall's log: %w", err)
+	}
+	complaints := make([]Complaint, len(answer.Results))
+	for i, entry := range answer.Results {
+		complaints[i] = Complaint{entry.Message, entry.CreatedAt}
+	}
+	return complaints, nil
 }
 
 // Get reads a credential. It answers [ErrNotFound] if there is none.
 func (c *Client) Get(ctx context.Context, id string) (Credential, error) {
+	if err := c.gate.Enter(ctx, Other, 1); err != nil {
+		return Credential{}, fmt.Errorf("reading a credential: %w", err)
+	}
 	var found wire
-	if err := c.do(ctx, http.MethodGet, c.credential(id), nil, http.StatusOK, &found); err != nil {
+	if err := c.do(ctx, Other, http.MethodGet, c.credential(id), nil, http.StatusOK, &found); err != nil {
 		return Credential{}, fmt.Errorf("reading a credential: %w", err)
 	}
 	return found.credential(), nil
@@ -169,7 +300,14 @@ func (c *Client) Get(ctx context.Context, id string) (Credential, error) {
 
 // Delete removes a credential. It answers [ErrNotFound] if there is none.
 func (c *Client) Delete(ctx context.Context, id string) error {
-	if err := c.do(ctx, http.MethodDelete, c.credential(id), nil, http.StatusNoContent, nil); err != nil {
+	if err := c.gate.Enter(ctx, Other, 1); err != nil {
+		return fmt.Errorf("deleting a credential: %w", err)
+	}
+	return c.delete(ctx, id)
+}
+
+func (c *Client) delete(ctx context.Context, id string) error {
+	if err := c.do(ctx, Other, http.MethodDelete, c.credential(id), nil, http.StatusNoContent, nil); err != nil {
 		return fmt.Errorf("deleting a credential: %w", err)
 	}
 	return nil
@@ -181,7 +319,7 @@ func (c *Client) credential(id string) *url.URL {
 
 // do sends one request. Errors hold neither bodies nor URLs: both may hold a
 // callback's secret.
-func (c *Client) do(ctx context.Context, method string, target *url.URL, body []byte, want int, answer any) error {
+func (c *Client) do(ctx context.Context, kind Kind, method string, target *url.URL, body []byte, want int, answer any) error {
 	request, err := http.NewRequestWithContext(ctx, method, target.String(), bytes.NewReader(body))
 	if err != nil {
 		return errors.New("not a request that can be sent")
@@ -204,7 +342,12 @@ func (c *Client) do(ctx context.Context, method string, target *url.URL, body []
 		return ErrUncertain
 	}
 	if response.StatusCode != want {
-		return refusal(response, text)
+		err := refusal(response, text)
+		var refused *RefusedError
+		if errors.As(err, &refused) && (refused.RetryAfter > 0 || refused.Status == http.StatusTooManyRequests) {
+			c.gate.Rest(ctx, kind, max(refused.RetryAfter, time.Second))
+		}
+		return err
 	}
 	if answer == nil {
 		return nil

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"os"
 	"time"
 
@@ -19,7 +17,6 @@ import (
 	"tokenprovider/internal/seal"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
-	"tokenprovider/internal/zoom"
 )
 
 // DefaultApp is the name of the Zoom app where there is only one.
@@ -172,32 +169,5 @@ func (r Refreshing) Check(fault func(setting, text string)) {
 	}
 	if r.RefreshMaxPerSecond < 1 {
 		fault("REFRESH_MAX_PER_SECOND", "less than 1")
-	}
-}
-
-// Zoom is the Zoom OAuth app.
-type Zoom struct {
-	ZoomClientID         string      `env:"ZOOM_CLIENT_ID" placeholder:"ID" needed:"the client id of the Zoom OAuth app" help:"Client id of the Zoom OAuth app."`
-	ZoomClientSecret     secret.Text `env:"ZOOM_CLIENT_SECRET" placeholder:"SECRET" needed:"the client secret of the Zoom OAuth app" help:"Its client secret."`
-	ZoomClientSecretFile string      `env:"ZOOM_CLIENT_SECRET_FILE" placeholder:"FILE" help:"File that holds the client secret."`
-	ZoomOAuthURL         *url.URL    `name:"zoom-oauth-url" env:"ZOOM_OAUTH_URL" default:"https://zoom.us" help:"Where Zoom's OAuth endpoints are."`
-	ZoomAPIURL           *url.URL    `name:"zoom-api-url" env:"ZOOM_API_URL" default:"https://api.zoom.us" help:"Where Zoom's API is."`
-}
-
-// Client returns a client for the app.
-func (z Zoom) Client(c *http.Client) *zoom.Client {
-	return zoom.New(zoom.Config{
-		ClientID: z.ZoomClientID, ClientSecret: z.ZoomClientSecret,
-		OAuthURL: z.ZoomOAuthURL, APIURL: z.ZoomAPIURL, HTTP: c,
-	})
-}
-
-// NotYet reports settings of the contract that this version does not act on: to
-// accept them in silence would promise what is not kept.
-func NotYet(fault func(setting, text string), names ...string) {
-	for _, name := range names {
-		if _, set := os.LookupEnv(name); set {
-			fault(name, "this version does not support it yet: unset it")
-		}
 	}
 }

@@ -27,8 +27,9 @@ type Mark struct{ Time, Number uint64 }
 
 func (m Mark) String() string { return fmt.Sprintf("%d-%d", m.Time, m.Number) }
 
-func (m Mark) after(other Mark) bool {
-	return m.Time > other.Time || m.Time == other.Time && m.Number > other.Number
+// Before reports whether a change comes before another of the same shard.
+func (m Mark) Before(other Mark) bool {
+	return m.Time < other.Time || m.Time == other.Time && m.Number < other.Number
 }
 
 func parseMark(text string) (Mark, error) {
@@ -118,7 +119,7 @@ func (s *Store) Changes(ctx context.Context, shard int, after Mark, limit int) (
 		if err := errors.Join(errMark, errBefore); err != nil {
 			return nil, fmt.Errorf("reading the changes of shard %d: %w", shard, err)
 		}
-		if i == 0 && before.after(after) {
+		if i == 0 && after.Before(before) {
 			return nil, ErrTrimmed
 		}
 		e := Event{Mark: mark, ID: grant.ID(text("id")), State: grant.State(text("state")), App: text("app"), User: text("user")}

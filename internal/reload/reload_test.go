@@ -1,0 +1,74 @@
+package reload_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"tokenprovider/internal/reload"
+)
+
+func TestFollow(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	load := func(read reload.Read) (string, error) {
+		content, err := read(path)
+		if string(content) == "bad" {
+			err = errors.New("no good")
+		}
+		return string(content), err
+	}
+	if _, err := reload.New(load); err == nil {
+		t.Fatal("a missing file is no error")
+	}
+	write("one")
+	value, err := reload.New(load)
+	if err != nil || value.Get() != "one" {
+		t.Fatalf("loaded %q, %v", value.Get(), err)
+	}
+
+	core, logs := observer.New(zap.InfoLevel)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended, told := make(chan struct{}), make(chan string, 10)
+	go func() {
+		defer close(ended)
+		value.Follow(ctx, time.Millisecond, zap.New(core), "thing", func(text string) { told <- text })
+	}()
+	await := func(condition func() bool) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); !condition(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("nothing happened")
+			}
+		}
+	}
+	write("two")
+	if got := <-told; got != "two" || value.Get() != "two" {
+		t.Errorf("told %q, has %q", got, value.Get())
+	}
+	write("bad")
+	await(func() bool { return logs.FilterLevelExact(zap.ErrorLevel).Len() > 0 })
+	if value.Get() != "two" {
+		t.Errorf("a file that is of no use took the place of what there was: %q", value.Get())
+	}
+	write("three")
+	if got := <-told; got != "three" {
+		t.Errorf("told %q", got)
+	}
+	cancel()
+	<-ended
+	if n := logs.FilterLevelExact(zap.ErrorLevel).Len(); n != 1 {
+		t.Errorf("one bad change was told %d times", n)
+	}
+}

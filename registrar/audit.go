@@ -1,0 +1,52 @@
+package registrar
+
+import (
+	"context"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc/status"
+
+	"tokenprovider/internal/grant"
+)
+
+// action is what an audit line tells of.
+type action string
+
+const (
+	actRegister       action = "register"
+	actDeregister     action = "deregister"
+	actRemove         action = "remove" // a removal brought to its end by the registrar itself
+	actRotateSecret   action = "rotate_callback_secret"
+	actGetAccessToken action = "get_access_token"
+	actDenied         action = "denied" // a call that the client may not make
+)
+
+// audit writes one line: who did what to whom, and what came of it. Its outcome is
+// a gRPC status code. It holds no secret, and no text of an error: those are in
+// the service's own log.
+func (s *Service) audit(ctx context.Context, what action, app, user string, err error, g grant.Grant) {
+	fields := []zap.Field{
+		zap.String("action", string(what)),
+		zap.String("client", clientOf(ctx)),
+		zap.String("zoom_app", app),
+		zap.String("user_id", user),
+		zap.String("grant", string(grant.NewID(app, user))),
+		zap.Stringer("outcome", status.Code(statusOf(err))),
+	}
+	if err == nil && g.Version != 0 {
+		fields = append(fields, zap.String("state", string(g.State)),
+			zap.String("zoom_user_id", g.ZoomUser), zap.String("recall_credential_id", g.Credential))
+	}
+	s.Audit.Info("audit", fields...)
+}
+
+// noGrant is what an audit line has that tells of no grant.
+var noGrant grant.Grant
+
+// names are what a denied request may say of its user.
+func names(request any) (app, user string) {
+	if r, ok := request.(named); ok {
+		return r.GetZoomApp(), r.GetUserId()
+	}
+	return "", ""
+}
