@@ -1,7 +1,6 @@
 package registrar
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -14,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"go.yaml.in/yaml/v3"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
@@ -104,10 +102,8 @@ func ReadPolicy(content []byte) (*Policy, error) {
 			Burst      int      `yaml:"burst"`
 		} `yaml:"clients"`
 	}
-	decoder := yaml.NewDecoder(bytes.NewReader(content))
-	decoder.KnownFields(true)
-	if err := decoder.Decode(&document); err != nil {
-		return nil, fmt.Errorf("not a policy: %w", err)
+	if err := reload.YAML(content, &document); err != nil {
+		return nil, err
 	}
 	known := map[string]bool{}
 	for _, method := range registrarv1.RegistrarService_ServiceDesc.Methods {

@@ -116,7 +116,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 			APIURL: recallURL, APIKey: secret.New("recall-key"), HTTP: outbound,
 		}),
 	})
-	server, _, err := registrar.NewServer(service)
+	server, _, err := registrar.NewServer(service, &registrar.Access{Plaintext: true})
 	if err != nil {
 		return nil, err
 	}
@@ -133,6 +133,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		lifecycle.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
 		lifecycle.HTTP("callbacks", log, listeners[2], handler),
 		lifecycle.GRPC("grpc", listeners[4], server),
+		lifecycle.Part{Name: "watches", Stop: func(context.Context) error { service.EndWatches(); return nil }},
 		ready.Part(),
 	)
 	return s, nil

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"tokenprovider/internal/lifecycle"
+	"tokenprovider/internal/reload"
 	"tokenprovider/internal/rotation"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/settings"
@@ -49,7 +50,10 @@ func (c *config) Check(fault func(setting, text string)) {
 	c.Program.Check(fault)
 	c.Storage.Check(fault)
 	c.Refreshing.Check(fault)
-	settings.NotYet(fault, "ZOOM_APPS_FILE")
+	c.Zoom.Check(fault)
+	if c.ZoomAppsFile != "" && !c.ZoomWebhookSecretToken.IsZero() {
+		fault("ZOOM_WEBHOOK_SECRET_TOKEN", "set besides ZOOM_APPS_FILE, which has one for each app: choose one")
+	}
 	if !c.RecallVerificationSecrets.IsZero() {
 		var secrets []secret.Text
 		for text := range strings.SplitSeq(c.RecallVerificationSecrets.Reveal(), ",") {
@@ -83,8 +87,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	boundMemory(c.CacheSize)
 	log := c.Logger(stderr)
+	apps := c.Apps(settings.App{WebhookSecretToken: c.ZoomWebhookSecretToken})
 	grants, kept, err := c.Open(ctx, log)
 	if err != nil {
+		return err
+	}
+	if err := apps.CheckUsers(ctx, grants.Apps); err != nil {
 		return err
 	}
 	public, err := lifecycle.Listen(ctx, "HTTP_ADDR", c.HTTPAddr)
@@ -99,15 +107,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	rotator := rotation.New(rotation.Config{
 		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
 		RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
-		Apps: map[string]rotation.Zoom{settings.DefaultApp: c.Client(&http.Client{})},
 	})
+	setApps := func(list []settings.App) {
+		atZoom := map[string]rotation.Zoom{}
+		for _, app := range list {
+			atZoom[app.Name] = c.Client(app, &http.Client{})
+		}
+		rotator.SetApps(atZoom)
+	}
+	setApps(apps.List())
 	cache, err := tokenserver.NewCache(grants, c.CacheSize, log.Named("cache"))
 	if err != nil {
 		return err
 	}
 	handler := tokenserver.New(tokenserver.Config{
 		Cache: cache, HandOuter: rotator, Log: log.Named("callback"), Metrics: metrics,
-		Verifier: c.verifier, Events: c.events(grants, log, metrics), MaxWaiting: c.MaxWaiting,
+		Verifier: c.verifier, Events: c.events(apps, grants, log, metrics), MaxWaiting: c.MaxWaiting,
 	})
 	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log.Named("refresher")}
 	ready := &lifecycle.Readiness{Drain: c.DrainDelay, Check: func(ctx context.Context) error {
@@ -126,6 +141,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		lifecycle.HTTP("ops", log, ops, lifecycle.Ops(ready, metrics)),
 		lifecycle.Loop("recovery", rotator.Run),
 		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
+		lifecycle.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, reload.Every, log, grants.Apps, setApps) }),
 		lifecycle.Loop("refresher", refresher.Run),
 		lifecycle.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
 		lifecycle.HTTP("callbacks", log, public, ready.Draining(handler)),
@@ -147,10 +163,15 @@ func boundMemory(cacheSize int) {
 }
 
 // events is the handler of Zoom's webhook, or nil.
-func (c *config) events(grants *store.Store, log *zap.Logger, metrics prometheus.Registerer) http.Handler {
-	if c.ZoomWebhookSecretToken.IsZero() {
+func (c *config) events(apps *settings.Apps, grants *store.Store, log *zap.Logger, metrics prometheus.Registerer) http.Handler {
+	if c.ZoomAppsFile == "" && c.ZoomWebhookSecretToken.IsZero() {
 		return nil
 	}
-	apps := []tokenserver.App{{Name: settings.DefaultApp, ClientID: c.ZoomClientID, SecretToken: c.ZoomWebhookSecretToken}}
-	return tokenserver.NewEvents(grants, func() []tokenserver.App { return apps }, log.Named("events"), metrics)
+	list := func() (list []tokenserver.App) {
+		for _, app := range apps.List() {
+			list = append(list, tokenserver.App{Name: app.Name, ClientID: app.ClientID, SecretToken: app.WebhookSecretToken})
+		}
+		return list
+	}
+	return tokenserver.NewEvents(grants, list, log.Named("events"), metrics)
 }

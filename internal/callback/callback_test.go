@@ -19,8 +19,8 @@ func TestAddressIsReadBack(t *testing.T) {
 		}
 		address := callback.NewAddress(id)
 		raw := address.URL(base).Reveal()
-		back, ok := callback.ParseURL(base, raw)
-		if !ok || back.ID != id || !back.Secret.Equal(address.Secret) {
+		under, back, ok := callback.ParseURL(raw)
+		if !ok || under != strings.TrimRight(root, "/") || back.ID != id || !back.Secret.Equal(address.Secret) {
 			t.Errorf("under %s: the address is not read back", root)
 		}
 	}
@@ -42,9 +42,17 @@ func TestParseRefuses(t *testing.T) {
 			t.Errorf("a malformed path of %d characters is accepted", len(bad))
 		}
 	}
-	for _, bad := range []string{"https://tokens.example.evil" + path, "http://tokens.example" + path, path} {
-		if _, ok := callback.ParseURL(base, bad); ok {
-			t.Error("a URL that is not under the base is accepted")
+	for raw, want := range map[string]string{
+		"https://tokens.example.evil" + path: "https://tokens.example.evil", "http://tokens.example" + path: "http://tokens.example", path: "",
+		"https://tokens.example/callback/x" + path: "https://tokens.example/callback/x",
+	} {
+		if under, _, ok := callback.ParseURL(raw); !ok || under != want {
+			t.Errorf("read as under %q, want %q", under, want)
+		}
+	}
+	for _, bad := range []string{"", "https://tokens.example/callback", good + "x", "https://somebody.example/x"} {
+		if _, _, ok := callback.ParseURL(bad); ok {
+			t.Error("a URL that is no callback's is accepted")
 		}
 	}
 }

@@ -389,6 +389,12 @@ func (s *stack) deauthorize(base, zoomUser string) (status int) {
 	return response.StatusCode
 }
 
+const appsWithFaults = `
+apps:
+  - {name: A, client_id: x}
+  - {name: b, client_secret: hunter2}
+`
+
 func TestBadSettingsEndTheProgram(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
@@ -410,17 +416,21 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 			"KEYSET_FILE: not set", "REDIS_URL: not set", "ZOOM_CLIENT_ID: not set", "ZOOM_CLIENT_SECRET: not set",
 		}},
 		"nothing set, registrar": {"registrar", nil, nil, []string{
-			"CALLBACK_BASE_URL: not set", "GRPC_INSECURE: not true", "KEYSET_FILE: not set", "RECALL_API_KEY: not set",
+			"CALLBACK_BASE_URL: not set", "GRPC_CLIENT_CA_FILE: not set", "GRPC_TLS_CERT_FILE: not set", "GRPC_TLS_KEY_FILE: not set", "KEYSET_FILE: not set", "RECALL_API_KEY: not set",
 			"RECALL_OAUTH_APP_ID: not set", "REDIS_URL: not set", "ZOOM_CLIENT_ID: not set", "ZOOM_CLIENT_SECRET: not set",
 		}},
 		"everything malformed": {"registrar", []string{
-			"GRPC_INSECURE=hunter2", "REDIS_URL=hunter2://hunter2", "KEYSET_FILE=" + file("bad", "hunter2"), "LOG_LEVEL=hunter2",
+			"GRPC_INSECURE=hunter2", "GRPC_TLS_CERT_FILE=" + file("cert", "hunter2"), "GRPC_TLS_KEY_FILE=" + folder + "/missing",
+			"GRPC_CLIENT_CA_FILE=" + file("ca", "hunter2"), "GRPC_POLICY_FILE=" + file("policy", "clients: hunter2"),
+			"RECALL_RATE_LIMIT=2", "RECONCILE_INTERVAL=1ms", "CALLBACK_OLD_BASE_URLS=https://h,hunter2", "REDIS_URL=hunter2://hunter2", "KEYSET_FILE=" + file("bad", "hunter2"), "LOG_LEVEL=hunter2",
 			"LOG_FORMAT=hunter2", "REFRESH_BEFORE=hunter2", "ZOOM_OAUTH_URL=hunter2", "CALLBACK_BASE_URL=https://u:hunter2@h",
 			"ZOOM_CLIENT_ID=x", "ZOOM_CLIENT_SECRET=hunter2", "ZOOM_CLIENT_SECRET_FILE=" + file("secret", "hunter2"),
 			"RECALL_API_KEY_FILE=" + folder + "/missing", "RECALL_OAUTH_APP_ID=x", "JOURNAL_DIR=", "REDIS_WAIT_REPLICAS=-1", "REFRESH_MAX_IN_FLIGHT=0", "REFRESH_MAX_PER_SECOND=hunter2",
 		}, nil, []string{
-			"CALLBACK_BASE_URL: not an absolute URL", "GRPC_INSECURE: not true or false", "JOURNAL_DIR: empty",
+			"CALLBACK_BASE_URL: not an absolute URL", "CALLBACK_OLD_BASE_URLS: not absolute URLs", "GRPC_INSECURE: not true or false",
+			"GRPC_POLICY_FILE: not as expected: line 1", "GRPC_TLS_CERT_FILE: ", "JOURNAL_DIR: empty",
 			"KEYSET_FILE: not a Tink keyset", "LOG_FORMAT: not json or console", "LOG_LEVEL: not debug", "RECALL_API_KEY_FILE: the file cannot be read",
+			"RECALL_RATE_LIMIT: less than 3", "RECONCILE_INTERVAL: less than a second",
 			"REDIS_URL: ", "REDIS_WAIT_REPLICAS: less than 0", "REFRESH_BEFORE: not a duration", "REFRESH_MAX_IN_FLIGHT: less than 1", "REFRESH_MAX_PER_SECOND: not a whole number", "ZOOM_CLIENT_SECRET: set here and by ZOOM_CLIENT_SECRET_FILE", "ZOOM_OAUTH_URL: not an absolute URL",
 		}},
 		"an unknown flag":                  {"tokenserver", good, []string{"--nonsense"}, []string{"unknown flag --nonsense"}},
@@ -429,7 +439,17 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 		"bounds of the callback":           {"tokenserver", append(good, "CACHE_SIZE=0", "MAX_WAITING=0", "DRAIN_DELAY=-1s"), nil, []string{"CACHE_SIZE: less than 1", "DRAIN_DELAY: less than 0", "MAX_WAITING: less than 1"}},
 		"malformed verification secrets":   {"tokenserver", append(good, "RECALL_VERIFICATION_SECRETS=whsec_!hunter2"), nil, []string{"RECALL_VERIFICATION_SECRETS: a verification secret is not"}},
 		"a flag that is wrong":             {"tokenserver", good, []string{"--refresh-before=hunter2"}, []string{"REFRESH_BEFORE: not a duration"}},
-		"plaintext that was not asked for": {"registrar", append(good, "CALLBACK_BASE_URL=https://h"), nil, []string{"GRPC_INSECURE: not true"}},
+		"plaintext that was not asked for": {"registrar", append(good, "CALLBACK_BASE_URL=https://h"), nil, []string{
+			"GRPC_CLIENT_CA_FILE: not set", "GRPC_TLS_CERT_FILE: not set", "GRPC_TLS_KEY_FILE: not set",
+		}},
+		"plaintext and certificates": {"registrar", append(good, "CALLBACK_BASE_URL=https://h", "GRPC_INSECURE=true", "GRPC_TLS_CERT_FILE=x", "GRPC_POLICY_FILE=x"), nil, []string{
+			"GRPC_POLICY_FILE: set besides GRPC_INSECURE", "GRPC_TLS_CERT_FILE: set besides GRPC_INSECURE",
+		}},
+		"one app and several": {"tokenserver", append(good, "ZOOM_APPS_FILE=x"), nil, []string{"ZOOM_APPS_FILE: set besides ZOOM_CLIENT_ID"}},
+		"several apps, wrong": {"tokenserver", []string{good[0], good[1], "ZOOM_APPS_FILE=" + file("apps", appsWithFaults)}, nil, []string{
+			`ZOOM_APPS_FILE: app 1 ("A"): name: not 1 to 64 of a-z, 0-9 and -; app 1 ("A"): client_secret: missing; app 2 ("b"): client_id: missing`,
+		}},
+		"several apps, not YAML": {"tokenserver", []string{good[0], good[1], "ZOOM_APPS_FILE=" + file("apps2", "apps: hunter2")}, nil, []string{"ZOOM_APPS_FILE: not as expected"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

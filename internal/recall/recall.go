@@ -135,7 +135,7 @@ func (c *Client) Through(gate Gate) *Client {
 // open is a gate that lets everything pass.
 type open struct{}
 
-func (open) Enter(context.Context, Kind, int) error           { return nil }
+func (open) Enter(context.Context, Kind, int) error    { return nil }
 func (open) Rest(context.Context, Kind, time.Duration) {}
 
 // wire is a credential in JSON.

@@ -4,14 +4,18 @@
 package reload
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
+	"go.yaml.in/yaml/v3"
 )
 
 // Every is how often files are looked at.
@@ -91,4 +95,23 @@ func (v *Value[T]) Follow(ctx context.Context, every time.Duration, log *zap.Log
 			}
 		}
 	}
+}
+
+// YAML reads a document that has no fields but those of into. Its error says what
+// is wrong and in which line, and quotes no value.
+func YAML(content []byte, into any) error {
+	decoder := yaml.NewDecoder(bytes.NewReader(content))
+	decoder.KnownFields(true)
+	err := decoder.Decode(into)
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	var fault *yaml.TypeError
+	if errors.As(err, &fault) && len(fault.Errors) > 0 {
+		text = fault.Errors[0]
+	}
+	text, _, _ = strings.Cut(text, "`")
+	text, _, _ = strings.Cut(text, " in type ")
+	return errors.New("not as expected: " + strings.TrimSpace(text))
 }

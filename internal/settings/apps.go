@@ -1,7 +1,6 @@
 package settings
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +14,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"go.yaml.in/yaml/v3"
 
 	"tokenprovider/internal/reload"
 	"tokenprovider/internal/secret"
@@ -228,10 +226,8 @@ func readApps(path string, read reload.Read) (appsFile, error) {
 		} `yaml:"apps"`
 		Removed []string `yaml:"removed"`
 	}
-	decoder := yaml.NewDecoder(bytes.NewReader(content))
-	decoder.KnownFields(true)
-	if err := decoder.Decode(&document); err != nil {
-		return appsFile{}, fmt.Errorf("not as expected: %s", yamlFault(err))
+	if err := reload.YAML(content, &document); err != nil {
+		return appsFile{}, err
 	}
 	var faults []error
 	if len(document.Apps) == 0 {
@@ -284,15 +280,4 @@ func readApps(path string, read reload.Read) (appsFile, error) {
 		file.apps = append(file.apps, app)
 	}
 	return file, errors.Join(faults...)
-}
-
-// yamlFault says what is wrong with a YAML document, and where, without values
-// that it quotes.
-func yamlFault(err error) string {
-	var fault *yaml.TypeError
-	if errors.As(err, &fault) && len(fault.Errors) > 0 {
-		err = errors.New(fault.Errors[0])
-	}
-	text, _, _ := strings.Cut(err.Error(), "`")
-	return strings.TrimSpace(text)
 }

@@ -45,6 +45,14 @@ func (p Program) Logger(w io.Writer) *zap.Logger {
 	if err != nil {
 		level = zapcore.InfoLevel // Check has refused it
 	}
+	return p.logger(w, level)
+}
+
+// Audit returns the logger of who did what, named "audit". It writes every line,
+// whatever LOG_LEVEL is.
+func (p Program) Audit(w io.Writer) *zap.Logger { return p.logger(w, zapcore.InfoLevel).Named("audit") }
+
+func (p Program) logger(w io.Writer, level zapcore.Level) *zap.Logger {
 	config := zap.NewProductionEncoderConfig()
 	config.TimeKey, config.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
 	config.EncodeDuration = zapcore.StringDurationEncoder

@@ -62,7 +62,7 @@ func Parse(program, about string, target any, args []string, stdout io.Writer) (
 		kong.ConfigureHelp(kong.HelpOptions{WrapUpperBound: 100}),
 		kong.Vars{"version": program + " " + Version()},
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), lenient(p, "a duration, such as 30s or 5m", time.ParseDuration)),
-		kong.TypeMapper(reflect.TypeFor[*url.URL](), lenient(p, "an absolute URL, such as https://example.com", parseURL)),
+		kong.TypeMapper(reflect.TypeFor[*url.URL](), lenient(p, "an absolute URL, such as https://example.com", ParseURL)),
 		kong.TypeMapper(reflect.TypeFor[int](), lenient(p, "a whole number", strconv.Atoi)),
 		kong.TypeMapper(reflect.TypeFor[bool](), boolMapper{p}),
 	)
@@ -194,7 +194,8 @@ func (m boolMapper) Decode(ctx *kong.DecodeContext, target reflect.Value) error 
 	return lenient(m.parser, "true or false", strconv.ParseBool)(ctx, target)
 }
 
-func parseURL(text string) (*url.URL, error) {
+// ParseURL reads an absolute http or https URL without query, fragment or user.
+func ParseURL(text string) (*url.URL, error) {
 	parsed, err := url.Parse(text)
 	if err == nil && (parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Host == "" || parsed.RawQuery != "" || parsed.Fragment != "" || parsed.User != nil) {
 		err = errors.New("not absolute")

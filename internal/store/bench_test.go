@@ -28,12 +28,12 @@ func BenchmarkServing(b *testing.B) {
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	now := time.Now()
 	token := secret.New(strings.Repeat("x", 806))
-	if _, err := s.Change(b.Context(), address.ID, 0, store.Change{
-		Consent: &store.Consent{App: "default", User: "ann", Due: now.Add(time.Hour), Tokens: grant.Tokens{
-			Access: token, Refresh: token, Issued: now, Expires: now.Add(time.Hour),
-		}},
-		Keys: &[]grant.CallbackKey{address.Key()},
-	}); err != nil {
+	if err := s.Accept(b.Context(), address.ID, grant.Consent{App: "default", User: "ann", Tokens: grant.Tokens{
+		Access: token, Refresh: token, Issued: now, Expires: now.Add(time.Hour),
+	}}, now.Add(time.Hour)); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := s.Change(b.Context(), address.ID, 1, store.Change{Keys: &[]grant.CallbackKey{address.Key()}}); err != nil {
 		b.Fatal(err)
 	}
 	if err := client.Set(b.Context(), "bare", token.Reveal(), 0).Err(); err != nil {

@@ -19,7 +19,7 @@ type Outcome struct {
 	Stored bool
 	// Taken: the Zoom user has a credential at Recall that is not ours. The two
 	// ids are Recall's.
-	Taken                    bool
+	Taken                   bool
 	TakenUser, TakenAccount string
 }
 

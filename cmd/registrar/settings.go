@@ -1,0 +1,146 @@
+package main
+
+import (
+	"net/url"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"tokenprovider/internal/reload"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/settings"
+	"tokenprovider/registrar"
+)
+
+// config is the settings of the registrar.
+type config struct {
+	settings.Program
+	GRPCAddr string `name:"grpc-addr" env:"GRPC_ADDR" default:":8443" help:"Where internal services call."`
+	OpsAddr  string `env:"OPS_ADDR" default:":9090" help:"Where /healthz, /readyz and /metrics are. Never expose it."`
+
+	GRPCTLSCertFile  string `name:"grpc-tls-cert-file" env:"GRPC_TLS_CERT_FILE" placeholder:"FILE" help:"The server's certificate and its chain, in PEM. Like the other files, it is read again when it changes."`
+	GRPCTLSKeyFile   string `name:"grpc-tls-key-file" env:"GRPC_TLS_KEY_FILE" placeholder:"FILE" help:"The certificate's key, in PEM."`
+	GRPCClientCAFile string `name:"grpc-client-ca-file" env:"GRPC_CLIENT_CA_FILE" placeholder:"FILE" help:"The authorities that vouch for clients, in PEM. A client without a certificate of theirs is not let in."`
+	GRPCPolicyFile   string `name:"grpc-policy-file" env:"GRPC_POLICY_FILE" placeholder:"FILE" help:"Which clients may do what, in YAML. Without it, any client with a certificate may do all but GetAccessToken."`
+	GRPCInsecure     bool   `name:"grpc-insecure" env:"GRPC_INSECURE" help:"Serve gRPC in plaintext, to anybody who can connect."`
+
+	settings.Storage
+	settings.Zoom
+	settings.Refreshing
+	RecallAPIURL       *url.URL      `name:"recall-api-url" env:"RECALL_API_URL" default:"https://us-east-1.recall.ai" help:"Recall's API; each region has its own host."`
+	RecallAPIKey       secret.Text   `name:"recall-api-key" env:"RECALL_API_KEY" placeholder:"KEY" needed:"an API key of the Recall workspace" help:"API key of the Recall workspace."`
+	RecallAPIKeyFile   string        `name:"recall-api-key-file" env:"RECALL_API_KEY_FILE" placeholder:"FILE" help:"File that holds the API key."`
+	RecallOAuthAppID   string        `name:"recall-oauth-app-id" env:"RECALL_OAUTH_APP_ID" placeholder:"UUID" help:"Recall's uuid of the Zoom OAuth app."`
+	RecallRateLimit    int           `name:"recall-rate-limit" env:"RECALL_RATE_LIMIT" default:"300" help:"Requests to Recall a minute, at most, by all replicas together. Recall's own limit for a workspace is 300."`
+	CallbackBaseURL    *url.URL      `name:"callback-base-url" env:"CALLBACK_BASE_URL" placeholder:"URL" needed:"the public URL of the token server, as Recall reaches it" help:"Public URL of the token server, as Recall reaches it."`
+	CallbackOldBaseURL string        `name:"callback-old-base-urls" env:"CALLBACK_OLD_BASE_URLS" placeholder:"URLS" help:"Public URLs that the token server had before, separated by commas: what is left under them at Recall is removed, too."`
+	ReconcileInterval  time.Duration `env:"RECONCILE_INTERVAL" default:"1h" help:"How long after one comparison with all that Recall has the next begins."`
+
+	oldBases     []*url.URL
+	certificates *reload.Value[*registrar.Certificates]
+	policy       *reload.Value[*registrar.Policy]
+}
+
+// Check implements [settings.Checker].
+func (c *config) Check(fault func(setting, text string)) {
+	c.Program.Check(fault)
+	c.Storage.Check(fault)
+	c.Refreshing.Check(fault)
+	c.Zoom.Check(fault)
+	c.checkGRPC(fault)
+	switch {
+	case c.ZoomAppsFile == "" && c.RecallOAuthAppID == "":
+		fault("RECALL_OAUTH_APP_ID", "not set: the uuid that Recall gave to the Zoom OAuth app")
+	case c.ZoomAppsFile != "" && c.RecallOAuthAppID != "":
+		fault("RECALL_OAUTH_APP_ID", "set besides ZOOM_APPS_FILE, which has one for each app: choose one")
+	}
+	if c.RecallRateLimit < 3 {
+		fault("RECALL_RATE_LIMIT", "less than 3")
+	}
+	if c.ReconcileInterval < time.Second {
+		fault("RECONCILE_INTERVAL", "less than a second")
+	}
+	if c.CallbackOldBaseURL != "" {
+		for text := range strings.SplitSeq(c.CallbackOldBaseURL, ",") {
+			old, err := settings.ParseURL(strings.TrimSpace(text))
+			if err != nil {
+				fault("CALLBACK_OLD_BASE_URLS", "not absolute URLs, separated by commas")
+				return
+			}
+			c.oldBases = append(c.oldBases, old)
+		}
+	}
+}
+
+// checkGRPC reads what clients are known by.
+func (c *config) checkGRPC(fault func(setting, text string)) {
+	files := []struct{ setting, path, hint string }{
+		{"GRPC_TLS_CERT_FILE", c.GRPCTLSCertFile, "the server's certificate in PEM"},
+		{"GRPC_TLS_KEY_FILE", c.GRPCTLSKeyFile, "the key of the server's certificate in PEM"},
+		{"GRPC_CLIENT_CA_FILE", c.GRPCClientCAFile, "the authorities that vouch for clients, in PEM"},
+	}
+	missing := false
+	for _, file := range files {
+		switch {
+		case c.GRPCInsecure && file.path != "":
+			fault(file.setting, "set besides GRPC_INSECURE: choose one")
+		case !c.GRPCInsecure && file.path == "":
+			fault(file.setting, "not set: "+file.hint+"; or set GRPC_INSECURE=true to serve plaintext")
+			missing = true
+		}
+	}
+	if c.GRPCInsecure && c.GRPCPolicyFile != "" {
+		fault("GRPC_POLICY_FILE", "set besides GRPC_INSECURE, where nobody knows who calls: choose one")
+	}
+	if c.GRPCInsecure || missing {
+		return
+	}
+	var err error
+	c.certificates, err = reload.New(func(read reload.Read) (*registrar.Certificates, error) {
+		return registrar.ReadCertificates(c.GRPCTLSCertFile, c.GRPCTLSKeyFile, c.GRPCClientCAFile, read)
+	})
+	if err != nil {
+		fault("GRPC_TLS_CERT_FILE", "with GRPC_TLS_KEY_FILE and GRPC_CLIENT_CA_FILE: "+oneLine(err))
+	}
+	if c.GRPCPolicyFile == "" {
+		return
+	}
+	c.policy, err = reload.New(func(read reload.Read) (*registrar.Policy, error) {
+		content, err := read(c.GRPCPolicyFile)
+		if err != nil {
+			return nil, err
+		}
+		return registrar.ReadPolicy(content)
+	})
+	if err != nil {
+		fault("GRPC_POLICY_FILE", oneLine(err))
+	}
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// transport is how clients connect.
+func (c *config) transport() grpc.ServerOption {
+	if c.GRPCInsecure {
+		return grpc.Creds(insecure.NewCredentials())
+	}
+	return grpc.Creds(registrar.MutualTLS(c.certificates))
+}
+
+// access decides who may call what.
+func (c *config) access() *registrar.Access {
+	return &registrar.Access{Policy: c.policy, Plaintext: c.GRPCInsecure}
+}
+
+// tellAccess says in the log who may call.
+func (c *config) tellAccess(log *zap.Logger) {
+	switch {
+	case c.GRPCInsecure:
+		log.Warn("gRPC is served in plaintext, to anybody who can connect (GRPC_INSECURE)")
+	case c.policy == nil:
+		log.Warn("any client with a certificate may do all but GetAccessToken: set GRPC_POLICY_FILE")
+	}
+}
