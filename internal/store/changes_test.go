@@ -81,7 +81,7 @@ func testChangesAreTold(f *fixture) {
 	}
 	told("a commit", g.ID)
 	g = f.get(g.ID)
-	if err := f.Remove(ctx, g.ID, g.Version); err != nil {
+	if err := f.Remove(ctx, g.ID, g.Version, store.Outcome{}); err != nil {
 		f.t.Fatal(err)
 	}
 	told("a removal", g.ID)
@@ -161,7 +161,7 @@ func testGrantsOfAZoomUser(f *fixture) {
 	want(app, "zoom-ann", ann.ID, bob.ID)
 	want(app, "zoom-bob")
 	want("another", "zoom-ann")
-	if err := f.Remove(ctx, bob.ID, bob.Version); err != nil {
+	if err := f.Remove(ctx, bob.ID, bob.Version, store.Outcome{}); err != nil {
 		f.t.Fatal(err)
 	}
 	want(app, "zoom-ann", ann.ID)
