@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: help test model chaos bench-rotation bench bench-rotating bench-push fuzz wrk cover lint proto verify vuln sandbox build redis
+.PHONY: help test model chaos chaos-registrar bench-registrar bench-rotation bench bench-rotating bench-push fuzz wrk cover lint proto verify vuln sandbox build redis
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,6 +18,13 @@ model: ## 20,000 random schedules of the rotation protocol; SEED=n for others
 
 chaos: redis ## the programs under kill -9, with a Redis that forgets; KILLS=n, SEED=n
 	go test -timeout 60m -v -run TestChaos ./internal/e2e -race-built=false -kills $(or $(KILLS),500) -chaos-seed $(or $(SEED),1)
+
+chaos-registrar: redis ## two registrars under kill -9, a tenth of Recall's answers lost; USERS=n, KILLS=n, SEED=n
+	go test -timeout 60m -v -run TestRegistrationsSurviveKills ./internal/e2e -race-built=false \
+		-registrations $(or $(USERS),500) -registrar-kills $(or $(KILLS),50) -registrar-seed $(or $(SEED),1)
+
+bench-registrar: redis ## registrations a second beside a bare loop; p99 of GetUser meanwhile
+	go test -run '^$$' -bench Registrations -benchtime 1x ./internal/e2e -race-built=false
 
 bench-rotation: redis ## refreshes a second beside a bare loop; what it costs to wait
 	go test -run '^$$' -bench Refresh -benchtime 1x ./internal/rotation

@@ -93,7 +93,7 @@ func stopsAll(err error) bool {
 
 // finish takes one user's next steps, unless somebody else does.
 func (s *Service) finish(ctx context.Context, id grant.ID) (done bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, workTime)
+	ctx, cancel := context.WithTimeout(ctx, s.WorkTime)
 	defer cancel()
 	unlock, ok, err := s.Store.LockRegistration(ctx, id, s.Lock)
 	if err != nil || !ok {

@@ -395,7 +395,7 @@ func (p *pass) replace(ctx context.Context, f Finding, why string) error {
 
 // onUser works on a user as the only one; not at all if somebody else does.
 func (p *pass) onUser(ctx context.Context, id grant.ID, work func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, workTime)
+	ctx, cancel := context.WithTimeout(ctx, p.Service.WorkTime)
 	defer cancel()
 	unlock, ok, err := p.Service.Store.LockRegistration(ctx, id, p.Service.Lock)
 	if err != nil || !ok {

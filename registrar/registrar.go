@@ -57,6 +57,8 @@ type Config struct {
 	// LateAnswer is how long the answer to a code is waited for from a replica that
 	// may have died with it. 0: 30 s.
 	LateAnswer time.Duration
+	// WorkTime bounds one registration, removal or rotation of a secret. 0: 1 minute.
+	WorkTime time.Duration
 	// Lock is how long a user whose replica has died is left alone. 0: 5 s.
 	Lock time.Duration
 }
@@ -81,6 +83,9 @@ func New(c Config) *Service {
 	}
 	if c.LateAnswer == 0 {
 		c.LateAnswer = 30 * time.Second
+	}
+	if c.WorkTime == 0 {
+		c.WorkTime = time.Minute
 	}
 	if c.Lock == 0 {
 		c.Lock = 5 * time.Second
@@ -123,9 +128,6 @@ func (s *Service) isCurrent(base string) bool { return same(base, s.CallbackBase
 
 func same(base string, known *url.URL) bool { return base == strings.TrimRight(known.String(), "/") }
 
-// workTime bounds one registration, removal or rotation of a secret.
-const workTime = time.Minute
-
 var (
 	// errBusy: somebody else is working on the same user.
 	errBusy = errors.New("the user is being registered or removed by another call")
@@ -142,7 +144,7 @@ func (s *Service) onUser(ctx context.Context, id grant.ID, work func(context.Con
 	}
 	done := make(chan result, 1)
 	s.work.Go(func() {
-		detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), workTime)
+		detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.WorkTime)
 		defer cancel()
 		unlock, err := s.lock(ctx, detached, id)
 		if err != nil {

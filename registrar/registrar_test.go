@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -17,17 +16,13 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
-	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/journal"
-	"tokenprovider/internal/recall"
 	"tokenprovider/internal/recalltest"
 	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/rotation"
@@ -37,7 +32,6 @@ import (
 	"tokenprovider/internal/zoom"
 	"tokenprovider/internal/zoomtest"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
-	"tokenprovider/registrar"
 	"tokenprovider/tokenserver"
 )
 
@@ -47,17 +41,20 @@ const redirect = "https://app.example/oauth/zoom"
 // and the stand-ins.
 type world struct {
 	registrarv1.RegistrarServiceClient
-	t       *testing.T
-	redis   *redistest.Server
-	zoom    *zoomtest.Zoom
-	recall  *recalltest.Recall
-	store   *store.Store
-	service *registrar.Service
-	base    *url.URL
-	logs    *observer.ObservedLogs
+	*replica
+	t      testing.TB
+	redis  *redistest.Server
+	zoom   *zoomtest.Zoom
+	recall *recalltest.Recall
+	keyset *seal.Keyset
+	base   *url.URL
+	logs   *observer.ObservedLogs
+	log    *zap.Logger
+
+	zoomURL, recallURL *url.URL
 }
 
-func parse(t *testing.T, raw string) *url.URL {
+func parse(t testing.TB, raw string) *url.URL {
 	t.Helper()
 	parsed, err := url.Parse(raw)
 	if err != nil {
@@ -66,10 +63,23 @@ func parse(t *testing.T, raw string) *url.URL {
 	return parsed
 }
 
+const secondApp = "0a6c2c0e-3b1f-4d57-8f0e-0d6b7a3f9c11" // Recall's uuid of the Zoom app "second"
+
 func start(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, redis: redistest.Start(t), zoom: zoomtest.New(zoomtest.Options{})}
+	w := surroundings(t)
+	w.replica = w.join(replicaOptions{})
+	return w
+}
+
+// surroundings is a world without a registrar.
+func surroundings(t testing.TB) *world {
+	t.Helper()
+	w := &world{t: t, redis: redistest.Start(t), zoom: zoomtest.New(zoomtest.Options{
+		Apps: map[string]string{zoomtest.DefaultClientID: zoomtest.DefaultClientSecret, "second-client": "second-secret"},
+	})}
 	w.recall = recalltest.New(recalltest.Options{
+		OAuthApps: []string{recalltest.DefaultOAuthApp, secondApp}, RateLimit: -1, ListRateLimit: -1, PageSize: 3,
 		Identify: func(_ context.Context, token string) (string, string, time.Duration, error) {
 			user, left, ok := w.zoom.Whose(token)
 			if !ok {
@@ -79,71 +89,62 @@ func start(t *testing.T) *world {
 		},
 	})
 	zoomServer, recallServer := httptest.NewServer(w.zoom), httptest.NewServer(w.recall)
+	w.zoomURL, w.recallURL = parse(t, zoomServer.URL), parse(t, recallServer.URL)
 	json, err := seal.Generate()
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
+	if w.keyset, err = seal.Parse(json); err != nil {
 		t.Fatal(err)
 	}
 	core, logs := observer.New(zap.DebugLevel)
-	w.logs = logs
-	w.store = store.New(w.redis.Client(), keyset)
-	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{}}
-	zoomClient := zoom.New(zoom.Config{
-		ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret),
-		OAuthURL: parse(t, zoomServer.URL), APIURL: parse(t, zoomServer.URL), HTTP: client,
-	})
-	kept, err := journal.Open(t.TempDir(), keyset, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rotator := rotation.New(rotation.Config{
-		Store: w.store, Journal: kept, Apps: map[string]rotation.Zoom{"default": zoomClient}, Log: zap.New(core),
-		Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
-		Hold: time.Nanosecond, Settle: time.Nanosecond,
-	})
-	cache, err := tokenserver.NewCache(w.store, 1000, zap.New(core))
+	w.log, w.logs = zap.New(core), logs
+
+	// The token server has a rotator of its own.
+	grants := store.New(w.redis.Client(), w.keyset)
+	rotator, closeRotator := w.rotator(grants, t.TempDir(), &http.Client{Transport: &http.Transport{}})
+	cache, err := tokenserver.NewCache(grants, 1000, w.log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	tokens := httptest.NewServer(tokenserver.New(tokenserver.Config{
-		Cache: cache, HandOuter: rotator, Log: zap.New(core), Metrics: prometheus.NewRegistry(),
+		Cache: cache, HandOuter: rotator, Log: w.log, Metrics: prometheus.NewRegistry(),
 	}))
 	w.base = parse(t, tokens.URL)
-	w.service = registrar.New(registrar.Config{
-		Store: w.store, Rotator: rotator, CallbackBase: w.base, Log: zap.New(core),
-		Apps:   map[string]registrar.App{"default": {Zoom: zoomClient, OAuthApp: recalltest.DefaultOAuthApp}},
-		Recall: recall.New(recall.Config{APIURL: parse(t, recallServer.URL), APIKey: secret.New("recall-key"), HTTP: client}),
-	})
-	server, _, err := registrar.NewServer(w.service, &registrar.Access{Plaintext: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener := bufconn.Listen(1 << 20)
-	go func() { _ = server.Serve(listener) }()
-	connection, err := grpc.NewClient("passthrough:registrar",
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.RegistrarServiceClient = registrarv1.NewRegistrarServiceClient(connection)
 	t.Cleanup(func() {
-		_ = connection.Close()
-		server.Stop()
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := errors.Join(w.service.Close(ctx), rotator.Close(ctx), kept.Close()); err != nil {
-			t.Error(err)
-		}
+		closeRotator()
 		tokens.Close()
 		recallServer.Close()
 		zoomServer.Close()
 		w.wantNothingSecretLogged()
 	})
 	return w
+}
+
+func (w *world) client(name, clientSecret string, http *http.Client) *zoom.Client {
+	return zoom.New(zoom.Config{ClientID: name, ClientSecret: secret.New(clientSecret), OAuthURL: w.zoomURL, APIURL: w.zoomURL, HTTP: http})
+}
+
+func (w *world) rotator(grants *store.Store, folder string, http *http.Client) (*rotation.Rotator, func()) {
+	w.t.Helper()
+	kept, err := journal.Open(folder, w.keyset, time.Minute)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	rotator := rotation.New(rotation.Config{
+		Store: grants, Journal: kept, Log: w.log, Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
+		Hold: time.Nanosecond, Settle: time.Nanosecond,
+		Apps: map[string]rotation.Zoom{
+			"default": w.client(zoomtest.DefaultClientID, zoomtest.DefaultClientSecret, http),
+			"second":  w.client("second-client", "second-secret", http),
+		},
+	})
+	return rotator, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_ = rotator.Close(ctx) // what is not safe stays in the journal
+		_ = kept.Close()
+	}
 }
 
 // wantNothingSecretLogged looks for the shapes of tokens, codes and URLs.

@@ -19,7 +19,7 @@ func (s *Service) deregister(ctx context.Context, id grant.ID, revoke bool) erro
 	if errors.Is(err, grant.ErrNotFound) {
 		// A call that has died may have left the answer to a code in a journal: it
 		// must not bring the user back.
-		return s.discard(ctx, id, store.Outcome{})
+		return ignore(s.Store.Remove(ctx, id, g.Version, store.Outcome{}), grant.ErrNotFound)
 	}
 	if err != nil {
 		return err
