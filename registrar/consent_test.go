@@ -246,7 +246,7 @@ func TestDeauthorizedUserIsRemoved(t *testing.T) {
 	if err != nil || len(ids) != 1 {
 		t.Fatal(ids, err)
 	}
-	w.recall.Fail(http.MethodDelete, credentials, 1, recalltest.Fault{Status: 500})
+	w.recall.Fail(http.MethodDelete, credentialsPath, 1, recalltest.Fault{Status: 500})
 	if err := w.store.Deauthorize(t.Context(), ids[0], time.Now().Add(time.Second)); err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +267,7 @@ func TestDeauthorizedUserIsRemoved(t *testing.T) {
 // One user who cannot be finished keeps no other from it.
 func TestNobodyWaitsForOneUserForEver(t *testing.T) {
 	w := start(t)
-	w.recall.Fail(http.MethodPost, credentials, -1, recalltest.Fault{Status: 503})
+	w.recall.Fail(http.MethodPost, credentialsPath, -1, recalltest.Fault{Status: 503})
 	for _, user := range []string{"ann", "bob", "cid", "dan"} {
 		w.register(byCode(user, w.code("zoom-"+user)))
 	}

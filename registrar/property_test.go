@@ -100,7 +100,7 @@ func play(t *testing.T, seed uint64) {
 
 // begin starts a registrar and its finisher, with the journal of the one before.
 func (r *interleaving) begin(i int, folder string) {
-	replica := r.join(replicaOptions{folder: folder, lateAnswer: 500 * time.Millisecond, workTime: 3 * time.Second})
+	replica := r.join(replicaOptions{folder: folder, lateAnswer: 4 * time.Second, workTime: 1500 * time.Millisecond})
 	r.mu.Lock()
 	r.replicas[i] = replica
 	r.mu.Unlock()
@@ -127,13 +127,13 @@ func (r *interleaving) turmoil(done <-chan struct{}) {
 		case 0:
 			r.kill(r.intn(len(r.replicas)))
 		case 1:
-			r.recall.Fail(http.MethodPost, credentials, 1, recalltest.Fault{DropAfter: true})
+			r.recall.Fail(http.MethodPost, credentialsPath, 1, recalltest.Fault{DropAfter: true})
 		case 2:
-			r.recall.Fail("", credentials, 1, recalltest.Fault{DropAfter: true})
+			r.recall.Fail("", credentialsPath, 1, recalltest.Fault{DropAfter: true})
 		case 3:
-			r.recall.Fail("", credentials, 1, recalltest.Fault{Status: []int{429, 500, 503}[r.intn(3)]})
+			r.recall.Fail("", credentialsPath, 1, recalltest.Fault{Status: []int{429, 500, 503}[r.intn(3)]})
 		case 4:
-			r.recall.Fail("", credentials, 1, recalltest.Fault{DropBefore: true})
+			r.recall.Fail("", credentialsPath, 1, recalltest.Fault{DropBefore: true})
 		case 5:
 			r.zoom.Fail("/v2/users/me", 1, zoomtest.Fault{Status: 503})
 		}
@@ -155,9 +155,6 @@ func (r *interleaving) kill(i int) {
 			return false
 		}
 		once.Do(func() {
-			if after && call == "POST /oauth/token" {
-				r.swallowed.Add(1)
-			}
 			r.note("registrar %d dies: %s, after %v", i, call, after)
 			close(dead)
 		})
@@ -166,6 +163,7 @@ func (r *interleaving) kill(i int) {
 	doomed.life.ends.Store(&ends)
 	<-dead // its finisher takes steps all the time
 	r.begin(i, r.bury(doomed))
+	r.swallowed.Add(doomed.life.swallowed.Load())
 }
 
 // live makes calls for one user, one after the other, and returns what should come

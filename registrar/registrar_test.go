@@ -112,7 +112,7 @@ func surroundings(t testing.TB) *world {
 	}))
 	w.base = parse(t, tokens.URL)
 	t.Cleanup(func() {
-		closeRotator()
+		closeRotator(10 * time.Second)
 		tokens.Close()
 		recallServer.Close()
 		zoomServer.Close()
@@ -125,7 +125,7 @@ func (w *world) client(name, clientSecret string, http *http.Client) *zoom.Clien
 	return zoom.New(zoom.Config{ClientID: name, ClientSecret: secret.New(clientSecret), OAuthURL: w.zoomURL, APIURL: w.zoomURL, HTTP: http})
 }
 
-func (w *world) rotator(grants *store.Store, folder string, http *http.Client) (*rotation.Rotator, func()) {
+func (w *world) rotator(grants *store.Store, folder string, http *http.Client) (*rotation.Rotator, func(time.Duration)) {
 	w.t.Helper()
 	kept, err := journal.Open(folder, w.keyset, time.Minute)
 	if err != nil {
@@ -139,8 +139,8 @@ func (w *world) rotator(grants *store.Store, folder string, http *http.Client) (
 			"second":  w.client("second-client", "second-secret", http),
 		},
 	})
-	return rotator, func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	return rotator, func(grace time.Duration) {
+		ctx, cancel := context.WithTimeout(context.Background(), grace)
 		defer cancel()
 		_ = rotator.Close(ctx) // what is not safe stays in the journal
 		_ = kept.Close()
@@ -432,7 +432,7 @@ func TestRedisDownSpendsNothing(t *testing.T) {
 	wantState(t, w.register(byCode("ann", code)), registrarv1.State_STATE_ACTIVE)
 }
 
-const credentials = "/api/v2/zoom-oauth-credentials/"
+const credentialsPath = "/api/v2/zoom-oauth-credentials/"
 
 func TestRecallDownLeavesTheUserPending(t *testing.T) {
 	for name, fault := range map[string]recalltest.Fault{
@@ -445,7 +445,7 @@ func TestRecallDownLeavesTheUserPending(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := start(t)
-			w.recall.Fail(http.MethodPost, credentials, 1, fault)
+			w.recall.Fail(http.MethodPost, credentialsPath, 1, fault)
 			code := w.code("zoom-ann")
 			user := w.register(byCode("ann", code))
 			wantState(t, user, registrarv1.State_STATE_PENDING)
@@ -491,12 +491,12 @@ func (w *world) finish(condition func() bool) {
 func TestFinisherEndsWhatWasLeftHalfWay(t *testing.T) {
 	w := start(t)
 	w.register(byCode("eve", w.code("zoom-eve")))
-	w.recall.Fail(http.MethodPost, credentials, 3, recalltest.Fault{Status: 503})
-	w.recall.Fail(http.MethodPost, credentials, 1, recalltest.Fault{DropAfter: true})
+	w.recall.Fail(http.MethodPost, credentialsPath, 3, recalltest.Fault{Status: 503})
+	w.recall.Fail(http.MethodPost, credentialsPath, 1, recalltest.Fault{DropAfter: true})
 	for _, user := range []string{"ann", "bob", "cid"} {
 		wantState(t, w.register(byCode(user, w.code("zoom-"+user))), registrarv1.State_STATE_PENDING)
 	}
-	w.recall.Fail(http.MethodDelete, credentials, 2, recalltest.Fault{Status: 500})
+	w.recall.Fail(http.MethodDelete, credentialsPath, 2, recalltest.Fault{Status: 500})
 	_, err := w.DeregisterUser(t.Context(), &registrarv1.DeregisterUserRequest{UserId: "eve", RevokeGrant: true})
 	wantFailure(t, err, codes.Unavailable)
 	wantState(t, w.get("eve"), registrarv1.State_STATE_DELETING)
@@ -601,7 +601,7 @@ func TestDeregisterRevokes(t *testing.T) {
 
 func TestDeregisterRemovesACredentialThatWasNeverRecorded(t *testing.T) {
 	w := start(t)
-	w.recall.Fail(http.MethodPost, credentials, 1, recalltest.Fault{DropAfter: true})
+	w.recall.Fail(http.MethodPost, credentialsPath, 1, recalltest.Fault{DropAfter: true})
 	wantState(t, w.register(byCode("ann", w.code("zoom-ann"))), registrarv1.State_STATE_PENDING)
 	if _, err := w.DeregisterUser(t.Context(), &registrarv1.DeregisterUserRequest{UserId: "ann"}); err != nil {
 		t.Fatal(err)
@@ -612,7 +612,7 @@ func TestDeregisterRemovesACredentialThatWasNeverRecorded(t *testing.T) {
 func TestRegisterWhileBeingRemoved(t *testing.T) {
 	w := start(t)
 	w.register(byCode("ann", w.code("zoom-ann")))
-	w.recall.Fail(http.MethodDelete, credentials, 1, recalltest.Fault{Status: 500})
+	w.recall.Fail(http.MethodDelete, credentialsPath, 1, recalltest.Fault{Status: 500})
 	_, err := w.DeregisterUser(t.Context(), &registrarv1.DeregisterUserRequest{UserId: "ann"})
 	wantFailure(t, err, codes.Unavailable)
 	wantState(t, w.register(byCode("ann", w.code("zoom-ann"))), registrarv1.State_STATE_ACTIVE)
@@ -621,7 +621,7 @@ func TestRegisterWhileBeingRemoved(t *testing.T) {
 
 func TestListUsers(t *testing.T) {
 	w := start(t)
-	w.recall.Fail(http.MethodPost, credentials, 1, recalltest.Fault{Status: 500})
+	w.recall.Fail(http.MethodPost, credentialsPath, 1, recalltest.Fault{Status: 500})
 	const n = 7
 	for i := range n {
 		w.register(byCode(fmt.Sprint("user-", i), w.code(fmt.Sprint("zoom-", i))))
@@ -854,7 +854,7 @@ func TestUserThatSomebodyElseWorksOn(t *testing.T) {
 
 func TestFinisherStopsAtAnOutage(t *testing.T) {
 	w := start(t)
-	w.recall.Fail(http.MethodPost, credentials, -1, recalltest.Fault{Status: 503})
+	w.recall.Fail(http.MethodPost, credentialsPath, -1, recalltest.Fault{Status: 503})
 	for i := range 5 {
 		w.register(byCode(fmt.Sprint("user-", i), w.code(fmt.Sprint("zoom-", i))))
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -208,6 +209,16 @@ func (s *Service) link(ctx context.Context, g grant.Grant) (grant.Grant, error) 
 	if err != nil {
 		return g, err
 	}
+	if len(g.Strays) > 0 {
+		for _, zoomUser := range g.Strays {
+			if err := s.removeUnrecorded(ctx, g, zoomUser); err != nil {
+				return g, err
+			}
+		}
+		if g, err = s.change(ctx, g, store.Change{Strays: &[]string{}}); err != nil {
+			return g, err
+		}
+	}
 	switch {
 	case g.Credential != "" && g.Former != "":
 		return s.dropFormer(ctx, g)
@@ -247,9 +258,14 @@ func (s *Service) identify(ctx context.Context, g grant.Grant) (grant.Grant, err
 		return g, err
 	}
 	change := store.Change{Identity: &store.Identity{ZoomUser: whose.ID, ZoomAccount: whose.AccountID}}
-	if g.Credential != "" && g.ZoomUser != whose.ID { // another Zoom user's: see accept.lua
+	switch { // another Zoom user's: see accept.lua
+	case g.ZoomUser == "" || g.ZoomUser == whose.ID:
+	case g.Credential != "":
 		none := ""
 		change.Credential, change.Former, change.Health, change.Keys = &none, &g.Credential, &none, &[]grant.CallbackKey{}
+	case len(g.Keys) > 0:
+		strays := append(slices.Clone(g.Strays), g.ZoomUser)
+		change.Strays = &strays
 	}
 	return s.change(ctx, g, change)
 }

@@ -3,6 +3,8 @@ package registrar
 import (
 	"context"
 	"errors"
+	"slices"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -43,8 +45,12 @@ func (s *Service) remove(ctx context.Context, g grant.Grant) error {
 			return err
 		}
 	}
+	unrecorded := g.Strays
 	if g.Credential == "" && len(g.Keys) > 0 && g.ZoomUser != "" { // a create may have got through
-		if err := s.removeUnrecorded(ctx, g); err != nil {
+		unrecorded = append(slices.Clone(unrecorded), g.ZoomUser)
+	}
+	for _, zoomUser := range unrecorded {
+		if err := s.removeUnrecorded(ctx, g, zoomUser); err != nil {
 			return err
 		}
 	}
@@ -60,13 +66,15 @@ func (s *Service) remove(ctx context.Context, g grant.Grant) error {
 	return nil
 }
 
-// removeUnrecorded removes credentials of the grant's that only Recall knows.
-func (s *Service) removeUnrecorded(ctx context.Context, g grant.Grant) error {
+// removeUnrecorded removes credentials that were made for a user as a Zoom user,
+// and that only Recall knows.
+func (s *Service) removeUnrecorded(ctx context.Context, g grant.Grant, zoomUser string) error {
 	app, _ := s.app(g.App) // of an app that is gone, any credential of the Zoom user's is looked at
 	var found []string
-	filter := recall.Filter{OAuthApp: app.OAuthApp, ZoomUser: g.ZoomUser}
+	filter := recall.Filter{OAuthApp: app.OAuthApp, ZoomUser: zoomUser}
 	err := s.Recall.List(ctx, filter, func(c recall.Credential) bool {
-		if base, address, ok := callback.ParseURL(c.CallbackURL.Reveal()); ok && address.ID == g.ID && s.isOurs(base) {
+		base, address, ok := callback.ParseURL(c.CallbackURL.Reveal())
+		if ok && address.ID == g.ID && c.ID != g.Credential && (s.isOurs(base) || address.Opens(g.Keys, time.Now())) {
 			found = append(found, c.ID)
 		}
 		return true

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
@@ -38,6 +38,8 @@ type replica struct {
 	recall  *recall.Client
 	folder  string
 	stop    func()
+	// dial connects another client, until the test ends.
+	dial func(credentials.TransportCredentials) registrarv1.RegistrarServiceClient
 }
 
 type replicaOptions struct {
@@ -48,7 +50,6 @@ type replicaOptions struct {
 	gate       recall.Gate
 	access     *registrar.Access
 	server     []grpc.ServerOption
-	client     []grpc.DialOption
 	audit      *zap.Logger
 }
 
@@ -87,15 +88,17 @@ func (w *world) join(o replicaOptions) *replica {
 	}
 	listener := bufconn.Listen(1 << 20)
 	go func() { _ = server.Serve(listener) }()
-	if o.client == nil {
-		o.client = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+	r.dial = func(transport credentials.TransportCredentials) registrarv1.RegistrarServiceClient {
+		w.t.Helper()
+		link, err := grpc.NewClient("passthrough:registrar", grpc.WithTransportCredentials(transport),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.t.Cleanup(func() { _ = link.Close() })
+		return registrarv1.NewRegistrarServiceClient(link)
 	}
-	link, err := grpc.NewClient("passthrough:registrar", append(o.client,
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))...)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	r.RegistrarServiceClient = registrarv1.NewRegistrarServiceClient(link)
+	r.RegistrarServiceClient = r.dial(insecure.NewCredentials())
 	if w.RegistrarServiceClient == nil {
 		w.RegistrarServiceClient = r.RegistrarServiceClient
 	}
@@ -104,7 +107,6 @@ func (w *world) join(o replicaOptions) *replica {
 		if stopped.Swap(true) {
 			return
 		}
-		_ = link.Close()
 		r.service.EndWatches()
 		server.Stop()
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -112,32 +114,29 @@ func (w *world) join(o replicaOptions) *replica {
 		if err := r.service.Close(ctx); err != nil {
 			w.t.Error(err)
 		}
-		if r.life.dead.Load() {
-			_ = connection.Close() // or the rotator would wait for its answers to be safe
+		if r.life.dead.Load() { // its answers are never safe
+			closeRotator(time.Millisecond)
+			return
 		}
-		closeRotator()
+		closeRotator(10 * time.Second)
 	}
 	w.t.Cleanup(r.stop)
 	return r
 }
 
-// bury stops a dead replica and returns the folder that its journal is in, as the
-// death has left it.
+// bury stops a dead replica and returns the folder that its journal is in.
 func (w *world) bury(r *replica) (folder string) {
 	w.t.Helper()
-	folder = w.t.TempDir()
-	if err := os.CopyFS(folder, os.DirFS(r.folder)); err != nil {
-		w.t.Fatal(err)
-	}
 	r.stop()
-	return folder
+	return r.folder
 }
 
 var errDead = errors.New("this replica is dead")
 
 // life is a replica's: it ends before or after one of its calls to somebody else.
 type life struct {
-	dead atomic.Bool
+	dead      atomic.Bool
+	swallowed atomic.Int64 // of Zoom's answers, those that came when it was dead
 	// ends, if set, is asked before and after each call whether that is the end.
 	ends atomic.Pointer[func(call string, after bool) bool]
 }
@@ -177,6 +176,9 @@ func (l *life) call(name string, do func() error) error {
 	}
 	err := do()
 	if end(true) {
+		if name == "POST /oauth/token" && err == nil {
+			l.swallowed.Add(1)
+		}
 		return errDead
 	}
 	return err

@@ -439,6 +439,11 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 		"bounds of the callback":           {"tokenserver", append(good, "CACHE_SIZE=0", "MAX_WAITING=0", "DRAIN_DELAY=-1s"), nil, []string{"CACHE_SIZE: less than 1", "DRAIN_DELAY: less than 0", "MAX_WAITING: less than 1"}},
 		"malformed verification secrets":   {"tokenserver", append(good, "RECALL_VERIFICATION_SECRETS=whsec_!hunter2"), nil, []string{"RECALL_VERIFICATION_SECRETS: a verification secret is not"}},
 		"a flag that is wrong":             {"tokenserver", good, []string{"--refresh-before=hunter2"}, []string{"REFRESH_BEFORE: not a duration"}},
+
+		"an unknown flag":                {"tokenserver", good, []string{"--nonsense"}, []string{"unknown flag --nonsense"}},
+		"a flag without its value":       {"tokenserver", good, []string{"--redis-url"}, []string{"--redis-url"}},
+		"malformed verification secrets": {"tokenserver", append(good, "RECALL_VERIFICATION_SECRETS=whsec_!hunter2"), nil, []string{"RECALL_VERIFICATION_SECRETS: a verification secret is not"}},
+		"a flag that is wrong":           {"tokenserver", good, []string{"--refresh-before=hunter2"}, []string{"REFRESH_BEFORE: not a duration"}},
 		"plaintext that was not asked for": {"registrar", append(good, "CALLBACK_BASE_URL=https://h"), nil, []string{
 			"GRPC_CLIENT_CA_FILE: not set", "GRPC_TLS_CERT_FILE: not set", "GRPC_TLS_KEY_FILE: not set",
 		}},

@@ -152,7 +152,9 @@ func (r *registrationsRun) run(users, kills int) {
 // until it is answered.
 func (r *registrationsRun) register(user int) {
 	zoomUser := fmt.Sprint("zoom-user-", user)
-	code := func() string { return r.zoom.Consent(zoomtest.DefaultClientID, zoomUser, "https://app.example/oauth", "") }
+	code := func() string {
+		return r.zoom.Consent(zoomtest.DefaultClientID, zoomUser, "https://app.example/oauth", "")
+	}
 	request := &registrarv1.RegisterUserRequest{UserId: fmt.Sprint("user-", user), Grant: &registrarv1.RegisterUserRequest_AuthorizationCode{
 		AuthorizationCode: &registrarv1.AuthorizationCode{Code: code(), RedirectUri: "https://app.example/oauth"},
 	}}

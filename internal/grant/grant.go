@@ -119,6 +119,10 @@ type Grant struct {
 	Revoke     bool // revoke at Zoom when it is removed
 	Ask        bool // whose grant it is has to be asked: the last consent may be another Zoom user's
 
+	// Strays are Zoom users, replaced since, for whom a credential may have been made
+	// at Recall that was never recorded. Mostly empty.
+	Strays []string
+
 	Health   string    // what Recall finds wrong with the credential; for people, without secrets
 	Attempts int       // of the registrar's, that have failed since it last went on
 	Seen     time.Time // when Recall was last seen to have the credential; zero: not yet

@@ -111,6 +111,7 @@ type Change struct {
 	Identity   *Identity
 	Credential *string // id at Recall; "" if there is none any more
 	Former     *string
+	Strays     *[]string
 	Keys       *[]grant.CallbackKey
 	Reason     *string
 	Health     *string
@@ -138,6 +139,13 @@ func (s *Store) Change(ctx context.Context, id grant.ID, version int64, c Change
 		if value != nil {
 			set(field, *value)
 		}
+	}
+	if c.Strays != nil {
+		text := ""
+		for _, user := range *c.Strays {
+			text += user + "\x00"
+		}
+		set("strays", text)
 	}
 	if c.Keys != nil {
 		sealed, err := s.sealKeys(id, *c.Keys)
@@ -204,6 +212,7 @@ func (s *Store) decode(id grant.ID, fields map[string]string) (grant.Grant, erro
 		Keys:          s.openKeys(id, &d, fields[fieldKeys]),
 		Revoke:        fields["revoke"] != "",
 		Ask:           fields["ask"] != "",
+		Strays:        strings.FieldsFunc(fields["strays"], func(r rune) bool { return r == 0 }),
 		Health:        fields["health"],
 		Attempts:      int(d.int("attempts", fields["attempts"])),
 		Seen:          d.time("seen", fields["seen"]),

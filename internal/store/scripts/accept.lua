@@ -15,7 +15,7 @@
 local consent, at = ARGV[2], tonumber(ARGV[3])
 local outcome = redis.call('HGET', consents, consent) or ''
 if outcome == 'stored' or get('consent') == consent then return {'already'} end
-if outcome ~= '' and outcome:sub(1, 9) ~= 'spending ' then return {'superseded'} end
+if outcome ~= '' and outcome ~= 'open' and outcome:sub(1, 9) ~= 'spending ' then return {'superseded'} end
 -- By Redis's clock, where it is known: the replicas' may differ.
 local spending = outcome:match('^spending (%d+)')
 local began = spending and tonumber(spending) or at
@@ -33,8 +33,12 @@ redis.call('ZADD', due, ARGV[4], id)
 if ARGV[5] == '' then
   redis.call('HSET', grant, 'ask', '1')
 else
-  local before, credential = zoom_user(), get('credential')
-  if credential and get('zoom_user') ~= ARGV[5] then
+  local before, credential, was = zoom_user(), get('credential'), get('zoom_user')
+  if not credential and was and was ~= ARGV[5] and get('keys') then
+    -- A create for the Zoom user before may have got through.
+    redis.call('HSET', grant, 'strays', (get('strays') or '') .. was .. '\0')
+  end
+  if credential and was ~= ARGV[5] then
     -- Another Zoom user's: from here on the old URL would give that user's tokens.
     redis.call('HSET', grant, 'former', credential)
     redis.call('HDEL', grant, 'credential', 'keys', 'health')

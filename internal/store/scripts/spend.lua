@@ -10,7 +10,7 @@
 
 local outcome = redis.call('HGET', consents, ARGV[2])
 if get('consent') == ARGV[2] then outcome = 'stored' end
-if outcome then
+if outcome and outcome ~= 'open' then
   local since, mark = outcome:match('^spending (%d+) (%w+)$')
   if not since then return {outcome} end
   local wait = tonumber(since) + tonumber(ARGV[3]) - now()

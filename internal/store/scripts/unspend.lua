@@ -3,9 +3,8 @@
 -- ARGV[2] fingerprint of the consent
 -- ARGV[3] '' if it may be tried again, or what came of it
 
-if ARGV[3] == '' then
-  redis.call('HDEL', consents, ARGV[2])
-else
-  remember(ARGV[2], ARGV[3])
-end
+-- A consent that may be tried again is remembered too, so that the removal of its
+-- user also concerns an answer that a journal brings late.
+
+remember(ARGV[2], ARGV[3] == '' and 'open' or ARGV[3])
 return {'ended'}
