@@ -48,12 +48,12 @@ func TestTimeTellsNothing(t *testing.T) {
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	now := time.Now()
 	token := secret.New(string(make([]byte, 800)))
-	if _, err := grants.Change(t.Context(), address.ID, 0, store.Change{
-		Consent: &store.Consent{App: "default", User: "ann", Due: now.Add(time.Hour), Tokens: grant.Tokens{
-			Access: token, Refresh: token, Issued: now, Expires: now.Add(time.Hour),
-		}},
-		Keys: &[]grant.CallbackKey{address.Key()},
-	}); err != nil {
+	if err := grants.Accept(t.Context(), address.ID, grant.Consent{App: "default", User: "ann", Tokens: grant.Tokens{
+		Access: token, Refresh: token, Issued: now, Expires: now.Add(time.Hour),
+	}}, now.Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := grants.Change(t.Context(), address.ID, 1, store.Change{Keys: &[]grant.CallbackKey{address.Key()}}); err != nil {
 		t.Fatal(err)
 	}
 	cache, err := tokenserver.NewCache(grants, 100, zap.NewNop())

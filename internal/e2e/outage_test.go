@@ -160,10 +160,10 @@ func (v *vault) renew(path, token string) {
 			return false
 		}
 		now := time.Now()
-		_, err = v.store.Change(ctx, address.ID, g.Version, store.Change{Consent: &store.Consent{
-			App: g.App, User: g.User, Due: now.Add(time.Hour),
+		err = v.store.Accept(ctx, address.ID, grant.Consent{
+			App: g.App, User: g.User, Fingerprint: token,
 			Tokens: grant.Tokens{Access: secret.New(token), Refresh: secret.New(token), Issued: now, Expires: now.Add(2 * time.Hour)},
-		}})
+		}, now.Add(time.Hour))
 		return err == nil
 	})
 }

@@ -1,0 +1,143 @@
+// Command register is an internal service that registers one user, in the way
+// that we recommend: over mutual TLS, with a deadline for each try, and repeating
+// the same request until it is answered. A repeated request is safe: a code is
+// spent once, and whoever repeats the call gets what came of it.
+//
+//	register --addr registrar.internal:8443 --ca ca.pem --cert own.pem --key own-key.pem \
+//	  --user ann --redirect-uri https://app.example.com/oauth/zoom < code
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "register:", err)
+		os.Exit(1) //nolint:gocritic // nothing is left to stop
+	}
+}
+
+func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
+	flags := flag.NewFlagSet("register", flag.ContinueOnError)
+	addr := flags.String("addr", "localhost:8443", "address of the registrar")
+	ca := flags.String("ca", "", "file with the authority of the registrar's certificate; empty: plaintext")
+	cert, key := flags.String("cert", "", "file with this client's certificate"), flags.String("key", "", "file with its key")
+	user, app := flags.String("user", "", "our own id of the user"), flags.String("zoom-app", "", "name of the Zoom app, if there are several")
+	redirect := flags.String("redirect-uri", "", "redirect_uri of the consent request, byte for byte")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	// A code is a secret for as long as it is good, so it is no argument.
+	code, err := io.ReadAll(io.LimitReader(stdin, 4096))
+	if err != nil {
+		return fmt.Errorf("reading the code: %w", err)
+	}
+	transport, err := transport(*ca, *cert, *key)
+	if err != nil {
+		return err
+	}
+	connection, err := grpc.NewClient(*addr, grpc.WithTransportCredentials(transport))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = connection.Close() }()
+	registered, err := register(ctx, registrarv1.NewRegistrarServiceClient(connection), &registrarv1.RegisterUserRequest{
+		UserId: *user, ZoomApp: *app,
+		Grant: &registrarv1.RegisterUserRequest_AuthorizationCode{AuthorizationCode: &registrarv1.AuthorizationCode{
+			Code: strings.TrimSpace(string(code)), RedirectUri: *redirect,
+		}},
+	})
+	if err != nil {
+		return err
+	}
+	// STATE_PENDING is a success too: the registrar finishes by itself what is left.
+	_, err = fmt.Fprintf(stdout, "%s is %s %s\n", registered.GetUserId(), registered.GetState(), registered.GetReason())
+	return err
+}
+
+// transport is mutual TLS, or plaintext if there is no authority.
+func transport(ca, cert, key string) (credentials.TransportCredentials, error) {
+	if ca == "" {
+		return insecure.NewCredentials(), nil
+	}
+	authority, err := os.ReadFile(ca) //nolint:gosec // the caller names the file
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(authority) {
+		return nil, fmt.Errorf("%s: no certificate in PEM", ca)
+	}
+	own, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		return nil, err
+	}
+	return credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{own}}), nil
+}
+
+const (
+	oneTry   = 20 * time.Second // Zoom and Recall are asked meanwhile
+	allTries = 4 * time.Minute  // a code lives for 5
+)
+
+// register repeats the call until it is answered, or the code has expired.
+func register(ctx context.Context, c registrarv1.RegistrarServiceClient, r *registrarv1.RegisterUserRequest) (*registrarv1.User, error) {
+	ctx, cancel := context.WithTimeout(ctx, allTries)
+	defer cancel()
+	for {
+		try, cancel := context.WithTimeout(ctx, oneTry)
+		response, err := c.RegisterUser(try, r)
+		cancel()
+		wait := time.Second
+		switch status.Code(err) {
+		case codes.OK:
+			return response.GetUser(), nil
+		case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Aborted:
+			wait = retryDelay(err, wait)
+		case codes.InvalidArgument:
+			return nil, fmt.Errorf("send the user through consent again: %w", err)
+		case codes.AlreadyExists:
+			return nil, fmt.Errorf("the Zoom user has a credential at Recall already, and it is not this user's: %w", err)
+		default:
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), err)
+		case <-time.After(wait):
+		}
+	}
+}
+
+// retryDelay is how long the registrar wants the caller to wait.
+func retryDelay(err error, otherwise time.Duration) time.Duration {
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.RetryInfo); ok {
+			return info.GetRetryDelay().AsDuration()
+		}
+	}
+	return otherwise
+}
