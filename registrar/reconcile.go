@@ -314,7 +314,7 @@ func (p *pass) same(ctx context.Context, g grant.Grant, c recall.Credential, cur
 		f.Kind, f.Detail = OldBase, "its URL is under an old CALLBACK_BASE_URL"
 		return p.act(f, func() error { return p.replace(ctx, f, "CALLBACK_BASE_URL has changed") })
 	}
-	health, err := p.health(ctx, g, c)
+	health, err := p.health(ctx, c)
 	if err != nil || health == g.Health {
 		return err
 	}
@@ -341,7 +341,7 @@ func (p *pass) act(f Finding, do func() error) error {
 }
 
 // health is what Recall finds wrong with a credential, "" if nothing.
-func (p *pass) health(ctx context.Context, g grant.Grant, c recall.Credential) (string, error) {
+func (p *pass) health(ctx context.Context, c recall.Credential) (string, error) {
 	var text string
 	switch {
 	case c.Status == "unhealthy":

@@ -180,7 +180,7 @@ func TestReconcileAnotherBase(t *testing.T) {
 	moved := parse(t, w.base.String()+"/")
 	moved.Host = strings.Replace(moved.Host, "127.0.0.1", "localhost", 1)
 	w.base = moved
-	w.replica.stop()
+	w.stop()
 	w.replica = w.join(replicaOptions{})
 	w.RegistrarServiceClient = w.replica.RegistrarServiceClient
 

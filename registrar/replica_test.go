@@ -141,15 +141,6 @@ type life struct {
 	ends atomic.Pointer[func(call string, after bool) bool]
 }
 
-// endAfter ends the life when the n-th call that begins with name has been made.
-func (l *life) endAfter(n int64, name string) {
-	var seen atomic.Int64
-	ends := func(call string, after bool) bool {
-		return after && strings.HasPrefix(call, name) && seen.Add(1) == n
-	}
-	l.ends.Store(&ends)
-}
-
 // endWith ends the life at the first call after one that begins with name.
 func (l *life) endWith(name string) {
 	var made atomic.Bool

@@ -35,6 +35,12 @@ type fixture struct {
 
 // suite is what every kind of Redis has to do.
 var suite = map[string]func(*fixture){
+	"consent is spent once":                            testConsentIsSpentOnce,
+	"answer to a consent is stored once":               testAnswerToAConsentIsStoredOnce,
+	"unfinished grants come in turn":                   testUnfinishedGrantsComeInTurn,
+	"changes are kept in order":                        testChangesAreKeptInOrder,
+	"limit is shared":                                  testLimitIsShared,
+	"lock is kept while its holder lives":              testLockIsKeptWhileItsHolderLives,
 	"answer of a dead holder is waited for":            testAnswerOfADeadHolderIsWaitedFor,
 	"released claim is as if it had not been":          testReleasedClaimIsAsIfItHadNotBeen,
 	"token in use is left alone":                       testTokenInUseIsLeftAlone,

@@ -1,0 +1,311 @@
+package store_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/store"
+)
+
+func (f *fixture) spend(id grant.ID, consent string, wait time.Duration) (store.Outcome, error) {
+	f.t.Helper()
+	return f.Spend(f.t.Context(), id, consent, wait)
+}
+
+func testConsentIsSpentOnce(f *fixture) {
+	ctx, id := f.t.Context(), grant.NewID(app, "ann")
+	if _, err := f.spend(id, "code", time.Minute); err != nil {
+		f.t.Fatal(err)
+	}
+	var held *grant.HeldError
+	if _, err := f.spend(id, "code", time.Minute); !errors.As(err, &held) || held.For < 50*time.Second || held.For > time.Minute {
+		f.t.Errorf("claimed twice: %v", err)
+	}
+	if _, err := f.spend(id, "other", time.Minute); err != nil {
+		f.t.Errorf("another code: %v", err)
+	}
+	time.Sleep(2 * time.Millisecond)
+	if _, err := f.spend(id, "code", time.Millisecond); err != nil {
+		f.t.Errorf("after the wait: %v", err)
+	}
+	if err := f.Unspend(ctx, id, "code", nil); err != nil {
+		f.t.Fatal(err)
+	}
+	if _, err := f.spend(id, "code", time.Minute); err != nil {
+		f.t.Errorf("after a claim without an answer: %v", err)
+	}
+	if err := f.Accept(ctx, id, grant.Consent{App: app, User: "ann", Fingerprint: "code", Tokens: tokens(1)}, future); err != nil {
+		f.t.Fatal(err)
+	}
+	if outcome, err := f.spend(id, "code", 0); !errors.Is(err, store.ErrSpent) || !outcome.Stored {
+		f.t.Errorf("after it was stored: %+v, %v", outcome, err)
+	}
+	taken := store.Outcome{Taken: true, TakenUser: "u", TakenAccount: "a"}
+	if err := f.Unspend(ctx, id, "other", &taken); err != nil {
+		f.t.Fatal(err)
+	}
+	if outcome, err := f.spend(id, "other", 0); !errors.Is(err, store.ErrSpent) || outcome != taken {
+		f.t.Errorf("after it was taken: %+v, %v", outcome, err)
+	}
+
+	g := f.get(id)
+	wantError(f.t, f.Remove(ctx, id, g.Version+1, taken), grant.ErrConflict)
+	if err := f.Remove(ctx, id, g.Version, taken); err != nil {
+		f.t.Fatal(err)
+	}
+	if outcome, err := f.spend(id, "code", 0); !errors.Is(err, store.ErrSpent) || outcome != taken {
+		f.t.Errorf("the removed grant's own: %+v, %v", outcome, err)
+	}
+	if outcome, err := f.spend(id, "other", 0); !errors.Is(err, store.ErrSpent) || outcome != (store.Outcome{}) {
+		f.t.Errorf("another, after the removal: %+v, %v", outcome, err)
+	}
+}
+
+func testAnswerToAConsentIsStoredOnce(f *fixture) {
+	ctx, id := f.t.Context(), grant.NewID(app, "ann")
+	accept := func(consent string, n int, zoomUser string) error {
+		return f.Accept(ctx, id, grant.Consent{App: app, User: "ann", Fingerprint: consent, Tokens: tokens(n), ZoomUser: zoomUser}, future)
+	}
+	for _, consent := range []string{"first", "second"} {
+		if _, err := f.spend(id, consent, time.Minute); err != nil {
+			f.t.Fatal(err)
+		}
+		time.Sleep(2 * time.Millisecond) // their order is by Redis's clock
+	}
+	for range 2 {
+		if err := accept("second", 2, "zoom-ann"); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	version := f.get(id).Version
+	wantError(f.t, accept("first", 1, "zoom-ann"), grant.ErrSuperseded) // late, from a journal
+	if g := f.get(id); g.Version != version || g.Consent != "second" || g.Ask {
+		f.t.Errorf("an earlier consent's answer changed the grant into %+v", g)
+	}
+
+	// A later one replaces it; whose it is may be open.
+	g := f.link(f.get(id))
+	if err := accept("third", 3, ""); err != nil {
+		f.t.Fatal(err)
+	}
+	if now := f.get(id); !now.Ask || now.Credential != g.Credential || now.State != grant.Active {
+		f.t.Errorf("nobody knows whose: %+v", now)
+	}
+	if err := accept("fourth", 4, "zoom-bob"); err != nil {
+		f.t.Fatal(err)
+	}
+	if now := f.get(id); now.Ask || now.Credential != "" || now.Former != g.Credential || len(now.Keys) != 0 || now.ZoomUser != "zoom-bob" || now.State != grant.Pending {
+		f.t.Errorf("another Zoom user's: %+v", now)
+	}
+	if ids, err := f.ByZoomUser(ctx, app, "zoom-ann"); err != nil || len(ids) != 0 {
+		f.t.Errorf("still found by the Zoom user before: %v, %v", ids, err)
+	}
+	keys := []grant.CallbackKey{{Fingerprint: grant.Fingerprint{1}}}
+	if _, err := f.Change(ctx, id, f.get(id).Version, store.Change{Keys: &keys}); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := accept("fifth", 5, "zoom-cid"); err != nil {
+		f.t.Fatal(err)
+	}
+	if now := f.get(id); !slices.Equal(now.Strays, []string{"zoom-bob"}) {
+		f.t.Errorf("a create may have got through for zoom-bob: %v", now.Strays)
+	}
+
+	now, err := f.Change(ctx, id, f.get(id).Version, store.Change{Deleting: true, Strays: &[]string{}})
+	if err != nil || len(now.Strays) != 0 {
+		f.t.Fatal(now.Strays, err)
+	}
+	wantError(f.t, accept("sixth", 6, ""), grant.ErrDeleting)
+	if err := f.Remove(ctx, id, now.Version, store.Outcome{}); err != nil {
+		f.t.Fatal(err)
+	}
+	wantError(f.t, accept("fifth", 5, ""), grant.ErrSuperseded) // no journal brings the user back
+	if _, err := f.Get(ctx, id); !errors.Is(err, grant.ErrNotFound) {
+		f.t.Errorf("the user is back: %v", err)
+	}
+	// Nor a user who never was.
+	bob := grant.NewID(app, "bob")
+	if _, err := f.spend(bob, "code", time.Minute); err != nil {
+		f.t.Fatal(err)
+	}
+	wantError(f.t, f.Remove(ctx, bob, 0, store.Outcome{}), grant.ErrNotFound)
+	wantError(f.t, f.Accept(ctx, bob, grant.Consent{App: app, User: "bob", Fingerprint: "code", Tokens: tokens(1)}, future), grant.ErrSuperseded)
+}
+
+func testUnfinishedGrantsComeInTurn(f *fixture) {
+	ctx := f.t.Context()
+	ann, bob := f.consent("ann", future), f.consent("bob", future)
+	await := func(want ...grant.ID) {
+		f.t.Helper()
+		var ids []grant.ID
+		var err error
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			if ids, err = f.Work(ctx, 10); err != nil || slices.Equal(ids, want) || time.Now().After(end) {
+				break
+			}
+		}
+		if err != nil || !slices.Equal(ids, want) {
+			f.t.Errorf("unfinished: %v, %v, want %v", ids, err, want)
+		}
+	}
+	if ids, err := f.Work(ctx, 10); err != nil || len(ids) != 0 {
+		f.t.Errorf("whoever has made them has the first right to go on: %v, %v", ids, err)
+	}
+	await(ann.ID, bob.ID)
+	if err := f.Postpone(ctx, ann.ID, time.Minute); err != nil {
+		f.t.Fatal(err)
+	}
+	await(bob.ID)
+	if g := f.get(ann.ID); g.Attempts != 1 {
+		f.t.Errorf("%d attempts", g.Attempts)
+	}
+	f.link(f.get(bob.ID))
+	linked := f.link(f.get(ann.ID))
+	await()
+	if g := f.get(ann.ID); g.Attempts != 0 {
+		f.t.Errorf("%d attempts, though it is finished", g.Attempts)
+	}
+	if _, err := f.Change(ctx, linked.ID, linked.Version, store.Change{Deleting: true}); err != nil {
+		f.t.Fatal(err)
+	}
+	await(ann.ID)
+	if err := f.Postpone(ctx, grant.NewID(app, "nobody"), 0); err != nil {
+		f.t.Error(err)
+	}
+	await(ann.ID)
+	if apps, err := f.Apps(ctx); err != nil || len(apps) != 1 || apps[app] != 2 {
+		f.t.Errorf("users by app: %v, %v", apps, err)
+	}
+	if err := f.Remove(ctx, ann.ID, f.get(ann.ID).Version, store.Outcome{}); err != nil {
+		f.t.Fatal(err)
+	}
+	await()
+	if apps, err := f.Apps(ctx); err != nil || apps[app] != 1 {
+		f.t.Errorf("users by app: %v, %v", apps, err)
+	}
+}
+
+func testChangesAreKeptInOrder(f *fixture) {
+	ctx := f.t.Context()
+	start, err := f.Heads(ctx)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	g := f.link(f.consent("ann", future)) // two changes: pending, active
+	claim, err := f.Claim(ctx, g.ID, "a", grant.Terms{Lease: lease, GoodUntil: future.Add(48 * time.Hour)})
+	if err == nil {
+		err = f.Commit(ctx, g.ID, claim.Spent, tokens(1), future) // no news
+	} else if errors.Is(err, grant.ErrFresh) {
+		err = nil
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if err := f.Remove(ctx, g.ID, f.get(g.ID).Version, store.Outcome{}); err != nil {
+		f.t.Fatal(err)
+	}
+	shard := g.ID.Shard()
+	events, err := f.Changes(ctx, shard, start[shard], 10)
+	if err != nil || len(events) != 3 || events[0].State != grant.Pending || events[1].State != grant.Active || !events[2].Removed || events[2].User != "ann" || events[2].App != app {
+		f.t.Fatalf("changes: %+v, %v", events, err)
+	}
+	more, err := f.Changes(ctx, shard, events[0].Mark, 1)
+	if err != nil || len(more) != 1 || more[0] != events[1] {
+		f.t.Errorf("after the first: %+v, %v", more, err)
+	}
+	head, err := f.Heads(ctx)
+	if err != nil || head[shard] != events[2].Mark {
+		f.t.Errorf("the head is %v, %v, want %v", head[shard], err, events[2].Mark)
+	}
+	back, ok := store.ParsePosition(head.Token())
+	if !ok || *back != *head {
+		f.t.Error("a position is not read back")
+	}
+	if err := f.client.XTrimMaxLen(ctx, fmt.Sprintf("tp1:{s%03d}:changes", shard), 1).Err(); err != nil {
+		f.t.Fatal(err)
+	}
+	_, err = f.Changes(ctx, shard, start[shard], 10)
+	wantError(f.t, err, store.ErrTrimmed)
+	if left, err := f.Changes(ctx, shard, events[1].Mark, 10); err != nil || len(left) != 1 {
+		f.t.Errorf("nothing is missing after the second: %+v, %v", left, err)
+	}
+}
+
+func testLimitIsShared(f *fixture) {
+	ctx := f.t.Context()
+	taken := 0
+	for range 200 { // a burst of 10
+		wait, err := f.Take(ctx, "test", 100, 1, false)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		if wait == 0 {
+			taken++
+		} else if wait > time.Second {
+			f.t.Fatalf("wait for %v", wait)
+		}
+	}
+	if taken < 10 || taken > 13 {
+		f.t.Errorf("%d were given at once, want 10", taken)
+	}
+	if wait, err := f.Take(ctx, "test", 100, 1, true); err != nil || wait < time.Second {
+		f.t.Errorf("the background waits for %v, %v: it has to leave half to the others", wait, err)
+	}
+	if wait, err := f.Take(ctx, "another", 100, 2, true); err != nil || wait != 0 {
+		f.t.Errorf("of another kind: %v, %v", wait, err)
+	}
+}
+
+func testLockIsKeptWhileItsHolderLives(f *fixture) {
+	ctx, id := f.t.Context(), grant.NewID(app, "ann")
+	const ttl = 300 * time.Millisecond
+	unlock, ok, err := f.LockRegistration(ctx, id, ttl)
+	if err != nil || !ok {
+		f.t.Fatal(ok, err)
+	}
+	for end := time.Now().Add(3 * ttl); time.Now().Before(end); time.Sleep(ttl / 10) {
+		if _, ok, err := f.LockRegistration(ctx, id, ttl); ok || err != nil {
+			f.t.Fatalf("taken from its holder: %v", err)
+		}
+	}
+	unlock()
+	unlock, ok, err = f.LockRegistration(ctx, id, ttl)
+	if err != nil || !ok {
+		f.t.Fatal(ok, err)
+	}
+	unlock()
+	if progress, err := f.Reconciliation(ctx); err != nil || progress != "" {
+		f.t.Errorf("progress %q, %v", progress, err)
+	}
+	if err := f.SaveReconciliation(ctx, "so far"); err != nil {
+		f.t.Fatal(err)
+	}
+	if progress, err := f.Reconciliation(ctx); err != nil || progress != "so far" {
+		f.t.Errorf("progress %q, %v", progress, err)
+	}
+	g := f.consent("ann", future)
+	if err := f.Seen(ctx, []grant.ID{id, grant.NewID(app, "nobody")}); err != nil {
+		f.t.Fatal(err)
+	}
+	if now := f.get(id); now.Seen.IsZero() || now.Version != g.Version {
+		f.t.Errorf("seen %v, version %d", now.Seen, now.Version)
+	}
+	if found, err := f.ByID(ctx, []grant.ID{id, grant.NewID(app, "nobody")}); err != nil || len(found) != 1 {
+		f.t.Errorf("by id: %d, %v", len(found), err)
+	}
+}
+
+func TestPositionRefuses(t *testing.T) {
+	var p store.Position
+	p[3] = store.Mark{Time: 5, Number: 6}
+	token := p.Token()
+	for _, bad := range []string{"", "x", token[1:], token[:len(token)-2], token + "AA"} {
+		if _, ok := store.ParsePosition(bad); ok {
+			t.Errorf("%q is accepted", bad)
+		}
+	}
+}
