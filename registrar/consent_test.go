@@ -264,6 +264,29 @@ func TestDeauthorizedUserIsRemoved(t *testing.T) {
 	w.wantCredentials("zoom-ann", "zoom-bob")
 }
 
+func TestUserOfAnAppThatWasGivenUp(t *testing.T) {
+	w := surroundings(t)
+	w.replica = w.join(replicaOptions{apps: []string{"second"}})
+	request := byCode("ann", w.zoom.Consent("second-client", "zoom-ann", redirect, ""))
+	_, err := w.RegisterUser(t.Context(), request)
+	if f := wantFailure(t, err, codes.InvalidArgument); f.fields["zoom_app"] == "" {
+		t.Errorf("with several apps and none named: %+v", f)
+	}
+	request.ZoomApp = "second"
+	wantState(t, w.register(request), registrarv1.State_STATE_ACTIVE)
+	w.replica.service.SetApps(nil)
+	get := &registrarv1.GetUserRequest{UserId: "ann", ZoomApp: "second"}
+	if _, err := w.GetUser(t.Context(), get); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.DeregisterUser(t.Context(), &registrarv1.DeregisterUserRequest{UserId: "ann", ZoomApp: "second", RevokeGrant: true}); err != nil {
+		t.Error(err)
+	}
+	_, err = w.GetUser(t.Context(), get)
+	wantFailure(t, err, codes.InvalidArgument)
+	w.wantCredentials()
+}
+
 // One user who cannot be finished keeps no other from it.
 func TestNobodyWaitsForOneUserForEver(t *testing.T) {
 	w := start(t)

@@ -37,6 +37,26 @@ func (s *Service) name(r named) (app string, id grant.ID, err error) {
 	return app, grant.NewID(app, r.GetUserId()), nil
 }
 
+// nameExisting is name, but for a user who is there although its Zoom app has been
+// given up: whoever wants to read or remove it may.
+func (s *Service) nameExisting(ctx context.Context, r named) (app string, id grant.ID, err error) {
+	app, id, err = s.name(r)
+	var unknown errUnknownApp
+	if !errors.As(err, &unknown) {
+		return app, id, err
+	}
+	app = r.GetZoomApp()
+	id = grant.NewID(app, r.GetUserId())
+	_, getErr := s.Store.Get(ctx, id)
+	switch {
+	case errors.Is(getErr, grant.ErrNotFound):
+		return "", "", err
+	case getErr != nil:
+		return "", "", getErr
+	}
+	return app, id, nil
+}
+
 // RegisterUser implements the call of the same name.
 func (s *Service) RegisterUser(ctx context.Context, r *registrarv1.RegisterUserRequest) (*registrarv1.RegisterUserResponse, error) {
 	app, id, err := s.name(r)
@@ -75,7 +95,7 @@ func (s *Service) RegisterUser(ctx context.Context, r *registrarv1.RegisterUserR
 
 // GetUser implements the call of the same name.
 func (s *Service) GetUser(ctx context.Context, r *registrarv1.GetUserRequest) (*registrarv1.GetUserResponse, error) {
-	_, id, err := s.name(r)
+	_, id, err := s.nameExisting(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +137,7 @@ func (s *Service) ListUsers(ctx context.Context, r *registrarv1.ListUsersRequest
 
 // DeregisterUser implements the call of the same name.
 func (s *Service) DeregisterUser(ctx context.Context, r *registrarv1.DeregisterUserRequest) (*registrarv1.DeregisterUserResponse, error) {
-	app, id, err := s.name(r)
+	app, id, err := s.nameExisting(ctx, r)
 	if err != nil {
 		return nil, err
 	}
