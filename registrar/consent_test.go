@@ -274,7 +274,7 @@ func TestUserOfAnAppThatWasGivenUp(t *testing.T) {
 	}
 	request.ZoomApp = "second"
 	wantState(t, w.register(request), registrarv1.State_STATE_ACTIVE)
-	w.replica.service.SetApps(nil)
+	w.service.SetApps(nil)
 	get := &registrarv1.GetUserRequest{UserId: "ann", ZoomApp: "second"}
 	if _, err := w.GetUser(t.Context(), get); err != nil {
 		t.Error(err)

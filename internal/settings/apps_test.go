@@ -92,7 +92,7 @@ func TestAnAppWithUsersIsNotRemovedByAccident(t *testing.T) {
 	count := func(context.Context) (map[string]int, error) {
 		n := int(users.Load())
 		if n < 0 {
-			return nil, errors.New("Redis is down") //nolint:staticcheck // a name
+			return nil, errors.New("Redis is down")
 		}
 		return map[string]int{"second": n}, nil
 	}
