@@ -52,7 +52,7 @@ type interleaving struct {
 	finishers sync.WaitGroup
 	stop      context.CancelFunc
 	ctx       context.Context //nolint:containedctx // of the finishers, which begin and end with replicas
-	swallowed atomic.Int64    // Zoom's answers that died with a registrar
+	swallowed atomic.Int64    // Zoom's answers that did not reach a living registrar
 	trace     []string
 	began     time.Time
 }
@@ -299,6 +299,9 @@ func (r *interleaving) judge(expected []string) {
 	}
 	for _, c := range have {
 		r.t.Errorf("a credential of %s's is nobody's", c.UserID)
+	}
+	for _, live := range r.replicas {
+		r.swallowed.Add(live.life.swallowed.Load())
 	}
 	if spent := r.zoom.Counts().SpentCodes; spent > int(r.swallowed.Load()) {
 		r.t.Errorf("%d spent codes were presented again, and %d answers had died", spent, r.swallowed.Load())

@@ -151,8 +151,10 @@ func (s *Service) onUser(ctx context.Context, id grant.ID, work func(context.Con
 			done <- result{err: err}
 			return
 		}
-		defer unlock()
-		g, err := work(detached)
+		g, err := func() (grant.Grant, error) {
+			defer unlock() // before the caller can ask for more
+			return work(detached)
+		}()
 		done <- result{g, err}
 	})
 	select {

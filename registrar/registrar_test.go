@@ -128,6 +128,10 @@ func (w *world) client(name, clientSecret string, http *http.Client) *zoom.Clien
 func (w *world) rotator(grants *store.Store, folder string, http *http.Client) (*rotation.Rotator, func(time.Duration)) {
 	w.t.Helper()
 	kept, err := journal.Open(folder, w.keyset, time.Minute)
+	for end := time.Now().Add(5 * time.Second); errors.Is(err, journal.ErrLocked) && time.Now().Before(end); {
+		time.Sleep(time.Millisecond) // a redis-server that is being started has the lock until its exec
+		kept, err = journal.Open(folder, w.keyset, time.Minute)
+	}
 	if err != nil {
 		w.t.Fatal(err)
 	}

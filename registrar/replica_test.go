@@ -136,7 +136,7 @@ var errDead = errors.New("this replica is dead")
 // life is a replica's: it ends before or after one of its calls to somebody else.
 type life struct {
 	dead      atomic.Bool
-	swallowed atomic.Int64 // of Zoom's answers, those that came when it was dead
+	swallowed atomic.Int64 // answers of Zoom's to codes that it may not have got, though Zoom gave them
 	// ends, if set, is asked before and after each call whether that is the end.
 	ends atomic.Pointer[func(call string, after bool) bool]
 }
@@ -166,10 +166,11 @@ func (l *life) call(name string, do func() error) error {
 		return errDead
 	}
 	err := do()
-	if end(true) {
-		if name == "POST /oauth/token" && err == nil {
-			l.swallowed.Add(1)
-		}
+	dead := end(true)
+	if name == "POST /oauth/token" && (dead || err != nil) {
+		l.swallowed.Add(1)
+	}
+	if dead {
 		return errDead
 	}
 	return err
