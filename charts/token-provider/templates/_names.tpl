@@ -37,6 +37,16 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end }}
 {{- end }}
 
+{{/* Labels of pods: what changes with every release of the chart is left out, so
+     that such a release alone replaces no pod. (list root component) */}}
+{{- define "token-provider.podLabels" -}}
+{{- include "token-provider.selectorLabels" . }}
+app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
+{{- with (index . 0).Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
 {{/* metadata of an object: (list root component name annotations?) */}}
 {{- define "token-provider.metadata" -}}
 {{- $root := index . 0 -}}

@@ -36,7 +36,7 @@ spec:
   template:
     metadata:
       labels:
-        {{- include "token-provider.labels" (list $root $component) | nindent 8 }}
+        {{- include "token-provider.podLabels" (list $root $component) | nindent 8 }}
         {{- with $c.podLabels }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
