@@ -41,7 +41,7 @@
 {{- $files = merge $files (dict "RECALL_API_KEY_FILE" $v.recall.apiKeyRef) }}
 {{- if not $v.grpc.insecure }}
 {{- $tls := $v.grpc.tls }}
-{{- $ca := $tls.clientCaRef }}
+{{- $ca := $v.grpc.clientCaRef }}
 {{- $files = merge $files (dict
       "GRPC_TLS_CERT_FILE" (dict "name" $tls.secretName "key" "tls.crt" "file" "")
       "GRPC_TLS_KEY_FILE" (dict "name" $tls.secretName "key" "tls.key" "file" "")
