@@ -68,7 +68,7 @@ image: ## the image for amd64 and arm64, as an OCI archive in dist/, and its SBO
 	go -C tools/image run . -root $(CURDIR) -out $(CURDIR)/dist/token-provider.tar $(if $(VERSION),-version $(VERSION)) $(if $(PUSH),-push $(PUSH))
 
 chart-docs: ## the chart's README, from its values.yaml
-	$$(tools/chart/build)/helm-docs --chart-search-root charts --log-level warning
+	$$(tools/chart/build)/helm-docs --chart-search-root charts --sort-values-order file --log-level warning
 
 chart-test: redis ## the chart and the image: rendered, against a real API server, and run
 	CHART_TOOLS=$$(tools/chart/build) && export CHART_TOOLS && go test -count 1 -tags chart -timeout 15m ./internal/charttest
