@@ -23,7 +23,7 @@ func TestRefusals(t *testing.T) {
 		}},
 		"a typo":                   {minimal, []string{"tokenServer.replica=3"}, []string{"tokenServer", "replica"}},
 		"a typo at the top":        {minimal, []string{"redsi.url=x"}, []string{"redsi"}},
-		"a typo in a Ref":          {minimal, []string{"keysetRef.nmae=x"}, []string{"keysetRef", "nmae"}},
+		"a typo in a Ref":          {minimal, []string{"keysetRef.secret=x"}, []string{"keysetRef", "secret"}},
 		"a secret as a value":      {minimal, []string{"zoom.clientSecret=hunter2"}, []string{"zoom", "clientSecret"}},
 		"a number for a name":      {minimal, []string{"redis.waitReplicas=many"}, []string{"waitReplicas"}},
 		"no such log level":        {minimal, []string{"log.level=loud"}, []string{"level"}},
