@@ -46,6 +46,7 @@ func TestRefusals(t *testing.T) {
 		"scraped twice":            {full, []string{"monitoring.serviceMonitor.enabled=true"}, []string{"monitoring.podMonitor and monitoring.serviceMonitor: both enabled"}},
 		"more than most":           {full, []string{"tokenServer.autoscaling.maxReplicas=1"}, []string{"minReplicas is more than maxReplicas"}},
 		"nothing to scale by":      {full, []string{"tokenServer.autoscaling.targetCPUUtilizationPercentage=0"}, []string{"nothing to scale by"}},
+		"a cache too large":        {minimal, []string{"cache.size=1000000"}, []string{"cache.size: 1000000 credentials take about 2049 MiB, and tokenServer.resources.limits.memory is less"}},
 		"headless and balanced":    {full, []string{"registrar.service.type=LoadBalancer"}, []string{"registrar.service.headless: true"}},
 		"Redis without a password": {"embedded-redis", []string{"redis.embedded.passwordRef.name="}, []string{"redis.embedded.passwordRef.name: not set"}},
 		"Redis twice":              {"embedded-redis", []string{"redis.url=redis://redis:6379/0"}, []string{"redis.url: set, but the embedded Redis has a password"}},

@@ -13,6 +13,20 @@
 {{- end }}
 {{- end }}
 
+{{/* A quantity of memory in MiB; 0 for none, and for what is too odd to read. */}}
+{{- define "token-provider.mebibytes" -}}
+{{- $text := toString (. | default "") }}
+{{- $number := regexFind "^[0-9]+" $text | default "0" | int64 }}
+{{- $unit := regexReplaceAll "^[0-9]+" $text "" }}
+{{- if eq $unit "Gi" }}{{ mul $number 1024 }}
+{{- else if eq $unit "Mi" }}{{ $number }}
+{{- else if eq $unit "G" }}{{ div (mul $number 1000000000) 1048576 }}
+{{- else if eq $unit "M" }}{{ div (mul $number 1000000) 1048576 }}
+{{- else if eq $unit "" }}{{ div $number 1048576 }}
+{{- else }}0
+{{- end }}
+{{- end }}
+
 {{/* (list SETTING value): an entry of env, or nothing, so that the program's
      own default holds. Helm reads numbers as floats, and would print 1e+06. */}}
 {{- define "token-provider.plain" -}}
