@@ -341,7 +341,11 @@ func TestRun(t *testing.T) {
 	// Until issue 6 is merged and its entries are deleted, gRPC is in plaintext.
 	withTLS := !slices.Contains(coming["registrar"], "GRPC_TLS_CERT_FILE")
 	if withTLS {
-		args = append(args, "--set", "grpc.insecure=false,grpc.tls.secretName=registrar-tls")
+		policy := filepath.Join(t.TempDir(), "policy.yaml")
+		if err := os.WriteFile(policy, []byte("clients: [{name: scheduler, identities: ['dns:scheduler'], may: [register]}]\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--set", "grpc.insecure=false,grpc.tls.secretName=registrar-tls", "--set-file", "grpc.policy="+policy)
 	}
 	n := &node{
 		t: t, objects: render(t, args...),

@@ -364,10 +364,11 @@ func TestReplaced(t *testing.T) {
 		return string(text)
 	}
 	before := template()
-	if template("--set", "grpc.policy=other") == before {
-		t.Error("a new policy reaches no pod")
+	if template("--set", "log.level=debug") == before {
+		t.Error("a new setting reaches no pod")
 	}
-	if template("--set", "registrar.replicas=7", "--set", "monitoring.podMonitor.interval=15s") != before {
+	// The policy's file follows its ConfigMap, and the registrar reads it again.
+	if template("--set", "grpc.policy=other", "--set", "registrar.replicas=7", "--set", "monitoring.podMonitor.interval=15s") != before {
 		t.Error("what is not the pods' replaces them")
 	}
 }

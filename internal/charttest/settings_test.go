@@ -21,7 +21,7 @@ var coming = map[string][]string{
 	"token-server": {"ZOOM_APPS_FILE"}, // issue 6
 	"registrar": {
 		"GRPC_CLIENT_CA_FILE", "GRPC_POLICY_FILE", "GRPC_TLS_CERT_FILE", "GRPC_TLS_KEY_FILE", // issue 6
-		"RECALL_RATE_LIMIT", "ZOOM_APPS_FILE", // issue 6
+		"CALLBACK_OLD_BASE_URLS", "RECALL_RATE_LIMIT", "RECONCILE_INTERVAL", "ZOOM_APPS_FILE", // issue 6
 	},
 }
 

@@ -47,7 +47,7 @@
 {{- define "token-provider.secretFiles" -}}
 {{- $v := (index . 0).Values -}}
 {{- $files := dict "KEYSET_FILE" $v.keysetRef "REDIS_URL_FILE" $v.redis.urlRef
-      "ZOOM_CLIENT_SECRET_FILE" $v.zoom.clientSecretRef "ZOOM_APPS_FILE" $v.zoom.appsRef -}}
+      "ZOOM_CLIENT_SECRET_FILE" $v.zoom.clientSecretRef -}}
 {{- if eq (index . 1) "token-server" }}
 {{- $files = merge $files (dict "ZOOM_WEBHOOK_SECRET_TOKEN_FILE" $v.zoom.webhookSecretTokenRef
       "RECALL_VERIFICATION_SECRETS_FILE" $v.recall.verificationSecretsRef) }}
@@ -109,10 +109,15 @@
 {{- include "token-provider.plain" (list "RECALL_OAUTH_APP_ID" $v.recall.oauthAppId) }}
 {{- include "token-provider.plain" (list "RECALL_RATE_LIMIT" $v.recall.rateLimit) }}
 {{- include "token-provider.plain" (list "CALLBACK_BASE_URL" $v.callback.baseUrl) }}
+{{- include "token-provider.plain" (list "CALLBACK_OLD_BASE_URLS" $v.callback.oldBaseUrls) }}
+{{- include "token-provider.plain" (list "RECONCILE_INTERVAL" $v.reconcile.interval) }}
 {{- end }}
 {{- if $v.trustedCAs.configMap }}
 {{- /* Go reads this folder besides the image's own CA file. */}}
 {{- include "token-provider.plain" (list "SSL_CERT_DIR" "/etc/token-provider-cas") }}
+{{- end }}
+{{- with $v.zoom.appsRef }}
+{{- include "token-provider.plain" (list "ZOOM_APPS_FILE" (.name | empty | ternary .file (printf "/run/secrets/zoom-apps/%s" .key))) }}
 {{- end }}
 {{- range $setting, $ref := include "token-provider.secretFiles" . | fromYaml }}
 {{- include "token-provider.plain" (list $setting ($ref.file | default (printf "%s/%s" (include "token-provider.secretDir" $) (include "token-provider.fileName" $setting)))) }}

@@ -42,9 +42,6 @@ spec:
         {{- end }}
       annotations:
         kubectl.kubernetes.io/default-container: {{ $component }}
-        {{- if and $v.grpc.policy (not $server) }}
-        checksum/grpc-policy: {{ sha256sum $v.grpc.policy }}
-        {{- end }}
         {{- with $c.podAnnotations }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -147,6 +144,9 @@ spec:
             {{- if $named }}
             - {name: secrets, mountPath: {{ include "token-provider.secretDir" . }}, readOnly: true}
             {{- end }}
+            {{- if $v.zoom.appsRef.name }}
+            - {name: zoom-apps, mountPath: /run/secrets/zoom-apps, readOnly: true}
+            {{- end }}
             {{- if and $v.grpc.policy (not $server) }}
             - {name: config, mountPath: /etc/token-provider, readOnly: true}
             {{- end }}
@@ -173,6 +173,11 @@ spec:
                   name: {{ $ref.name }}
                   items: [{key: {{ $ref.key | quote }}, path: {{ include "token-provider.fileName" $setting }}}]
               {{- end }}
+        {{- end }}
+        {{- if $v.zoom.appsRef.name }}
+        # The whole Secret: the file may name others beside it.
+        - name: zoom-apps
+          secret: {secretName: {{ $v.zoom.appsRef.name }}, defaultMode: 0440}
         {{- end }}
         {{- if and $v.grpc.policy (not $server) }}
         - name: config
