@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: help test model chaos chaos-registrar bench-registrar bench-rotation bench bench-rotating bench-push fuzz wrk cover lint proto verify vuln sandbox build redis
+.PHONY: help test model chaos chaos-registrar bench-registrar bench-rotation bench bench-rotating bench-push fuzz wrk cover lint proto verify vuln sandbox build redis image chart-docs chart-test
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,8 +46,9 @@ cover: ## judge the coverage that the last `make test` has measured
 	.ci/coverage cover.out 85
 
 lint: ## vet and golangci-lint
-	go vet ./...
-	$(TOOL) golangci-lint run ./...
+	go vet -tags chart ./...
+	$(TOOL) golangci-lint run --build-tags chart ./...
+	cd tools/image && go vet ./... && go tool -modfile=../go.mod golangci-lint run --disable depguard ./...
 
 proto: ## generate the Go code of the API
 	$(TOOL) buf generate
@@ -56,6 +57,8 @@ verify: proto ## fail if the API does not lint or generated code or modules are 
 	$(TOOL) buf lint
 	go mod tidy -diff
 	cd tools && go mod tidy -diff
+	cd tools/chart && go mod tidy -diff
+	cd tools/image && go mod tidy -diff
 	git diff --exit-code -- proto
 	test -z "$$(git status --porcelain -- proto)"
 
@@ -67,6 +70,16 @@ build: ## the programs, into bin/
 
 wrk:
 	@command -v wrk >/dev/null || { echo 'wrk is missing; on Debian: apt-get install wrk' >&2; exit 1; }
+
+image: ## the image for amd64 and arm64, as an OCI archive in dist/, and its SBOM; VERSION=n, PUSH=reference
+	go -C tools/image run . -root $(CURDIR) -out $(CURDIR)/dist/token-provider.tar $(if $(VERSION),-version $(VERSION)) $(if $(PUSH),-push $(PUSH))
+
+chart-docs: ## the chart's README, from its values.yaml
+	$$(tools/chart/build)/helm-docs --chart-search-root charts --sort-values-order file --log-level warning
+
+chart-test: redis ## the chart and the image: rendered, against a real API server, and run
+	CHART_TOOLS=$$(tools/chart/build) && export CHART_TOOLS && go test -count 1 -tags chart -timeout 15m ./internal/charttest
+	go -C tools/image test -count 1 ./...
 
 # The tests want Debian's redis-server; it is installed where that is possible.
 redis:

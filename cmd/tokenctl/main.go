@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/alecthomas/kong"
 
@@ -21,6 +22,7 @@ type commands struct {
 	Keyset  struct {
 		Create keysetCreate `cmd:"" help:"Make a keyset that seals what is kept in Redis."`
 	} `cmd:"" help:"Keysets."`
+	Check check `cmd:"" help:"Ask URLs until each answers with the status that is wanted. The chart's helm test runs it."`
 }
 
 type keysetCreate struct {
@@ -47,10 +49,14 @@ func (k *keysetCreate) run(stdout io.Writer) (err error) {
 
 func main() { os.Exit(lifecycle.Main("tokenctl", run)) }
 
-func run(_ context.Context, args []string, stdout, _ io.Writer) error {
+func run(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	var c commands
-	if err := settings.Parse("tokenctl", "The operator's command line.", &c, args, stdout); err != nil {
+	command, err := settings.ParseCommand("tokenctl", "The operator's command line.", &c, args, stdout)
+	if err != nil {
 		return err
+	}
+	if strings.HasPrefix(command, "check") {
+		return c.Check.run(ctx, stdout)
 	}
 	return c.Keyset.Create.run(stdout)
 }

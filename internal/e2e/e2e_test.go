@@ -539,6 +539,24 @@ func TestKeysetIsNeverOverwritten(t *testing.T) {
 	}
 }
 
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, time.Hour)
+	_, base, ops := s.tokenServer()
+	if p := launch(t, "tokenctl", nil, "check", ops+"/readyz=200", base+"/callback/x=404"); p.wait() != 0 || strings.Count(p.said(), "as it should") != 2 {
+		t.Errorf("a token server that is well: %q", p.said())
+	}
+	p := launch(t, "tokenctl", nil, "check", "--timeout=1ms", ops+"/readyz=404", "nonsense", "http://127.0.0.1:1/=200", ops+"/healthz=200")
+	if status := p.wait(); status != 1 {
+		t.Errorf("exit status %d, want 1", status)
+	}
+	for _, want := range []string{"/readyz answers 200, not 404", `"nonsense" is not URL=STATUS`, "connection refused", "/healthz answers 200, as it should"} {
+		if !strings.Contains(p.said(), want) {
+			t.Errorf("does not say %q: %q", want, p.said())
+		}
+	}
+}
+
 func TestSandboxOnce(t *testing.T) {
 	t.Parallel()
 	p := launch(t, "sandbox", nil, "--once")

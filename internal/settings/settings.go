@@ -45,7 +45,14 @@ type Checker interface {
 
 // Parse fills the struct that target points to. It answers [Faults], or
 // [ErrDone] after --help or --version.
-func Parse(program, about string, target any, args []string, stdout io.Writer) (err error) {
+func Parse(program, about string, target any, args []string, stdout io.Writer) error {
+	_, err := ParseCommand(program, about, target, args, stdout)
+	return err
+}
+
+// ParseCommand is [Parse] for a program of several commands. It also answers
+// which was asked for, as kong writes it: "keyset create <file>".
+func ParseCommand(program, about string, target any, args []string, stdout io.Writer) (command string, err error) {
 	p := &parser{faults: map[string]string{}}
 	type exit struct{}
 	defer func() { // kong ends the process after --help, unless its exit does not return
@@ -67,10 +74,11 @@ func Parse(program, about string, target any, args []string, stdout io.Writer) (
 		kong.TypeMapper(reflect.TypeFor[bool](), boolMapper{p}),
 	)
 	if err != nil {
-		return fmt.Errorf("declaring settings: %w", err)
+		return "", fmt.Errorf("declaring settings: %w", err)
 	}
-	if _, err := model.Parse(args); err != nil {
-		return Faults{err.Error() + " (see --help)"}
+	asked, err := model.Parse(args)
+	if err != nil {
+		return "", Faults{err.Error() + " (see --help)"}
 	}
 	flags := map[string]*kong.Flag{}
 	for _, flag := range model.Model.Flags {
@@ -83,14 +91,14 @@ func Parse(program, about string, target any, args []string, stdout io.Writer) (
 		checker.Check(func(setting, text string) { p.fault(setting, text) })
 	}
 	if len(p.faults) == 0 {
-		return nil
+		return asked.Command(), nil
 	}
 	var faults Faults
 	for setting, text := range p.faults {
 		faults = append(faults, setting+": "+text)
 	}
 	slices.Sort(faults)
-	return faults
+	return "", faults
 }
 
 // Version returns what --version prints: the module's version and the commit

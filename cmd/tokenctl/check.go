@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// check asks programs over HTTP, for images that have nothing else to do it
+// with.
+type check struct {
+	Timeout time.Duration `default:"30s" help:"How long to go on asking, over all."`
+	Want    []string      `arg:"" name:"url=status" help:"What to ask, and the status to wait for: http://host:9090/readyz=200."`
+}
+
+// run returns nil when every URL has answered as wanted.
+func (c *check) run(ctx context.Context, stdout io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	var faults []error
+	for _, want := range c.Want {
+		at := strings.LastIndex(want, "=")
+		status, err := strconv.Atoi(want[at+1:])
+		if at < 1 || err != nil {
+			faults = append(faults, fmt.Errorf("check: %q is not URL=STATUS", want))
+			continue
+		}
+		if err := await(ctx, want[:at], status); err != nil {
+			faults = append(faults, fmt.Errorf("check: %w", err))
+			continue
+		}
+		_, _ = fmt.Fprintf(stdout, "%s answers %d, as it should\n", want[:at], status)
+	}
+	return errors.Join(faults...)
+}
+
+// await asks a URL every second until it answers with the status. It asks at
+// least once, so that whoever comes last is asked too.
+func await(ctx context.Context, url string, status int) error {
+	for {
+		got, err := ask(context.WithoutCancel(ctx), url)
+		switch {
+		case err == nil && got == status:
+			return nil
+		case err == nil:
+			err = fmt.Errorf("%s answers %d, not %d", url, got, status)
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func ask(ctx context.Context, url string) (status int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	return response.StatusCode, response.Body.Close()
+}

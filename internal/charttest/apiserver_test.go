@@ -1,0 +1,206 @@
+//go:build chart
+
+package charttest
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestInstall takes each scenario through its life in a real API server, in a
+// namespace that enforces the restricted Pod Security Standard, with both Helms.
+func TestInstall(t *testing.T) {
+	for name, values := range scenarios(t) {
+		for _, helm := range []string{"helm3", "helm4"} {
+			t.Run(name+"/"+helm, func(t *testing.T) {
+				t.Parallel()
+				ns := newNamespace(t)
+				run := func(args ...string) string {
+					t.Helper()
+					stdout, stderr, err := tool(t, helm, append(args, "--namespace", ns)...)
+					if err != nil {
+						t.Fatalf("%s %s: %v\n%s", helm, strings.Join(args, " "), err, stderr)
+					}
+					// A Deployment whose pods would be refused is only warned of.
+					if strings.Contains(stderr, "would violate") || strings.Contains(stderr, "unknown field") || strings.Contains(stderr, "Warning") {
+						t.Errorf("%s %s warns:\n%s", helm, strings.Join(args, " "), stderr)
+					}
+					return stdout
+				}
+				run("install", release, chart, "--values", values)
+				first := held(t, ns)
+				if len(first) < 10 {
+					t.Fatalf("%d objects installed", len(first))
+				}
+				run("upgrade", release, chart, "--values", values, "--set", "log.level=debug", "--set", "registrar.replicas=5")
+				if held(t, ns)["registrar"] == first["registrar"] {
+					t.Error("an upgrade changes nothing")
+				}
+				run("rollback", release, "1")
+				if got := held(t, ns); got["registrar"] != first["registrar"] {
+					t.Errorf("a rollback leaves\n%s\nwant\n%s", got["registrar"], first["registrar"])
+				}
+				run("uninstall", release)
+				if left := held(t, ns); len(left) != 0 {
+					t.Errorf("uninstall leaves %v", left)
+				}
+			})
+		}
+	}
+}
+
+// held is what a namespace has of the chart, by name: the specs of its objects.
+func held(t *testing.T, ns string) map[string]string {
+	t.Helper()
+	text := must(t, "kubectl", "get", "--namespace", ns, "--selector", "app.kubernetes.io/managed-by=Helm", "--output", "json",
+		"deployments,statefulsets,services,serviceaccounts,configmaps,poddisruptionbudgets,networkpolicies,ingresses,horizontalpodautoscalers,"+
+			"httproutes,certificates,podmonitors,servicemonitors,prometheusrules,pods,secrets")
+	var list struct {
+		Items []struct {
+			Kind     string
+			Metadata struct {
+				Name   string
+				Labels map[string]string
+			}
+			Spec json.RawMessage
+		}
+	}
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]string{}
+	for _, item := range list.Items {
+		key := item.Kind + " " + item.Metadata.Name
+		if item.Kind == "Deployment" || item.Kind == "StatefulSet" {
+			key = item.Metadata.Labels["app.kubernetes.io/component"]
+		}
+		all[key] = string(item.Spec)
+	}
+	return all
+}
+
+// TestPodsAreAdmitted submits each pod by itself, as the controllers would: of
+// what makes pods the API server only warns.
+func TestPodsAreAdmitted(t *testing.T) {
+	ns := newNamespace(t)
+	must(t, "kubectl", "create", "priorityclass", "high", "--value=1000") // the full scenario's
+	submit := func(o object) error {
+		pod, err := json.Marshal(map[string]any{
+			"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": "pod", "namespace": ns}, "spec": podOf(o),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, stderr, err := command(t, strings.NewReader(string(pod)), filepath.Join(tools, "kubectl"),
+			"create", "--dry-run=server", "--validate=strict", "--filename", "-")
+		if err != nil {
+			t.Log(stderr)
+		}
+		return err
+	}
+	for name, values := range scenarios(t) {
+		for _, o := range render(t, "--values", values) {
+			if o.isWorkload() && submit(o) != nil {
+				t.Errorf("%s: the pod of %v is refused", name, o)
+			}
+		}
+	}
+	root := find(t, render(t, "--values", scenario("minimal"), "--set", "securityContext.allowPrivilegeEscalation=true"), "Deployment", "token-server")
+	if submit(root) == nil {
+		t.Error("a pod that may escalate is admitted: this test cannot fail")
+	}
+}
+
+// podOf is a workload's pod spec as it was rendered, with volumes for what a
+// StatefulSet claims.
+func podOf(o object) map[string]any {
+	spec := o.whole["spec"].(map[string]any)
+	if o.Kind == "Pod" {
+		return spec
+	}
+	pod := spec["template"].(map[string]any)["spec"].(map[string]any)
+	for _, claim := range o.Spec.VolumeClaimTemplates {
+		volumes, _ := pod["volumes"].([]any)
+		pod["volumes"] = append(volumes, map[string]any{"name": claim.Metadata.Name, "emptyDir": map[string]any{}})
+	}
+	return pod
+}
+
+// TestApply submits all objects as kubectl would, validated by the server, as
+// who renders the chart for a GitOps tool does.
+func TestApply(t *testing.T) {
+	ns := newNamespace(t)
+	apply := func(text string) (string, error) {
+		_, stderr, err := command(t, strings.NewReader(text), filepath.Join(tools, "kubectl"),
+			"apply", "--server-side", "--dry-run=server", "--validate=strict", "--namespace", ns, "--filename", "-")
+		return stderr, err
+	}
+	for name, values := range scenarios(t) {
+		text := must(t, "helm4", "template", release, chart, "--namespace", ns, "--values", values)
+		if stderr, err := apply(text); err != nil || strings.Contains(stderr, "Warning") {
+			t.Errorf("%s: %v\n%s", name, err, stderr)
+		}
+		if name == "minimal" {
+			if _, err := apply(strings.Replace(text, "containerPort: 8080", "containerPort: 80800", 1)); err == nil {
+				t.Error("a port of 80800 passes: this test cannot fail")
+			}
+		}
+	}
+}
+
+// TestNotes: what is said after an install is what is next, and what is missing
+// now.
+func TestNotes(t *testing.T) {
+	ns := newNamespace(t)
+	notes := func(values string) string {
+		return must(t, "helm4", "upgrade", "--install", release, chart, "--namespace", ns, "--values", scenario(values))
+	}
+	said := notes("minimal")
+	for _, want := range []string{
+		"rollout status deployment/rel-token-provider-token-server", "helm --namespace " + ns + " test rel",
+		"token-provider, key zoom-client-secret   <-- not there yet", "rel-token-provider-registrar." + ns + ".svc:8443 (gRPC, mutual TLS)",
+		"Recall cannot reach the token server yet", "networkPolicy.callback.from is empty", "networkPolicy.grpc.namespaces is empty",
+		"zoom.webhookSecretTokenRef is not set", "Nobody scrapes the metrics",
+	} {
+		if !strings.Contains(said, want) {
+			t.Errorf("the notes do not say %q:\n%s", want, said)
+		}
+	}
+	if strings.Contains(said, "embedded") || strings.Contains(said, "EMBEDDED") {
+		t.Errorf("the notes warn of what is not there:\n%s", said)
+	}
+	must(t, "kubectl", "create", "secret", "generic", "token-provider", "--namespace", ns, "--from-literal=zoom-client-secret=hunter2")
+	if said = notes("minimal"); !strings.Contains(said, "key zoom-client-secret\n") || !strings.Contains(said, "key redis-url   <-- not there yet") || strings.Contains(said, "hunter2") {
+		t.Errorf("the notes do not see a Secret:\n%s", said)
+	}
+	said = notes("embedded-redis")
+	for _, want := range []string{"THE EMBEDDED REDIS IS FOR TRIALS", "grpc.insecure is true", "recall.verificationRequired is false", "(gRPC, plaintext)", "tokenServer.replicas is less than 2"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("the notes do not say %q:\n%s", want, said)
+		}
+	}
+	said = must(t, "helm4", "install", "full", chart, "--namespace", ns, "--values", scenario("full"))
+	if strings.Contains(said, "Still missing") {
+		t.Errorf("something is missing where nothing is:\n%s", said)
+	}
+	for _, which := range []string{"values", "manifest", "notes", "hooks"} {
+		if text := must(t, "helm4", "get", which, release, "--namespace", ns); strings.Contains(text, "hunter2") {
+			t.Errorf("helm get %s shows a secret", which)
+		}
+	}
+}
+
+// TestWithoutDefinitions: a cluster that has none of the optional kinds takes
+// the chart as it comes.
+func TestWithoutDefinitions(t *testing.T) {
+	for _, name := range []string{"minimal", "embedded-redis", "several-apps", "air-gapped"} {
+		for _, o := range render(t, "--values", scenario(name)) {
+			group, _, found := strings.Cut(o.APIVersion, "/")
+			if found && group != "apps" && group != "policy" && group != "autoscaling" && group != "networking.k8s.io" {
+				t.Errorf("%s: %v is of %s", name, o, o.APIVersion)
+			}
+		}
+	}
+}

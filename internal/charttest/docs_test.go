@@ -1,0 +1,149 @@
+//go:build chart
+
+package charttest
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const guide = "../../docs/deploy.md"
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// TestGuide runs the commands of docs/deploy.md, one after the other, with
+// either Helm.
+func TestGuide(t *testing.T) {
+	startCluster(t)
+	var script strings.Builder
+	script.WriteString("set -euo pipefail\n")
+	for _, block := range regexp.MustCompile("(?s)\n```sh\n(.*?)```").FindAllStringSubmatch(read(t, guide), -1) {
+		script.WriteString(block[1])
+	}
+	if strings.Count(script.String(), "helm ") < 5 {
+		t.Fatal("the guide has hardly any command")
+	}
+	// Just before the end, look at what there is.
+	commands := strings.Replace(script.String(), "helm uninstall", "helm list --all-namespaces >installed\nkubectl get statefulsets --namespace trial >>installed\nhelm uninstall", 1)
+	charts, err := filepath.Abs("../../charts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, helm := range []string{"helm3", "helm4"} {
+		folder := t.TempDir()
+		for name, target := range map[string]string{"charts": charts, "bin": bin, "path/helm": filepath.Join(tools, helm), "path/kubectl": filepath.Join(tools, "kubectl")} {
+			if err := os.MkdirAll(filepath.Dir(filepath.Join(folder, name)), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(target, filepath.Join(folder, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, name := range []string{"redis-url", "zoom-client-secret", "recall-api-key", "recall-verification-secrets", "zoom-webhook-secret-token"} {
+			if err := os.WriteFile(filepath.Join(folder, name), []byte("hunter2"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c := exec.CommandContext(t.Context(), "bash", "-c", commands)
+		c.Dir, c.Env = folder, append(os.Environ(), "PATH="+folder+"/path:"+os.Getenv("PATH"))
+		output, err := c.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", helm, err, output)
+		}
+		if strings.Contains(string(output), "hunter2") {
+			t.Error("a secret is shown")
+		}
+		installed := read(t, filepath.Join(folder, "installed"))
+		if strings.Count(installed, "deployed") < 2 || !strings.Contains(installed, "token-provider-redis") {
+			t.Errorf("%s: installed is only %s", helm, installed)
+		}
+		for _, ns := range []string{"token-provider", "trial"} {
+			if left := held(t, ns); len(left) != 0 {
+				t.Errorf("%s: uninstall leaves %v", helm, left)
+			}
+		}
+		// The next round wants empty namespaces, and nothing here deletes them.
+		must(t, "kubectl", "delete", "secrets", "--all", "--namespace", "token-provider")
+		must(t, "kubectl", "delete", "secrets", "--all", "--namespace", "trial")
+		commands = strings.ReplaceAll(commands, "kubectl create namespace", "kubectl get namespace")
+	}
+}
+
+// TestGuideNames: each value and each setting that the guide tells of exists.
+func TestGuideNames(t *testing.T) {
+	text := read(t, guide)
+	paths, settings := values(t), known(t, "tokenserver")
+	for name := range known(t, "registrar") {
+		settings[name] = ""
+	}
+	for _, match := range regexp.MustCompile("`([a-z][A-Za-z]*(?:\\.[A-Za-z]+)+)`").FindAllStringSubmatch(text, -1) {
+		name := match[1]
+		if strings.HasSuffix(name, ".json") || strings.HasSuffix(name, ".yaml") {
+			continue
+		}
+		found := false
+		for path := range paths {
+			found = found || path == name || strings.HasPrefix(path, name+".")
+		}
+		if !found {
+			t.Errorf("the guide tells of %s, which is no value", name)
+		}
+	}
+	for _, match := range regexp.MustCompile("`([A-Z]+(?:_[A-Z]+)+)`").FindAllStringSubmatch(text, -1) {
+		_, ok := settings[match[1]]
+		isComing := slices.Contains(coming["token-server"], match[1]+"_FILE")
+		if !ok && !isComing && !strings.HasPrefix(match[1], "STATE_") {
+			t.Errorf("the guide tells of %s, which is no setting", match[1])
+		}
+	}
+	makefile := read(t, "../../Makefile")
+	for _, match := range regexp.MustCompile("(?:`|\\$ )make ([a-z-]+)").FindAllStringSubmatch(text, -1) {
+		if !strings.Contains(makefile, "\n"+match[1]+":") {
+			t.Errorf("the guide tells of make %s", match[1])
+		}
+	}
+}
+
+// TestReadme: the chart's README is what its values.yaml makes.
+func TestReadme(t *testing.T) {
+	folder := t.TempDir()
+	if err := os.CopyFS(filepath.Join(folder, "token-provider"), os.DirFS(chart)); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "helm-docs", "--chart-search-root", folder, "--sort-values-order", "file", "--log-level", "warning")
+	if read(t, filepath.Join(folder, "token-provider/README.md")) != read(t, filepath.Join(chart, "README.md")) {
+		t.Error("the chart's README is stale; run: make chart-docs")
+	}
+	for _, match := range regexp.MustCompile(`(?m)^\| (\S+) \|.*\|  \|$`).FindAllStringSubmatch(read(t, filepath.Join(chart, "README.md")), -1) {
+		t.Errorf("%s is not described", match[1])
+	}
+}
+
+// TestDockerfile: it makes what `make image` makes, as far as text tells, with
+// the Go release that the tools are pinned to or a newer one.
+func TestDockerfile(t *testing.T) {
+	docker, builder := read(t, "../../Dockerfile"), read(t, "../../tools/image/main.go")
+	for _, want := range []string{"65532:65532", "tokenserver", "registrar", "tokenctl", "-s -w -buildid=", "-buildvcs=true", "org.opencontainers.image.title", "org.opencontainers.image.version"} {
+		if !strings.Contains(docker, want) || !strings.Contains(builder, want) {
+			t.Errorf("%s is not in both", want)
+		}
+	}
+	if !strings.Contains(docker, "\nFROM scratch\n") || strings.Contains(docker, "latest") {
+		t.Error("the Dockerfile's image is not bare, or not pinned")
+	}
+	if !regexp.MustCompile(`(?m)^ARG GO_VERSION=1\.\d+\.\d+$`).MatchString(docker) {
+		t.Error("the Dockerfile pins no Go release")
+	}
+}

@@ -1,0 +1,180 @@
+//go:build chart
+
+package charttest
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// queries are the PromQL expressions of the chart's rules and dashboards, by
+// where they stand.
+func queries(t *testing.T) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	rules, err := filepath.Glob(chart + "/rules/*.yaml")
+	if err != nil || len(rules) == 0 {
+		t.Fatalf("%d files of rules, %v", len(rules), err)
+	}
+	for _, path := range rules {
+		var file struct {
+			Groups []struct {
+				Rules []struct{ Alert, Record, Expr string }
+			}
+		}
+		text, err := os.ReadFile(path)
+		if err != nil || yaml.Unmarshal(text, &file) != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		for _, group := range file.Groups {
+			for _, r := range group.Rules {
+				all["rule "+r.Alert+r.Record] = r.Expr
+			}
+		}
+	}
+	dashboards, err := filepath.Glob(chart + "/dashboards/*.json")
+	if err != nil || len(dashboards) == 0 {
+		t.Fatalf("%d dashboards, %v", len(dashboards), err)
+	}
+	for _, path := range dashboards {
+		var board struct {
+			Panels []struct {
+				Title   string
+				Targets []struct{ Expr string }
+				Panels  []struct {
+					Title   string
+					Targets []struct{ Expr string }
+				}
+			}
+		}
+		text, err := os.ReadFile(path)
+		if err != nil || json.Unmarshal(text, &board) != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		for _, p := range board.Panels {
+			for i, target := range p.Targets {
+				all[fmt.Sprintf("panel %q %d", p.Title, i)] = target.Expr
+			}
+			for _, inner := range p.Panels {
+				for i, target := range inner.Targets {
+					all[fmt.Sprintf("panel %q %d", inner.Title, i)] = target.Expr
+				}
+			}
+		}
+	}
+	return all
+}
+
+// TestRules: promtool understands the rules, and they fire when they should.
+func TestRules(t *testing.T) {
+	rules, _ := filepath.Glob(chart + "/rules/*.yaml")
+	must(t, "promtool", append([]string{"check", "rules", "--lint=all", "--lint-fatal"}, rules...)...)
+	tests, err := filepath.Glob("testdata/rules/*_test.yaml")
+	if err != nil || len(tests) == 0 {
+		t.Fatalf("%d tests of rules, %v", len(tests), err)
+	}
+	must(t, "promtool", append([]string{"test", "rules"}, tests...)...)
+	// An alert without a test is not known to fire.
+	var all strings.Builder
+	for _, path := range tests {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Write(text)
+	}
+	for where := range queries(t) {
+		if alert, ok := strings.CutPrefix(where, "rule "); ok && !strings.Contains(all.String(), "alertname: "+alert+"\n") {
+			t.Errorf("%s has no test", alert)
+		}
+	}
+	// What the PrometheusRule holds is what the files hold.
+	rule := find(t, render(t, "--values", scenario("full")), "PrometheusRule", "tokens")
+	text, err := json.Marshal(rule.whole["spec"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for where := range queries(t) {
+		if alert, ok := strings.CutPrefix(where, "rule "); ok && !strings.Contains(string(text), `"`+alert+`"`) {
+			t.Errorf("%s is not in the PrometheusRule", alert)
+		}
+	}
+	if !strings.Contains(string(text), "{{ $value | humanizePercentage }}") {
+		t.Error("Helm has eaten the templates of the annotations")
+	}
+}
+
+// TestQueriesParse: what a dashboard asks is PromQL.
+func TestQueriesParse(t *testing.T) {
+	type rule struct {
+		Record string `yaml:"record"`
+		Expr   string `yaml:"expr"`
+	}
+	var rules []rule
+	for _, expr := range queries(t) {
+		expr = strings.NewReplacer("$__rate_interval", "5m", "$__interval", "1m", "$__range", "1h", "$namespace", "x").Replace(expr)
+		if strings.Contains(expr, "$") {
+			t.Errorf("an unknown variable in %s", expr)
+		}
+		rules = append(rules, rule{Record: fmt.Sprintf("check:query_%d", len(rules)), Expr: expr})
+	}
+	text, err := yaml.Marshal(map[string]any{"groups": []map[string]any{{"name": "check", "rules": rules}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "rules.yaml")
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "promtool", "check", "rules", path)
+}
+
+// checkQueries compares the queries with what the programs have told when they
+// were scraped. TestRun calls it with both programs' metrics.
+func checkQueries(t *testing.T, scraped string) {
+	t.Helper()
+	labels := map[string][]string{} // metric -> its labels
+	line := regexp.MustCompile(`(?m)^([a-z_0-9]+)(?:\{([^}]*)\})? `)
+	label := regexp.MustCompile(`([a-z_]+)="`)
+	for _, match := range line.FindAllStringSubmatch(scraped, -1) {
+		for _, l := range label.FindAllStringSubmatch(match[2], -1) {
+			labels[match[1]] = append(labels[match[1]], l[1])
+		}
+		labels[match[1]] = append(labels[match[1]], "namespace", "pod") // a scrape adds these
+	}
+	metric := regexp.MustCompile(`\b(tokenprovider_[a-z_]+|process_[a-z_]+|go_[a-z_]+)(?:\{([^}]*)\})?`)
+	matcher := regexp.MustCompile(`([a-z_]+)(?:=|!=|=~|!~)"`)
+	grouping := regexp.MustCompile(`by \(([a-z_, ]+)\)`)
+	for where, expr := range queries(t) {
+		found := metric.FindAllStringSubmatch(expr, -1)
+		if len(found) == 0 {
+			t.Errorf("%s asks for no metric of ours: %s", where, expr)
+		}
+		for _, match := range found {
+			has, ok := labels[match[1]]
+			if !ok {
+				t.Errorf("%s asks for %s, which neither program tells", where, match[1])
+				continue
+			}
+			wanted := matcher.FindAllStringSubmatch(match[2], -1)
+			for _, by := range grouping.FindAllStringSubmatch(expr, -1) {
+				for _, name := range strings.Split(by[1], ", ") {
+					wanted = append(wanted, []string{"", name})
+				}
+			}
+			for _, l := range wanted {
+				if !slices.Contains(has, l[1]) {
+					t.Errorf("%s asks for label %s of %s, which has %v", where, l[1], match[1], has)
+				}
+			}
+		}
+	}
+}
