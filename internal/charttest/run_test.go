@@ -331,21 +331,17 @@ func TestRun(t *testing.T) {
 	}
 	authority := newAuthority(t)
 	certificate, key := authority.issue(t, "127.0.0.1", x509.ExtKeyUsageServerAuth)
+	policy := filepath.Join(t.TempDir(), "policy.yaml")
+	if err := os.WriteFile(policy, []byte("clients: [{name: scheduler, identities: ['dns:scheduler'], may: [register]}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	args := []string{
 		"--values", scenario("embedded-redis"),
+		"--set", "grpc.insecure=false,grpc.tls.secretName=registrar-tls", "--set-file", "grpc.policy=" + policy,
 		"--set", "recall.verificationRequired=true,recall.verificationSecretsRef.name=token-provider",
 		"--set", "zoom.clientId=" + zoomtest.DefaultClientID, "--set", "zoom.oauthUrl=" + zoomServer.URL, "--set", "zoom.apiUrl=" + zoomServer.URL,
 		"--set", "recall.apiUrl=" + recallServer.URL, "--set", "recall.oauthAppId=" + recalltest.DefaultOAuthApp,
 		"--set", "callback.baseUrl=http://" + addr(httpPort), "--set", "refresh.before=" + (life - time.Second).String(), "--set", "drain.delay=1s",
-	}
-	// Until issue 6 is merged and its entries are deleted, gRPC is in plaintext.
-	withTLS := !slices.Contains(coming["registrar"], "GRPC_TLS_CERT_FILE")
-	if withTLS {
-		policy := filepath.Join(t.TempDir(), "policy.yaml")
-		if err := os.WriteFile(policy, []byte("clients: [{name: scheduler, identities: ['dns:scheduler'], may: [register]}]\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		args = append(args, "--set", "grpc.insecure=false,grpc.tls.secretName=registrar-tls", "--set-file", "grpc.policy="+policy)
 	}
 	n := &node{
 		t: t, objects: render(t, args...),
@@ -379,17 +375,14 @@ func TestRun(t *testing.T) {
 		p.probe(c.StartupProbe, c.LivenessProbe, c.ReadinessProbe)
 	}
 
-	security := insecure.NewCredentials()
-	if withTLS {
-		certificate, key := authority.issue(t, "scheduler", x509.ExtKeyUsageClientAuth)
-		pair, err := tls.X509KeyPair([]byte(certificate), []byte(key))
-		if err != nil {
-			t.Fatal(err)
-		}
-		roots := x509.NewCertPool()
-		roots.AppendCertsFromPEM([]byte(authority.certificate))
-		security = credentials.NewTLS(&tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13})
+	certificate, key = authority.issue(t, "scheduler", x509.ExtKeyUsageClientAuth)
+	pair, err := tls.X509KeyPair([]byte(certificate), []byte(key))
+	if err != nil {
+		t.Fatal(err)
 	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(authority.certificate))
+	security := credentials.NewTLS(&tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13})
 	connection, err := grpc.NewClient(addr(grpcPort), grpc.WithTransportCredentials(security))
 	if err != nil {
 		t.Fatal(err)

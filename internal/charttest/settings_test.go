@@ -15,16 +15,6 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// coming is what the chart sets and this version of the programs does not know
-// yet. DELETE an entry with the merge that brings the setting; the test says so.
-var coming = map[string][]string{
-	"token-server": {"ZOOM_APPS_FILE"}, // issue 6
-	"registrar": {
-		"GRPC_CLIENT_CA_FILE", "GRPC_POLICY_FILE", "GRPC_TLS_CERT_FILE", "GRPC_TLS_KEY_FILE", // issue 6
-		"CALLBACK_OLD_BASE_URLS", "RECALL_RATE_LIMIT", "RECONCILE_INTERVAL", "ZOOM_APPS_FILE", // issue 6
-	},
-}
-
 // fixed are settings that are the chart's own affair.
 var fixed = []string{"HTTP_ADDR", "OPS_ADDR", "GRPC_ADDR", "JOURNAL_DIR"}
 
@@ -155,18 +145,8 @@ func TestEverySetting(t *testing.T) {
 			}
 		}
 		for name := range set[component] {
-			_, isKnown := settings[name]
-			isComing := slices.Contains(coming[component], name)
-			switch {
-			case isKnown && isComing:
-				t.Errorf("%s knows %s by now: delete it from coming", program, name)
-			case !isKnown && !isComing && !slices.Contains(foreign, name) && !strings.HasPrefix(name, "OTEL_"):
+			if _, isKnown := settings[name]; !isKnown && !slices.Contains(foreign, name) && !strings.HasPrefix(name, "OTEL_") {
 				t.Errorf("the chart sets %s, and %s does not know it", name, program)
-			}
-		}
-		for _, name := range coming[component] {
-			if !set[component][name] {
-				t.Errorf("%s is said to come, and the chart does not set it", name)
 			}
 		}
 	}
