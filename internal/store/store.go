@@ -16,6 +16,8 @@
 //	tp1:{s017}:consents:ID        hash: what came of a user's codes, for a day
 //	tp1:{s017}:registering:ID     lock: somebody is registering this user
 //	tp1:keyset                    a known text, sealed, to tell a wrong keyset
+//	tp1:resealed                  id of the key by which everything was sealed again
+//	tp1:resealing                 lock: somebody seals again
 //	tp1:pause:APP                 why no replica calls Zoom for an app just now;
 //	                              recall:list and recall:other, the same for Recall
 //	rate:tp1:recall:KIND          requests to Recall of late (redis_rate's)
@@ -162,6 +164,7 @@ var (
 	handedScript      = record("handed")
 	replanScript      = record("replan")
 	deauthorizeScript = record("deauthorize")
+	resealScript      = record("reseal")
 	pauseScript       = script("", "pause")
 	dueScript         = script("", "due")
 	unlockScript      = script("", "unlock")
