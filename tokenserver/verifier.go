@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tokenprovider/internal/secret"
@@ -25,7 +26,7 @@ import (
 // It decides as the Standard Webhooks library does, which the tests hold it
 // against, and is no copy of it: it keeps each secret's HMAC keyed and makes no
 // garbage, because every callback pays for it.
-type Verifier struct{ secrets []*signer }
+type Verifier struct{ secrets atomic.Pointer[[]*signer] }
 
 const (
 	signaturePrefix = "whsec_"
@@ -36,18 +37,25 @@ const (
 // NewVerifier returns a verifier that accepts a signature by any of secrets,
 // each in the form whsec_…
 func NewVerifier(secrets []secret.Text) (*Verifier, error) {
-	if len(secrets) == 0 {
-		return nil, errors.New("no verification secret")
-	}
 	v := &Verifier{}
+	return v, v.SetSecrets(secrets)
+}
+
+// SetSecrets replaces the secrets, unless one of them is malformed.
+func (v *Verifier) SetSecrets(secrets []secret.Text) error {
+	if len(secrets) == 0 {
+		return errors.New("no verification secret")
+	}
+	var signers []*signer
 	for _, text := range secrets {
 		key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(text.Reveal(), signaturePrefix))
 		if err != nil || len(key) < leastSecret {
-			return nil, errors.New("a verification secret is not of the form whsec_… (base64 of at least 16 bytes)")
+			return errors.New("a verification secret is not of the form whsec_… (base64 of at least 16 bytes)")
 		}
-		v.secrets = append(v.secrets, newSigner(key))
+		signers = append(signers, newSigner(key))
 	}
-	return v, nil
+	v.secrets.Store(&signers)
+	return nil
 }
 
 // Verify reports whether the headers of a request without a body hold a valid
@@ -61,7 +69,7 @@ func (v *Verifier) Verify(header http.Header, now time.Time) bool {
 	if age := now.Sub(time.Unix(timestamp, 0)); age > tolerance || age < -tolerance {
 		return false
 	}
-	for _, secret := range v.secrets {
+	for _, secret := range *v.secrets.Load() {
 		if secret.signed(id, timestamp, presented) {
 			return true
 		}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -13,10 +14,12 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"tokenprovider/internal/keyset"
 	"tokenprovider/internal/lifecycle"
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/reload"
 	"tokenprovider/internal/rotation"
+	"tokenprovider/internal/secret"
 	"tokenprovider/internal/settings"
 	"tokenprovider/registrar"
 )
@@ -31,7 +34,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	log := c.Logger(stderr)
-	apps := c.Apps(settings.App{OAuthApp: c.RecallOAuthAppID})
+	apps := c.Apps(settings.App{OAuthApp: c.RecallOAuthAppID}, "")
 	grants, kept, err := c.Open(ctx, log)
 	if err != nil {
 		return err
@@ -57,6 +60,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	background := gate
 	background.Patience, background.Background = 10*time.Minute, true
 	recallClient := recall.New(recall.Config{APIURL: c.RecallAPIURL, APIKey: c.RecallAPIKey, HTTP: client, Gate: &gate})
+	var secrets settings.Secrets
+	secrets.On("RECALL_API_KEY", c.RecallAPIKeyFile, func(key secret.Text) error {
+		if key.IsZero() {
+			return errors.New("it is empty")
+		}
+		recallClient.SetKey(key)
+		return nil
+	})
+	resealer := &keyset.Resealer{
+		Store: grants, Keyset: c.Keyset(), Log: log.Named("keyset"),
+		Wait: 12 * c.ReloadInterval, // for every process to have the key, and for the file to reach it
+	}
 	service := registrar.New(registrar.Config{
 		Store: grants, Rotator: rotator, Recall: recallClient, Log: log.Named("registrar"), Audit: c.Audit(stderr),
 		CallbackBase: c.CallbackBaseURL, OldBases: c.oldBases,
@@ -88,9 +103,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		lifecycle.Loop("recovery", rotator.Run),
 		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
 		lifecycle.Part{Name: "registrations", Stop: service.Close},
-		lifecycle.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, reload.Every, log, grants.Apps, setApps) }),
-		lifecycle.Loop("certificates", func(ctx context.Context) { follow(ctx, c.certificates, log, "server's certificates") }),
-		lifecycle.Loop("policy", func(ctx context.Context) { follow(ctx, c.policy, log, "policy") }),
+		lifecycle.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.Apps, setApps) }),
+		lifecycle.Loop("storage's secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
+		lifecycle.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
+		lifecycle.Loop("resealer", resealer.Run),
+		lifecycle.Loop("certificates", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.certificates, log, "server's certificates") }),
+		lifecycle.Loop("policy", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.policy, log, "policy") }),
 		lifecycle.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, 5*time.Second) }),
 		lifecycle.Loop("reconciler", reconciler.Run),
 		lifecycle.Loop("health", func(ctx context.Context) { tellHealth(ctx, ready, healthServer) }),
@@ -101,9 +119,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 }
 
 // follow keeps what was read from files in step with them; nil needs nothing.
-func follow[T any](ctx context.Context, value *reload.Value[T], log *zap.Logger, what string) {
+func follow[T any](ctx context.Context, every time.Duration, value *reload.Value[T], log *zap.Logger, what string) {
 	if value != nil {
-		value.Follow(ctx, reload.Every, log, what, nil)
+		value.Follow(ctx, every, log, what, nil)
 	}
 }
 

@@ -8,14 +8,12 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"tokenprovider/internal/lifecycle"
-	"tokenprovider/internal/reload"
 	"tokenprovider/internal/rotation"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/settings"
@@ -55,11 +53,7 @@ func (c *config) Check(fault func(setting, text string)) {
 		fault("ZOOM_WEBHOOK_SECRET_TOKEN", "set besides ZOOM_APPS_FILE, which has one for each app: choose one")
 	}
 	if !c.RecallVerificationSecrets.IsZero() {
-		var secrets []secret.Text
-		for text := range strings.SplitSeq(c.RecallVerificationSecrets.Reveal(), ",") {
-			secrets = append(secrets, secret.New(strings.TrimSpace(text)))
-		}
-		verifier, err := tokenserver.NewVerifier(secrets)
+		verifier, err := tokenserver.NewVerifier(settings.Split(c.RecallVerificationSecrets))
 		if err != nil {
 			fault("RECALL_VERIFICATION_SECRETS", err.Error())
 		}
@@ -87,7 +81,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	boundMemory(c.CacheSize)
 	log := c.Logger(stderr)
-	apps := c.Apps(settings.App{WebhookSecretToken: c.ZoomWebhookSecretToken})
+	apps := c.Apps(settings.App{WebhookSecretToken: c.ZoomWebhookSecretToken}, c.ZoomWebhookSecretTokenFile)
 	grants, kept, err := c.Open(ctx, log)
 	if err != nil {
 		return err
@@ -116,6 +110,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		rotator.SetApps(atZoom)
 	}
 	setApps(apps.List())
+	var secrets settings.Secrets
+	if c.verifier != nil {
+		secrets.On("RECALL_VERIFICATION_SECRETS", c.RecallVerificationSecretsFile, func(text secret.Text) error {
+			return c.verifier.SetSecrets(settings.Split(text))
+		})
+	}
 	cache, err := tokenserver.NewCache(grants, c.CacheSize, log.Named("cache"))
 	if err != nil {
 		return err
@@ -141,7 +141,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		lifecycle.HTTP("ops", log, ops, lifecycle.Ops(ready, metrics)),
 		lifecycle.Loop("recovery", rotator.Run),
 		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
-		lifecycle.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, reload.Every, log, grants.Apps, setApps) }),
+		lifecycle.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.Apps, setApps) }),
+		lifecycle.Loop("storage's secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
+		lifecycle.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
 		lifecycle.Loop("refresher", refresher.Run),
 		lifecycle.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
 		lifecycle.HTTP("callbacks", log, public, ready.Draining(handler)),

@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"tokenprovider/internal/retryafter"
@@ -106,7 +107,7 @@ type Config struct {
 type Client struct {
 	credentials *url.URL
 	logs        *url.URL
-	key         secret.Text
+	key         *atomic.Pointer[secret.Text]
 	http        *http.Client
 	gate        Gate
 }
@@ -121,9 +122,19 @@ func New(c Config) *Client {
 	return &Client{
 		credentials: c.APIURL.JoinPath("api", "v2", "zoom-oauth-credentials", "/"),
 		logs:        c.APIURL.JoinPath("api", "v2", "zoom-oauth-credential-logs", "/"),
-		key:         c.APIKey, http: &httpClient, gate: c.Gate,
+		key:         newKey(c.APIKey), http: &httpClient, gate: c.Gate,
 	}
 }
+
+func newKey(text secret.Text) *atomic.Pointer[secret.Text] {
+	key := new(atomic.Pointer[secret.Text])
+	key.Store(&text)
+	return key
+}
+
+// SetKey replaces the API key, for requests from now on and for every client that
+// [Client.Through] has made of this one.
+func (c *Client) SetKey(key secret.Text) { c.key.Store(&key) }
 
 // Through returns a client like c whose requests go through another gate.
 func (c *Client) Through(gate Gate) *Client {
@@ -324,7 +335,7 @@ func (c *Client) do(ctx context.Context, kind Kind, method string, target *url.U
 	if err != nil {
 		return errors.New("not a request that can be sent")
 	}
-	request.Header.Set("Authorization", "Token "+c.key.Reveal())
+	request.Header.Set("Authorization", "Token "+c.key.Load().Reveal())
 	request.Header.Set("Accept", "application/json")
 	if body != nil {
 		request.Header.Set("Content-Type", "application/json")

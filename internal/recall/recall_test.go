@@ -195,3 +195,15 @@ func TestLinksOfPagesAreNotTrusted(t *testing.T) {
 		server.Close()
 	}
 }
+
+func TestKeyIsReplaced(t *testing.T) {
+	_, c, _ := start(t, recalltest.Options{})
+	c.SetKey(secret.New("another"))
+	if _, err := c.Get(t.Context(), "x"); !errors.Is(err, recall.ErrUnauthorized) {
+		t.Errorf("with a wrong key: %v", err)
+	}
+	c.SetKey(secret.New(key))
+	if _, err := c.Get(t.Context(), "x"); !errors.Is(err, recall.ErrNotFound) {
+		t.Errorf("with the right key: %v", err)
+	}
+}

@@ -88,7 +88,7 @@ func (r *Recall) handle(req *http.Request, body []byte) answer {
 func (r *Recall) admit(req *http.Request, kind string) (answer, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if auth := req.Header["Authorization"]; len(auth) != 1 || auth[0] != "Token "+r.opts.APIKey {
+	if auth := req.Header["Authorization"]; len(auth) != 1 || auth[0] != "Token "+r.apiKey {
 		r.counts.Unauthorized++
 		a := detail(http.StatusUnauthorized, "Invalid token.")
 		a.header = http.Header{"Www-Authenticate": {"Token"}}

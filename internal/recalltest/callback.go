@@ -164,12 +164,15 @@ func (r *Recall) fetch(ctx context.Context, target string) (called, error) {
 // sign adds the headers of Standard Webhooks for an empty body, if there are
 // secrets.
 func (r *Recall) sign(h http.Header) {
-	if len(r.signers) == 0 {
+	r.mu.Lock()
+	signers := r.signers
+	r.mu.Unlock()
+	if len(signers) == 0 {
 		return
 	}
 	id, now := "msg_"+newUUID(), r.opts.Now()
 	var signatures []string
-	for _, signer := range r.signers {
+	for _, signer := range signers {
 		signature, _ := signer.Sign(id, now, nil) // its error is always nil
 		signatures = append(signatures, signature)
 	}

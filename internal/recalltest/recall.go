@@ -103,11 +103,12 @@ type Counts struct {
 // Recall is the stand-in: an http.Handler, safe for concurrent use. It starts
 // no goroutines and needs no closing.
 type Recall struct {
-	opts    Options
-	client  http.Client
-	signers []*standardwebhooks.Webhook
+	opts   Options
+	client http.Client
 
 	mu          sync.Mutex
+	apiKey      string
+	signers     []*standardwebhooks.Webhook
 	seq         int                    // of the last credential or log entry
 	credentials []stored               // by seq
 	logs        []logEntry             // by seq
@@ -138,9 +139,26 @@ func New(o Options) *Recall {
 		o.Now = time.Now
 	}
 
-	r := &Recall{opts: o, client: *o.Client, recent: map[string][]time.Time{}}
+	r := &Recall{opts: o, client: *o.Client, apiKey: o.APIKey, recent: map[string][]time.Time{}}
 	r.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	for i, secret := range o.VerificationSecrets {
+	r.SetVerificationSecrets(o.VerificationSecrets...)
+	return r
+}
+
+// SetAPIKey replaces the API key.
+func (r *Recall) SetAPIKey(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.apiKey = key
+}
+
+// SetVerificationSecrets replaces the secrets that callbacks are signed with. It
+// panics as [New] does.
+func (r *Recall) SetVerificationSecrets(secrets ...string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.signers = nil
+	for i, secret := range secrets {
 		key, ok := strings.CutPrefix(secret, "whsec_")
 		signer, err := standardwebhooks.NewWebhook(secret)
 		if !ok || key == "" || err != nil {
@@ -148,7 +166,6 @@ func New(o Options) *Recall {
 		}
 		r.signers = append(r.signers, signer)
 	}
-	return r
 }
 
 // Counts returns what r has seen so far.

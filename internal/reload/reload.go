@@ -18,9 +18,6 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Every is how often files are looked at.
-const Every = 10 * time.Second
-
 // Read reads a file, and has it looked at from then on.
 type Read func(path string) ([]byte, error)
 

@@ -23,8 +23,8 @@ import (
 // Zoom is the Zoom OAuth app, or several of them.
 type Zoom struct {
 	ZoomClientID         string      `env:"ZOOM_CLIENT_ID" placeholder:"ID" help:"Client id of the Zoom OAuth app."`
-	ZoomClientSecret     secret.Text `env:"ZOOM_CLIENT_SECRET" placeholder:"SECRET" help:"Its client secret."`
-	ZoomClientSecretFile string      `env:"ZOOM_CLIENT_SECRET_FILE" placeholder:"FILE" help:"File that holds the client secret."`
+	ZoomClientSecret     secret.Text `env:"ZOOM_CLIENT_SECRET" placeholder:"SECRET" help:"Its client secret; or two, separated by a comma, of which Zoom takes one."`
+	ZoomClientSecretFile string      `env:"ZOOM_CLIENT_SECRET_FILE" placeholder:"FILE" help:"File that holds the client secret. Like the files of other secrets, it is read again when it changes."`
 	ZoomAppsFile         string      `env:"ZOOM_APPS_FILE" placeholder:"FILE" help:"Several Zoom apps, in YAML, in place of the settings of one. It is read again when it changes."`
 	ZoomOAuthURL         *url.URL    `name:"zoom-oauth-url" env:"ZOOM_OAUTH_URL" default:"https://zoom.us" help:"Where Zoom's OAuth endpoints are."`
 	ZoomAPIURL           *url.URL    `name:"zoom-api-url" env:"ZOOM_API_URL" default:"https://api.zoom.us" help:"Where Zoom's API is."`
@@ -74,8 +74,11 @@ func (z *Zoom) Client(a App, c *http.Client) *zoom.Client {
 
 // Apps returns the Zoom apps of the settings. Where there is only one, only has
 // what the program knows of it besides client id and secret.
-func (z *Zoom) Apps(only App) *Apps {
-	apps := &Apps{file: z.file}
+//
+// Its secrets are taken again when their files change: that of the client, and
+// that of the webhook, whose file the program names.
+func (z *Zoom) Apps(only App, webhookFile string) *Apps {
+	apps := &Apps{file: z.file, clientFile: z.ZoomClientSecretFile, webhookFile: webhookFile}
 	if z.file == nil {
 		only.Name, only.ClientID, only.ClientSecret = DefaultApp, z.ZoomClientID, z.ZoomClientSecret
 		apps.current.Store(&[]App{only})
@@ -88,8 +91,10 @@ func (z *Zoom) Apps(only App) *Apps {
 
 // Apps is the Zoom apps there are. It is safe for concurrent use.
 type Apps struct {
-	file    *reload.Value[appsFile] // nil: one app, which does not change
+	file    *reload.Value[appsFile] // nil: one app
 	current atomic.Pointer[[]App]
+
+	clientFile, webhookFile string // of the one app; may be empty
 }
 
 // List returns the apps as they are now.
@@ -133,7 +138,7 @@ func (a *Apps) CheckUsers(ctx context.Context, users Users) error {
 // users stays, unless the file names it under removed.
 func (a *Apps) Follow(ctx context.Context, every time.Duration, log *zap.Logger, users Users, changed func([]App)) {
 	if a.file == nil {
-		<-ctx.Done()
+		a.followOne(ctx, every, log, changed)
 		return
 	}
 	kept := map[string]bool{} // apps that are missing and stay
@@ -158,6 +163,26 @@ func (a *Apps) Follow(ctx context.Context, every time.Duration, log *zap.Logger,
 			changed(list)
 		}
 	}
+}
+
+// followOne keeps the secrets of the one app in step with their files.
+func (a *Apps) followOne(ctx context.Context, every time.Duration, log *zap.Logger, changed func([]App)) {
+	var secrets Secrets
+	take := func(set func(*App, secret.Text)) func(secret.Text) error {
+		return func(text secret.Text) error {
+			if text.IsZero() {
+				return errors.New("it is empty")
+			}
+			list := slices.Clone(a.List())
+			set(&list[0], text)
+			a.current.Store(&list)
+			changed(list)
+			return nil
+		}
+	}
+	secrets.On("ZOOM_CLIENT_SECRET", a.clientFile, take(func(app *App, text secret.Text) { app.ClientSecret = text }))
+	secrets.On("ZOOM_WEBHOOK_SECRET_TOKEN", a.webhookFile, take(func(app *App, text secret.Text) { app.WebhookSecretToken = text }))
+	secrets.Follow(ctx, every, log)
 }
 
 // merge is the file's apps and those that are missing there and stay. It reports

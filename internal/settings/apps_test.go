@@ -59,7 +59,7 @@ func TestAppsAreRead(t *testing.T) {
 	if len(faults) > 0 {
 		t.Fatal(faults)
 	}
-	apps := z.Apps(settings.App{}).List()
+	apps := z.Apps(settings.App{}, "").List()
 	if len(apps) != 2 || apps[0].Name != "default" || apps[0].ClientID != "one" || apps[0].ClientSecret.Reveal() != "s1" ||
 		apps[0].WebhookSecretToken.Reveal() != "hook" || apps[0].OAuthApp != "uuid-1" || apps[1].ClientSecret.Reveal() != "s2" {
 		t.Errorf("read %d apps, not as written", len(apps))
@@ -86,7 +86,7 @@ func TestFaultsOfTheAppsFileAreNamed(t *testing.T) {
 
 func TestAnAppWithUsersIsNotRemovedByAccident(t *testing.T) {
 	z, write, _ := appsFile(t, twoApps)
-	apps := z.Apps(settings.App{})
+	apps := z.Apps(settings.App{}, "")
 	var users atomic.Int64
 	users.Store(3)
 	count := func(context.Context) (map[string]int, error) {
@@ -151,20 +151,20 @@ func TestStartWithoutAnAppThatHasUsers(t *testing.T) {
 	count := func(context.Context) (map[string]int, error) { return map[string]int{"second": 2, "default": 1}, nil }
 	one := twoApps[:strings.Index(twoApps, "  - {name: second")]
 	z, _, _ := appsFile(t, one)
-	err := z.Apps(settings.App{}).CheckUsers(t.Context(), count)
+	err := z.Apps(settings.App{}, "").CheckUsers(t.Context(), count)
 	var faults settings.Faults
 	if !errors.As(err, &faults) || len(faults) != 1 || !strings.Contains(faults[0], `"second" is missing and still has 2 users`) {
 		t.Errorf("error %v", err)
 	}
 	z, _, _ = appsFile(t, one+"removed: [second]\n")
-	if err := z.Apps(settings.App{}).CheckUsers(t.Context(), count); err != nil {
+	if err := z.Apps(settings.App{}, "").CheckUsers(t.Context(), count); err != nil {
 		t.Errorf("given up on purpose: %v", err)
 	}
 	single := &settings.Zoom{ZoomClientID: "one"}
-	if err := single.Apps(settings.App{OAuthApp: "uuid"}).CheckUsers(t.Context(), count); !errors.As(err, &faults) {
+	if err := single.Apps(settings.App{OAuthApp: "uuid"}, "").CheckUsers(t.Context(), count); !errors.As(err, &faults) {
 		t.Errorf("with one app: %v", err)
 	}
-	if app := single.Apps(settings.App{OAuthApp: "uuid"}).List()[0]; app.Name != settings.DefaultApp || app.ClientID != "one" || app.OAuthApp != "uuid" {
+	if app := single.Apps(settings.App{OAuthApp: "uuid"}, "").List()[0]; app.Name != settings.DefaultApp || app.ClientID != "one" || app.OAuthApp != "uuid" {
 		t.Errorf("the one app is %s", app.Name)
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"sync"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"tokenprovider/internal/journal"
+	"tokenprovider/internal/keyset"
 	"tokenprovider/internal/seal"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
@@ -68,13 +69,15 @@ func (p Program) logger(w io.Writer, level zapcore.Level) *zap.Logger {
 type Storage struct {
 	RedisURL          secret.Text   `env:"REDIS_URL" placeholder:"URL" needed:"redis://host:port/db" help:"Where the grants are: redis://[user:password@]host:port/db, rediss:// (TLS), redis+sentinel://host:port/db?master_name=NAME or redis+cluster://host:port?addr=host2:port."`
 	RedisURLFile      string        `env:"REDIS_URL_FILE" placeholder:"FILE" help:"File that holds the Redis URL."`
+	ReloadInterval    time.Duration `env:"RELOAD_INTERVAL" default:"10s" help:"How often the files of secrets, certificates and policies are looked at. What has changed is taken without a restart."`
 	RedisStartTimeout time.Duration `env:"REDIS_START_TIMEOUT" default:"30s" help:"How long to wait for Redis at the start."`
 	RedisWaitReplicas int           `env:"REDIS_WAIT_REPLICAS" default:"0" help:"On how many replicas of Redis a renewed token must be before it counts as safe. Until then it stays in the journal."`
 	JournalDir        string        `env:"JOURNAL_DIR" default:"journal" help:"Folder for what Zoom has answered and Redis may not have yet, sealed. One for each process; it must survive a restart of the process."`
-	KeysetFile        string        `env:"KEYSET_FILE" placeholder:"FILE" needed:"a Tink AEAD keyset in JSON; make one with: tokenctl keyset create" help:"Tink AEAD keyset (JSON) that seals every secret in Redis."`
+	KeysetFile        string        `env:"KEYSET_FILE" placeholder:"FILE" needed:"a Tink AEAD keyset in JSON; make one with: tokenctl keyset create" help:"Tink AEAD keyset (JSON) that seals every secret in Redis. It is read again when it changes."`
+	KeysetKMSURI      string        `name:"keyset-kms-uri" env:"KEYSET_KMS_URI" placeholder:"URI" help:"Key of a KMS that has wrapped the keyset: aws-kms://ARN, gcp-kms://NAME or hcvault://HOST/transit/keys/NAME. Empty: the keyset is in clear."`
 
 	client *store.Connection
-	keyset *seal.Keyset
+	keyset *keyset.File
 }
 
 // Check implements [Checker]. It makes what [Storage.Open] opens, so that a
@@ -88,14 +91,13 @@ func (s *Storage) Check(fault func(setting, text string)) {
 		s.client = client
 	}
 	if s.KeysetFile != "" {
-		json, err := os.ReadFile(s.KeysetFile)
-		if err != nil {
-			fault("KEYSET_FILE", fileFault(err))
-			return
-		}
-		if s.keyset, err = seal.Parse(json); err != nil {
+		var err error
+		if s.keyset, err = keyset.Open(context.Background(), s.KeysetFile, s.KeysetKMSURI); err != nil {
 			fault("KEYSET_FILE", err.Error())
 		}
+	}
+	if s.ReloadInterval <= 0 {
+		fault("RELOAD_INTERVAL", "not more than 0")
 	}
 	if s.RedisStartTimeout <= 0 {
 		fault("REDIS_START_TIMEOUT", "not more than 0")
@@ -116,16 +118,30 @@ const journalKeep = 5 * time.Minute
 // it, and the journal. A wrong keyset is a fault in the settings.
 func (s *Storage) Open(ctx context.Context, log *zap.Logger) (*store.Store, *journal.Journal, error) {
 	redis.SetLogger(redisLog{log.Named("redis")})
-	kept, err := journal.Open(s.JournalDir, s.keyset, journalKeep)
+	kept, err := journal.Open(s.JournalDir, s.keyset.Keyset(), journalKeep)
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("JOURNAL_DIR: %w", err), s.client.Close())
 	}
-	opened := store.New(s.client, s.keyset)
+	opened := store.New(s.client, s.keyset.Keyset())
 	opened.WaitReplicas(s.RedisWaitReplicas)
 	if err := s.await(ctx, log, opened); err != nil {
 		return nil, nil, errors.Join(err, s.Close(kept))
 	}
 	return opened, kept, nil
+}
+
+// Keyset returns the keyset in use.
+func (s *Storage) Keyset() *seal.Keyset { return s.keyset.Keyset() }
+
+// Follow keeps the keyset and the login to Redis in step with their files until
+// ctx ends.
+func (s *Storage) Follow(ctx context.Context, log *zap.Logger) {
+	var secrets Secrets
+	secrets.On("REDIS_URL", s.RedisURLFile, s.client.SetURL)
+	var following sync.WaitGroup
+	following.Go(func() { secrets.Follow(ctx, s.ReloadInterval, log) })
+	s.keyset.Follow(ctx, s.ReloadInterval, log)
+	following.Wait()
 }
 
 // Close closes the journal and the connections to Redis.

@@ -141,7 +141,7 @@ func (p *parser) check(flag, twin *kong.Flag) {
 				p.fault(settingName(twin.Value), fileFault(err))
 				return
 			}
-			*text = secret.New(strings.TrimRight(string(content), "\r\n"))
+			*text = trim(content)
 		}
 	}
 	if hint := flag.Tag.Get("needed"); hint != "" && flag.Target.IsZero() {

@@ -1,10 +1,12 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -21,6 +23,37 @@ const URLForms = "redis://[user:password@]host:port/db, rediss:// (TLS), " +
 type Connection struct {
 	redis.UniversalClient
 	continuity *Continuity
+	login      *login
+}
+
+// login is how new connections authenticate.
+type login struct {
+	place   string // the URL without user and password
+	current atomic.Pointer[url.Userinfo]
+}
+
+func (l *login) credentials(context.Context) (user, password string, err error) {
+	if info := l.current.Load(); info != nil {
+		password, _ = info.Password()
+		user = info.Username()
+	}
+	return user, password, nil
+}
+
+// SetURL takes user and password from another Redis URL, for connections that are
+// made from now on. It is an error if the URL differs in anything else.
+func (c *Connection) SetURL(raw secret.Text) error {
+	parsed, err := url.Parse(raw.Reveal())
+	if err != nil {
+		return errors.New("not a URL: want " + URLForms)
+	}
+	info := parsed.User
+	parsed.User = nil
+	if parsed.String() != c.login.place {
+		return errors.New("it differs in more than user and password: that needs a restart")
+	}
+	c.login.current.Store(info)
+	return nil
 }
 
 // Connect makes a client for a Redis URL; it does not dial. Sentinel and
@@ -32,6 +65,11 @@ func Connect(raw secret.Text) (*Connection, error) {
 	if err != nil {
 		return nil, errors.New("not a URL: want " + URLForms)
 	}
+	login := &login{}
+	login.current.Store(parsed.User)
+	place := *parsed
+	place.User = nil
+	login.place = place.String()
 	scheme, kind, _ := strings.Cut(parsed.Scheme, "+")
 	parsed.Scheme = scheme
 	plain, continuity := parsed.String(), &Continuity{}
@@ -44,6 +82,7 @@ func Connect(raw secret.Text) (*Connection, error) {
 		}
 		bound(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
 		opts.ContextTimeoutEnabled, opts.DialerRetries, opts.OnConnect = true, 1, continuity.onConnect
+		opts.CredentialsProviderContext = login.credentials
 		client = redis.NewClient(opts)
 	case "sentinel":
 		opts, err := redis.ParseFailoverURL(plain)
@@ -55,6 +94,7 @@ func Connect(raw secret.Text) (*Connection, error) {
 		}
 		bound(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
 		opts.ContextTimeoutEnabled, opts.DialerRetries, opts.OnConnect = true, 1, continuity.onConnect
+		opts.CredentialsProviderContext = login.credentials
 		client = redis.NewFailoverClient(opts)
 	case "cluster":
 		opts, err := redis.ParseClusterURL(plain)
@@ -63,11 +103,12 @@ func Connect(raw secret.Text) (*Connection, error) {
 		}
 		bound(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
 		opts.ContextTimeoutEnabled, opts.DialerRetries, opts.OnConnect = true, 1, continuity.onConnect
+		opts.CredentialsProviderContext = login.credentials
 		client = redis.NewClusterClient(opts)
 	default:
 		return nil, fmt.Errorf("unknown kind %q: want %s", kind, URLForms)
 	}
-	return &Connection{client, continuity}, nil
+	return &Connection{client, continuity, login}, nil
 }
 
 // bound gives the bounds that the URL leaves open. They fit a callback's

@@ -65,7 +65,10 @@ func (e *RefusedError) Temporary() bool {
 
 // Config is what a client needs; every field is required.
 type Config struct {
-	ClientID     string
+	ClientID string
+	// ClientSecret is the app's secret, or two, separated by a comma: when Zoom
+	// refuses the one, the other is tried, so that it can be replaced at Zoom
+	// without a moment in which nothing works.
 	ClientSecret secret.Text
 	OAuthURL     *url.URL // https://zoom.us: /oauth/token and /oauth/revoke are under it
 	APIURL       *url.URL // https://api.zoom.us: /v2/users/me is under it
@@ -74,10 +77,12 @@ type Config struct {
 
 // Client talks to Zoom for one Zoom app. It is safe for concurrent use.
 type Client struct {
-	oauth  oauth2.Config
-	revoke string
-	me     string
-	http   *http.Client
+	oauth   oauth2.Config
+	secrets []secret.Text
+	using   *atomic.Int32 // the secret that Zoom took last
+	revoke  string
+	me      string
+	http    *http.Client
 }
 
 // New returns a client. It does no I/O.
@@ -85,10 +90,15 @@ func New(c Config) *Client {
 	httpClient := *c.HTTP
 	// A redirect would send a single-use token on to another place.
 	httpClient.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	var secrets []secret.Text
+	for text := range strings.SplitSeq(c.ClientSecret.Reveal(), ",") {
+		secrets = append(secrets, secret.New(strings.TrimSpace(text)))
+	}
 	return &Client{
+		secrets: secrets,
+		using:   new(atomic.Int32),
 		oauth: oauth2.Config{
-			ClientID:     c.ClientID,
-			ClientSecret: c.ClientSecret.Reveal(),
+			ClientID: c.ClientID,
 			Endpoint: oauth2.Endpoint{
 				TokenURL: c.OAuthURL.JoinPath("oauth", "token").String(),
 				// Auto-detection posts a second time after any first error, which
@@ -124,13 +134,12 @@ type Code struct {
 
 // Exchange spends an authorization code.
 func (c *Client) Exchange(ctx context.Context, code Code) (Tokens, error) {
-	oauth := c.oauth
-	oauth.RedirectURL = code.RedirectURI
 	var options []oauth2.AuthCodeOption
 	if !code.Verifier.IsZero() {
 		options = append(options, oauth2.VerifierOption(code.Verifier.Reveal()))
 	}
-	return c.tokens(ctx, "exchanging the code", func(ctx context.Context) (*oauth2.Token, error) {
+	return c.tokens(ctx, "exchanging the code", func(ctx context.Context, oauth oauth2.Config) (*oauth2.Token, error) {
+		oauth.RedirectURL = code.RedirectURI
 		return oauth.Exchange(ctx, code.Code.Reveal(), options...)
 	})
 }
@@ -138,16 +147,41 @@ func (c *Client) Exchange(ctx context.Context, code Code) (Tokens, error) {
 // Refresh spends a refresh token. Each works once, and its answer ends the
 // access token before it (devforum.zoom.us, 10375 and 72070).
 func (c *Client) Refresh(ctx context.Context, refresh secret.Text) (Tokens, error) {
-	return c.tokens(ctx, "refreshing", func(ctx context.Context) (*oauth2.Token, error) {
-		return c.oauth.TokenSource(ctx, &oauth2.Token{RefreshToken: refresh.Reveal()}).Token()
+	return c.tokens(ctx, "refreshing", func(ctx context.Context, oauth oauth2.Config) (*oauth2.Token, error) {
+		return oauth.TokenSource(ctx, &oauth2.Token{RefreshToken: refresh.Reveal()}).Token()
 	})
 }
 
-func (c *Client) tokens(ctx context.Context, doing string, call func(context.Context) (*oauth2.Token, error)) (Tokens, error) {
-	ctx, sent := traceSent(context.WithValue(ctx, oauth2.HTTPClient, c.http))
-	token, err := call(ctx)
+// eachSecret calls with one secret after the other until Zoom does not refuse it.
+// That Zoom refuses the app says that it has not looked at what else was sent: an
+// authentication that fails ends a request (RFC 6749, section 5.2).
+func (c *Client) eachSecret(call func(clientSecret string) error) error {
+	first := int(c.using.Load())
+	var err error
+	for n := range c.secrets {
+		using := (first + n) % len(c.secrets)
+		if err = call(c.secrets[using].Reveal()); !errors.Is(err, ErrInvalidClient) {
+			c.using.Store(int32(using)) //nolint:gosec // as many as an operator has typed
+			return err
+		}
+	}
+	return err
+}
+
+func (c *Client) tokens(ctx context.Context, doing string, call func(context.Context, oauth2.Config) (*oauth2.Token, error)) (Tokens, error) {
+	var token *oauth2.Token
+	err := c.eachSecret(func(clientSecret string) error {
+		ctx, sent := traceSent(context.WithValue(ctx, oauth2.HTTPClient, c.http))
+		oauth := c.oauth
+		oauth.ClientSecret = clientSecret
+		var err error
+		if token, err = call(ctx, oauth); err != nil {
+			return tokenError(err, sent())
+		}
+		return nil
+	})
 	if err != nil {
-		return Tokens{}, fmt.Errorf("%s: %w", doing, tokenError(err, sent()))
+		return Tokens{}, fmt.Errorf("%s: %w", doing, err)
 	}
 	if token.RefreshToken == "" {
 		return Tokens{}, fmt.Errorf("%s: no refresh token in the answer: %w", doing, ErrUncertain)
@@ -238,16 +272,19 @@ func (c *Client) Me(ctx context.Context, access secret.Text) (User, error) {
 // Revoke ends a grant at Zoom by one of its tokens.
 func (c *Client) Revoke(ctx context.Context, token secret.Text) error {
 	form := url.Values{"token": {token.Reveal()}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.revoke, strings.NewReader(form.Encode()))
+	err := c.eachSecret(func(clientSecret string) error {
+		request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.revoke, strings.NewReader(form.Encode()))
+		if err != nil {
+			return err
+		}
+		request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		request.SetBasicAuth(url.QueryEscape(c.oauth.ClientID), url.QueryEscape(clientSecret))
+		var answer struct {
+			Status string `json:"status"`
+		}
+		return c.do(request, &answer)
+	})
 	if err != nil {
-		return fmt.Errorf("revoking: %w", err)
-	}
-	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	request.SetBasicAuth(url.QueryEscape(c.oauth.ClientID), url.QueryEscape(c.oauth.ClientSecret))
-	var answer struct {
-		Status string `json:"status"`
-	}
-	if err := c.do(request, &answer); err != nil {
 		return fmt.Errorf("revoking: %w", err)
 	}
 	return nil

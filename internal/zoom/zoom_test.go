@@ -234,3 +234,30 @@ func TestOddAnswers(t *testing.T) {
 		t.Errorf("a user without an id: %v", err)
 	}
 }
+
+// TestTwoSecrets: while a client secret is replaced at Zoom, the old and the new
+// one are in the settings, and one of them works at any time.
+func TestTwoSecrets(t *testing.T) {
+	z, _ := start(t, zoomtest.Options{})
+	server := httptest.NewServer(z)
+	t.Cleanup(server.Close)
+	c := client(t, server.URL, zoomtest.DefaultClientID, "not-yet-at-zoom, "+zoomtest.DefaultClientSecret)
+	first, err := c.Exchange(t.Context(), code(z, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := c.Refresh(t.Context(), first.Refresh)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Revoke(t.Context(), second.Refresh); err != nil {
+		t.Error(err)
+	}
+	// The wrong one was tried once, and no token was spent twice for it.
+	if counts := z.Counts(); counts.InvalidClient != 1 || counts.SpentCodes+counts.SpentPresented+counts.UnknownPresented != 0 {
+		t.Errorf("Zoom has seen %+v", counts)
+	}
+	if _, err := client(t, server.URL, zoomtest.DefaultClientID, "one,two").Refresh(t.Context(), secret.New("x")); !errors.Is(err, zoom.ErrInvalidClient) {
+		t.Errorf("two wrong secrets: %v", err)
+	}
+}

@@ -1,0 +1,192 @@
+package store_test
+
+import (
+	"fmt"
+	"maps"
+	"testing"
+	"time"
+
+	"tokenprovider/internal/callback"
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/seal"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
+)
+
+// keys is a keyset whose keys are replaced.
+type keys struct {
+	t      *testing.T
+	json   []byte
+	keyset *seal.Keyset
+}
+
+func newKeys(t *testing.T) *keys {
+	t.Helper()
+	json, err := seal.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyset, err := seal.Parse(json)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &keys{t, json, keyset}
+}
+
+func (k *keys) change(change func(json []byte) ([]byte, error)) {
+	k.t.Helper()
+	json, err := change(k.json)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	next, err := seal.Parse(json)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.json = json
+	k.keyset.Replace(next)
+}
+
+// rotate makes a new key the one that seals, and returns the one before.
+func (k *keys) rotate() (old uint32) {
+	k.t.Helper()
+	old = k.keyset.Primary()
+	k.change(func(json []byte) ([]byte, error) {
+		json, id, err := seal.Wrapping{}.AddKey(json)
+		if err != nil {
+			return nil, err
+		}
+		return seal.Wrapping{}.Promote(json, id)
+	})
+	return old
+}
+
+func TestResealing(t *testing.T) {
+	for name, connect := range map[string]func(*testing.T) *store.Connection{
+		"server":  func(t *testing.T) *store.Connection { return redistest.Start(t).Client() },
+		"cluster": func(t *testing.T) *store.Connection { return redistest.Client(t, "redis+cluster://"+redistest.StartCluster(t).Addr) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testResealing(t, connect(t))
+		})
+	}
+}
+
+func testResealing(t *testing.T, client *store.Connection) {
+	k := newKeys(t)
+	s := store.New(client, k.keyset)
+	f := &fixture{s, client, t}
+	if err := s.CheckKeyset(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const n = 250 // several pages, in every shard some
+	var addresses []callback.Address
+	for i := range n {
+		g := f.consent(fmt.Sprint("user-", i), past)
+		address := callback.NewAddress(g.ID)
+		if _, err := s.Change(t.Context(), g.ID, g.Version, store.Change{Keys: &[]grant.CallbackKey{address.Key()}}); err != nil {
+			t.Fatal(err)
+		}
+		addresses = append(addresses, address)
+	}
+	old := k.rotate()
+	wantKeys := func(want map[uint32]int) {
+		t.Helper()
+		got, err := s.SealedBy(t.Context())
+		if err != nil || !maps.Equal(got, want) {
+			t.Errorf("sealed by %v, %v, want %v", got, err, want)
+		}
+	}
+	wantKeys(map[uint32]int{old: n})
+
+	// A grant that is renewed meanwhile is sealed by the new key already.
+	renewed := addresses[0].ID
+	claim := f.claimDue(renewed, "a")
+	if err := s.Commit(t.Context(), renewed, claim.Spent, tokens(1), future); err != nil {
+		t.Fatal(err)
+	}
+	version := f.get(addresses[1].ID).Version
+	told := store.Resealing{}
+	done, err := s.Reseal(t.Context(), 0, func(p store.Resealing) { told = p })
+	if err != nil || done != (store.Resealing{Seen: n, Resealed: n}) || told != done {
+		t.Errorf("resealed %+v, told %+v, %v", done, told, err)
+	}
+	wantKeys(map[uint32]int{k.keyset.Primary(): n})
+	if again, err := s.Reseal(t.Context(), 0, nil); err != nil || again.Resealed != 0 {
+		t.Errorf("resealed again: %+v, %v", again, err)
+	}
+	if f.get(addresses[1].ID).Version != version {
+		t.Error("a grant that says the same has another version")
+	}
+
+	k.change(func(json []byte) ([]byte, error) { return seal.Wrapping{}.Disable(json, old) })
+	for i, address := range addresses {
+		serving, err := s.Serving(t.Context(), address.ID)
+		if err != nil || !address.Opens(serving.Keys, time.Now()) {
+			t.Fatalf("grant %d: %v", i, err)
+		}
+		want := "plain-access-0"
+		if address.ID == renewed {
+			want = "plain-access-1"
+		}
+		if serving.Access.Reveal() != want {
+			t.Errorf("grant %d has another token", i)
+		}
+	}
+	if claim := f.claimDue(addresses[1].ID, "b"); claim.Spent != fingerprint(0) || !claim.Refresh.Equal(tokens(0).Refresh) {
+		t.Error("the refresh token is not the one that there was")
+	}
+	if err := s.CheckKeyset(t.Context()); err != nil {
+		t.Errorf("the keyset's mark: %v", err)
+	}
+}
+
+func TestResealingLeavesWhatItCannotOpen(t *testing.T) {
+	k := newKeys(t)
+	s := store.New(redistest.Start(t).Client(), k.keyset)
+	f := &fixture{s, nil, t}
+	f.consent("ann", future)
+	old := k.rotate()
+	k.change(func(json []byte) ([]byte, error) { return seal.Wrapping{}.Disable(json, old) }) // too early
+	done, err := s.Reseal(t.Context(), 0, nil)
+	if err != nil || done.Broken != 1 || done.Resealed != 0 {
+		t.Errorf("resealed %+v, %v, want one that is broken", done, err)
+	}
+	k.change(func(json []byte) ([]byte, error) { return seal.Wrapping{}.Enable(json, old) })
+	if done, err := s.Reseal(t.Context(), 0, nil); err != nil || done.Resealed != 1 {
+		t.Errorf("resealed %+v, %v: nothing was lost, the key is back", done, err)
+	}
+}
+
+// TestPasswordIsReplaced: Redis gets a new password, and the store the new URL.
+func TestPasswordIsReplaced(t *testing.T) {
+	server := redistest.Start(t)
+	admin := server.Client()
+	password := func(text string) {
+		t.Helper()
+		if err := admin.ConfigSet(t.Context(), "requirepass", text).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	password("first")
+	client := redistest.Client(t, "redis://:first@"+server.Addr+"/0")
+	if err := client.Ping(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.SetURL(secret.New("redis://:second@" + server.Addr + "/1")); err == nil {
+		t.Error("another database is taken without a restart")
+	}
+	password("second")
+	if err := client.SetURL(secret.New("redis://:second@" + server.Addr + "/0")); err != nil {
+		t.Fatal(err)
+	}
+	// Every connection that there was is cut: the next one needs the new password.
+	if err := admin.Do(t.Context(), "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Ping(t.Context()).Err(); err != nil {
+		t.Errorf("with the new password: %v", err)
+	}
+}
