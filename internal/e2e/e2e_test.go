@@ -500,6 +500,20 @@ func TestStartWithoutWhatIsNeeded(t *testing.T) {
 	if status, line := run("HTTP_ADDR=" + taken.Addr().String()); status != 1 || !strings.Contains(line, "HTTP_ADDR: ") {
 		t.Errorf("a taken port: exit status %d, %q", status, line)
 	}
+	admin := s.redis.Client()
+	if err := admin.ConfigSet(t.Context(), "maxmemory-policy", "allkeys-lru").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if status, line := run(); status != 2 || !strings.Contains(line, "REDIS_URL: Redis evicts grants") || !strings.Contains(line, "REDIS_ALLOW_DATA_LOSS=true") {
+		t.Errorf("a Redis that evicts: exit status %d, %q", status, line)
+	}
+	risky := launch(t, "tokenserver", append(s.env, "HTTP_ADDR=127.0.0.1:0", "REDIS_ALLOW_DATA_LOSS=true"))
+	risky.await("Redis evicts grants")
+	risky.await("token server started")
+	_ = risky.command.Process.Kill()
+	if err := admin.ConfigSet(t.Context(), "maxmemory-policy", "noeviction").Err(); err != nil {
+		t.Fatal(err)
+	}
 	s.redis.Kill()
 	if status, line := run("REDIS_START_TIMEOUT=300ms"); status != 1 || !strings.Contains(line, "Redis did not answer within REDIS_START_TIMEOUT (300ms)") {
 		t.Errorf("Redis down: exit status %d, %q", status, line)

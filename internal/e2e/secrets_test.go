@@ -225,4 +225,3 @@ func (s *stack) openStore(f files) *store.Store {
 	}
 	return store.New(redistest.Client(s.t, string(f.read("redis"))), keyset)
 }
-

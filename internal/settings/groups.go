@@ -71,6 +71,7 @@ type Storage struct {
 	RedisURLFile      string        `env:"REDIS_URL_FILE" placeholder:"FILE" help:"File that holds the Redis URL."`
 	ReloadInterval    time.Duration `env:"RELOAD_INTERVAL" default:"10s" help:"How often the files of secrets, certificates and policies are looked at. What has changed is taken without a restart."`
 	RedisStartTimeout time.Duration `env:"REDIS_START_TIMEOUT" default:"30s" help:"How long to wait for Redis at the start."`
+	RedisAllowLoss    bool          `name:"redis-allow-data-loss" env:"REDIS_ALLOW_DATA_LOSS" help:"Start although Redis, as it is set up, loses grants. For trials."`
 	RedisWaitReplicas int           `env:"REDIS_WAIT_REPLICAS" default:"0" help:"On how many replicas of Redis a renewed token must be before it counts as safe. Until then it stays in the journal."`
 	JournalDir        string        `env:"JOURNAL_DIR" default:"journal" help:"Folder for what Zoom has answered and Redis may not have yet, sealed. One for each process; it must survive a restart of the process."`
 	KeysetFile        string        `env:"KEYSET_FILE" placeholder:"FILE" needed:"a Tink AEAD keyset in JSON; make one with: tokenctl keyset create" help:"Tink AEAD keyset (JSON) that seals every secret in Redis. It is read again when it changes."`
@@ -154,9 +155,15 @@ func (s *Storage) await(ctx context.Context, log *zap.Logger, opened *store.Stor
 	defer cancel()
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		err := opened.CheckKeyset(ctx)
+		if err == nil {
+			err = s.tellDangers(ctx, log, opened)
+		}
+		var faults Faults
 		switch {
 		case err == nil:
 			return nil
+		case errors.As(err, &faults):
+			return faults
 		case errors.Is(err, store.ErrKeyset):
 			return Faults{"KEYSET_FILE: " + err.Error()}
 		}
@@ -167,6 +174,26 @@ func (s *Storage) await(ctx context.Context, log *zap.Logger, opened *store.Stor
 		case <-time.After(wait):
 		}
 	}
+}
+
+// tellDangers refuses a Redis that loses grants, unless that is allowed.
+func (s *Storage) tellDangers(ctx context.Context, log *zap.Logger, opened *store.Store) error {
+	dangers, err := opened.Dangers(ctx)
+	if err != nil {
+		return err
+	}
+	var faults Faults
+	for _, danger := range dangers {
+		if danger.Fatal && !s.RedisAllowLoss {
+			faults = append(faults, "REDIS_URL: "+danger.Text+"; or, for a trial, set REDIS_ALLOW_DATA_LOSS=true")
+			continue
+		}
+		log.Warn("Redis may lose grants", zap.String("danger", danger.Text))
+	}
+	if len(faults) > 0 {
+		return faults
+	}
+	return nil
 }
 
 // redisLog brings what go-redis says of its connections into our log.

@@ -64,8 +64,10 @@ func (k *keys) rotate() (old uint32) {
 
 func TestResealing(t *testing.T) {
 	for name, connect := range map[string]func(*testing.T) *store.Connection{
-		"server":  func(t *testing.T) *store.Connection { return redistest.Start(t).Client() },
-		"cluster": func(t *testing.T) *store.Connection { return redistest.Client(t, "redis+cluster://"+redistest.StartCluster(t).Addr) },
+		"server": func(t *testing.T) *store.Connection { return redistest.Start(t).Client() },
+		"cluster": func(t *testing.T) *store.Connection {
+			return redistest.Client(t, "redis+cluster://"+redistest.StartCluster(t).Addr)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

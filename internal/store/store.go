@@ -87,18 +87,41 @@ const keysetKey, keysetText = prefix + "keyset", "opened by the keyset in use"
 // CheckKeyset makes sure that the keyset opens what is stored here, and leaves
 // its mark in an empty Redis. It answers [ErrKeyset] if it does not.
 func (s *Store) CheckKeyset(ctx context.Context) error {
-	mark, err := s.seal.Seal([]byte(keysetText), keysetKey, "mark")
-	if err != nil {
-		return err
-	}
-	if err := s.redis.SetNX(ctx, keysetKey, mark, 0).Err(); err != nil {
-		return fmt.Errorf("marking the keyset: %w", err)
-	}
 	stored, err := s.redis.Get(ctx, keysetKey).Bytes()
+	if errors.Is(err, redis.Nil) {
+		if err := s.checkRecord(ctx); err != nil { // somebody may have removed the mark
+			return err
+		}
+		var mark []byte
+		if mark, err = s.seal.Seal([]byte(keysetText), keysetKey, "mark"); err != nil {
+			return err
+		}
+		if err := s.redis.SetNX(ctx, keysetKey, mark, 0).Err(); err != nil {
+			return fmt.Errorf("marking the keyset: %w", err)
+		}
+		stored, err = s.redis.Get(ctx, keysetKey).Bytes()
+	}
 	if err != nil {
 		return fmt.Errorf("reading the keyset's mark: %w", err)
 	}
 	if _, err := s.seal.Open(stored, keysetKey, "mark"); err != nil {
+		return ErrKeyset
+	}
+	return nil
+}
+
+// checkRecord opens one record, if there is any.
+func (s *Store) checkRecord(ctx context.Context) error {
+	grants, err := s.List(ctx, "", "", 1)
+	switch {
+	case errors.Is(err, seal.ErrOpen):
+		return ErrKeyset
+	case err != nil:
+		return err
+	case len(grants) == 0:
+		return nil
+	}
+	if _, err := s.Refresh(ctx, grants[0].ID); err != nil && !errors.Is(err, grant.ErrNotFound) {
 		return ErrKeyset
 	}
 	return nil

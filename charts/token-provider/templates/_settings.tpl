@@ -85,6 +85,11 @@
 {{- include "token-provider.plain" (list "REDIS_URL" $v.redis.url) }}
 {{- include "token-provider.plain" (list "REDIS_START_TIMEOUT" $v.redis.startTimeout) }}
 {{- include "token-provider.plain" (list "REDIS_WAIT_REPLICAS" $v.redis.waitReplicas) }}
+{{- if $v.redis.allowDataLoss }}
+{{- include "token-provider.plain" (list "REDIS_ALLOW_DATA_LOSS" true) }}
+{{- end }}
+{{- include "token-provider.plain" (list "KEYSET_KMS_URI" $v.keyset.kmsUri) }}
+{{- include "token-provider.plain" (list "RELOAD_INTERVAL" $v.reload.interval) }}
 {{- include "token-provider.plain" (list "ZOOM_CLIENT_ID" $v.zoom.clientId) }}
 {{- include "token-provider.plain" (list "ZOOM_OAUTH_URL" $v.zoom.oauthUrl) }}
 {{- include "token-provider.plain" (list "ZOOM_API_URL" $v.zoom.apiUrl) }}

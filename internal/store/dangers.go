@@ -1,0 +1,85 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Danger is a way in which Redis, as it is set up, loses what it has
+// acknowledged, or does not do what is needed of it.
+type Danger struct {
+	Fatal bool   // not to be used like this, but for trials
+	Text  string // what is wrong, and what to do
+}
+
+// Dangers looks at how each master of Redis is set up. What it may not ask, as
+// with some managed services, it does not find.
+func (s *Store) Dangers(ctx context.Context) ([]Danger, error) {
+	masters, err := s.subscriptions(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("looking at how Redis is set up: %w", err)
+	}
+	var found []Danger
+	for _, master := range masters {
+		dangers, err := master.dangers(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("looking at how Redis is set up: %w", err)
+		}
+		found = append(found, dangers...)
+	}
+	return found, nil
+}
+
+func (n subscription) dangers(ctx context.Context) (found []Danger, err error) {
+	danger := func(fatal bool, text string) { found = append(found, Danger{fatal, text}) }
+
+	memory, err := n.server.Info(ctx, "memory").Result()
+	if policy := infoField(memory, "maxmemory_policy"); err == nil && policy != "" && policy != "noeviction" {
+		danger(true, "Redis evicts grants when its memory is full (maxmemory-policy "+policy+"): set maxmemory-policy noeviction")
+	}
+	if err = unlessRefused(err); err != nil {
+		return nil, err
+	}
+
+	persistence, err := n.server.Info(ctx, "persistence").Result()
+	if err == nil && infoField(persistence, "aof_enabled") == "0" {
+		saves, configErr := n.server.ConfigGet(ctx, "save").Result()
+		switch {
+		case configErr != nil:
+			danger(false, "Redis keeps no append-only file: after a crash it may have forgotten minutes; set appendonly yes, or make sure that its replicas survive it")
+		case saves["save"] == "":
+			danger(true, "Redis keeps nothing on disk: a restart loses every grant; set appendonly yes")
+		default:
+			danger(false, "Redis writes to disk now and then only (save "+saves["save"]+"): a crash loses the grants of the minutes before; set appendonly yes")
+		}
+	}
+	if err = unlessRefused(err); err != nil {
+		return nil, err
+	}
+
+	// Nobody has a grant without an id: whoever hears of it has nothing to drop.
+	publish := n.server.Publish
+	if n.sharded {
+		publish = n.server.SPublish
+	}
+	switch err := publish(ctx, n.channels[0], "").Err(); {
+	case err == nil:
+	case strings.HasPrefix(err.Error(), "NOPERM"):
+		danger(true, "the Redis user may not publish: allow it the channels "+prefix+"* (ACL SETUSER … &"+prefix+"*)")
+	default:
+		return nil, err
+	}
+	return found, nil
+}
+
+// unlessRefused drops an error that Redis itself has answered: it does not know the
+// question, or does not let us ask it.
+func unlessRefused(err error) error {
+	if _, refused := err.(redis.Error); refused { //nolint:errorlint // go-redis's own kind of answer
+		return nil
+	}
+	return err
+}
