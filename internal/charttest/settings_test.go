@@ -117,7 +117,7 @@ func TestEverySetting(t *testing.T) {
 	for _, path := range scenarios(t) {
 		collect("--values", path)
 	}
-	collect("--values", scenario("minimal"), "--set", "redis.urlRef.name=,redis.url=redis://redis:6379/0")
+	collect("--values", scenario("minimal"), "--set", "redis.urlRef.name=,redis.url=redis://redis:6379/0,redis.allowDataLoss=true")
 
 	for component, program := range map[string]string{"token-server": "tokenserver", "registrar": "registrar"} {
 		settings := known(t, program)
