@@ -8,10 +8,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/recall"
+	"tokenprovider/internal/telemetry"
 )
 
 // Finish ends what a crash or an outage has left half-way, until ctx ends: it
@@ -93,6 +96,8 @@ func stopsAll(err error) bool {
 
 // finish takes one user's next steps, unless somebody else does.
 func (s *Service) finish(ctx context.Context, id grant.ID) (done bool, err error) {
+	ctx, span := telemetry.Tracer().Start(ctx, "finish", trace.WithAttributes(attribute.String("grant", string(id))))
+	defer func() { telemetry.End(span, err) }()
 	ctx, cancel := context.WithTimeout(ctx, s.WorkTime)
 	defer cancel()
 	unlock, ok, err := s.Store.LockRegistration(ctx, id, s.Lock)

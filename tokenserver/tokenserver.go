@@ -19,10 +19,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
+	"tokenprovider/internal/telemetry"
 )
 
 // HandOuter decides which token may be handed out, and renews it first if need
@@ -192,6 +195,8 @@ func (h *Handler) renewed(ctx context.Context, id grant.ID, r *record, deadline 
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
+	ctx, span := telemetry.Tracer().Start(ctx, "callback", trace.WithAttributes(attribute.String("grant", string(id))))
+	defer span.End()
 	serving, err := h.HandOuter.HandOut(ctx, id, r.Serving, grant.MinTTL)
 	if err != nil {
 		return nil, err

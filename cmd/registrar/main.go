@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net/http"
 	"os"
 	"time"
 
@@ -21,6 +20,7 @@ import (
 	"tokenprovider/internal/rotation"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/settings"
+	"tokenprovider/internal/telemetry"
 	"tokenprovider/registrar"
 )
 
@@ -34,6 +34,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	log := c.Logger(stderr)
+	endTraces, err := telemetry.Start(ctx, "registrar", settings.Version())
+	if err != nil {
+		return err
+	}
 	apps := c.Apps(settings.App{OAuthApp: c.RecallOAuthAppID}, "")
 	grants, kept, err := c.Open(ctx, log)
 	if err != nil {
@@ -51,7 +55,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	metrics := lifecycle.Metrics()
-	client := &http.Client{Timeout: 20 * time.Second}
+	client := lifecycle.Outbound(20 * time.Second)
 	rotator := rotation.New(rotation.Config{
 		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
 		RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
@@ -89,7 +93,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		service.SetApps(known)
 	}
 	setApps(apps.List())
-	server, healthServer, err := registrar.NewServer(service, c.access(), c.transport())
+	server, healthServer, err := registrar.NewServer(service, c.access(), append(telemetry.GRPC(), c.transport())...)
 	if err != nil {
 		return err
 	}
@@ -98,6 +102,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		zap.Stringer("grpc", internal.Addr()), zap.Stringer("ops", ops.Addr()))
 	c.tellAccess(log)
 	return lifecycle.Run(ctx, log, 90*time.Second,
+		lifecycle.Part{Name: "traces", Stop: endTraces},
 		lifecycle.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(kept) }},
 		lifecycle.HTTP("ops", log, ops, lifecycle.Ops(ready, metrics)),
 		lifecycle.Loop("recovery", rotator.Run),

@@ -18,6 +18,7 @@ import (
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/settings"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/telemetry"
 	"tokenprovider/tokenserver"
 )
 
@@ -81,6 +82,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	boundMemory(c.CacheSize)
 	log := c.Logger(stderr)
+	endTraces, err := telemetry.Start(ctx, "tokenserver", settings.Version())
+	if err != nil {
+		return err
+	}
 	apps := c.Apps(settings.App{WebhookSecretToken: c.ZoomWebhookSecretToken}, c.ZoomWebhookSecretTokenFile)
 	grants, kept, err := c.Open(ctx, log)
 	if err != nil {
@@ -102,10 +107,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
 		RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
+	client := lifecycle.Outbound(0)
 	setApps := func(list []settings.App) {
 		atZoom := map[string]rotation.Zoom{}
 		for _, app := range list {
-			atZoom[app.Name] = c.Client(app, &http.Client{})
+			atZoom[app.Name] = c.Client(app, client)
 		}
 		rotator.SetApps(atZoom)
 	}
@@ -137,6 +143,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		log.Warn("callbacks need no signature: set RECALL_VERIFICATION_SECRETS")
 	}
 	return lifecycle.Run(ctx, log, c.DrainDelay+45*time.Second,
+		lifecycle.Part{Name: "traces", Stop: endTraces},
 		lifecycle.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(kept) }},
 		lifecycle.HTTP("ops", log, ops, lifecycle.Ops(ready, metrics)),
 		lifecycle.Loop("recovery", rotator.Run),

@@ -9,10 +9,13 @@ import (
 	"net/http"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/journal"
+	"tokenprovider/internal/telemetry"
 	"tokenprovider/internal/zoom"
 )
 
@@ -27,7 +30,7 @@ import (
 //
 // No caller's context is in it: who asked may leave, but a spent token needs
 // its answer.
-func (r *Rotator) fly(id grant.ID, goodUntil time.Time) error {
+func (r *Rotator) fly(id grant.ID, goodUntil time.Time, asked []trace.Link) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), r.Lease)
 	defer cancel()
 	took := time.Now()
@@ -35,6 +38,10 @@ func (r *Rotator) fly(id grant.ID, goodUntil time.Time) error {
 	if err != nil {
 		return err
 	}
+	// A trace of its own, that knows who asked: whoever it was may have left.
+	ctx, span := telemetry.Tracer().Start(ctx, "renew", trace.WithTimestamp(took), trace.WithLinks(asked...), trace.WithAttributes(
+		attribute.String("grant", string(id)), attribute.String("app", claim.App), attribute.Bool("planned", goodUntil.IsZero())))
+	defer func() { telemetry.End(span, err) }()
 	if claim.Uncertain {
 		r.Log.Warn("trying a refresh token that may be spent: an earlier answer is missing", zap.String("grant", string(id)))
 	}
@@ -45,14 +52,14 @@ func (r *Rotator) fly(id grant.ID, goodUntil time.Time) error {
 	cancelCall()
 	r.landed(claim.App, app.pace, err)
 	if err != nil {
-		return r.fail(claim, err)
+		return r.fail(ctx, claim, err)
 	}
 	answered := time.Now()
 	r.metrics.duration.Observe(answered.Sub(issued).Seconds())
 	entry := journal.Entry{ID: id, Spent: claim.Spent, Tokens: grant.Tokens{
 		Access: answer.Access, Refresh: answer.Refresh, Issued: issued, Expires: issued.Add(answer.Life),
 	}}
-	return r.keep(claim.App, entry, answered)
+	return r.keep(ctx, claim.App, entry, answered)
 }
 
 // claim takes the first step, and a place in the pace of the grant's app.
@@ -87,7 +94,7 @@ func (r *Rotator) claim(ctx context.Context, id grant.ID, goodUntil time.Time) (
 }
 
 // keep makes Zoom's answer safe.
-func (r *Rotator) keep(app string, e journal.Entry, answered time.Time) error {
+func (r *Rotator) keep(ctx context.Context, app string, e journal.Entry, answered time.Time) error {
 	log := r.Log.With(zap.String("grant", string(e.ID)), zap.String("app", app))
 	if err := r.Journal.Add(e); err != nil {
 		log.Error("Zoom's answer is not in the journal: it is lost if this process dies before Redis has it", zap.Error(err))
@@ -96,7 +103,7 @@ func (r *Rotator) keep(app string, e journal.Entry, answered time.Time) error {
 	r.metrics.exposure.Observe(time.Since(answered).Seconds())
 	kept := r.safety.add(&answer{Entry: e})
 	// From here on it goes on beyond the lease: the predecessor decides.
-	ctx, cancel := context.WithTimeout(context.Background(), 2*r.Lease)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*r.Lease)
 	defer cancel()
 	err := r.persist(ctx, kept)
 	switch {
@@ -124,8 +131,8 @@ func (r *Rotator) release(ctx context.Context, claim grant.Claim, wait time.Dura
 }
 
 // fail records a failed call and returns what it means for whoever asked.
-func (r *Rotator) fail(claim grant.Claim, cause error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), r.Lease/3)
+func (r *Rotator) fail(ctx context.Context, claim grant.Claim, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.Lease/3)
 	defer cancel()
 	outcome, asked := judge(cause)
 	r.metrics.outcome(string(outcome))

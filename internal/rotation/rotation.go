@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"go.uber.org/zap"
 
 	"tokenprovider/internal/grant"
@@ -323,7 +324,7 @@ func (r *Rotator) RenewDue(id grant.ID, landed func(error)) bool {
 		return false
 	}
 	r.boarding.Add(1)
-	r.takeOffLocked(id, time.Time{}, landed)
+	r.takeOffLocked(id, time.Time{}, nil, landed)
 	return true
 }
 
@@ -338,7 +339,11 @@ func (r *Rotator) join(ctx context.Context, id grant.ID, goodUntil time.Time) (m
 			return true, ErrClosed
 		}
 		mine = true
-		f = r.takeOffLocked(id, goodUntil, func(error) {})
+		var asked []trace.Link
+		if span := trace.SpanContextFromContext(ctx); span.IsValid() {
+			asked = []trace.Link{{SpanContext: span}}
+		}
+		f = r.takeOffLocked(id, goodUntil, asked, func(error) {})
 	}
 	r.mu.Unlock()
 	select {
@@ -349,11 +354,11 @@ func (r *Rotator) join(ctx context.Context, id grant.ID, goodUntil time.Time) (m
 	}
 }
 
-func (r *Rotator) takeOffLocked(id grant.ID, goodUntil time.Time, landed func(error)) *flight {
+func (r *Rotator) takeOffLocked(id grant.ID, goodUntil time.Time, asked []trace.Link, landed func(error)) *flight {
 	f := &flight{done: make(chan struct{})}
 	r.flights[id] = f
 	r.running.Go(func() {
-		f.err = r.fly(id, goodUntil)
+		f.err = r.fly(id, goodUntil, asked)
 		r.mu.Lock()
 		delete(r.flights, id)
 		r.mu.Unlock()

@@ -18,6 +18,7 @@ import (
 	"tokenprovider/internal/seal"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/telemetry"
 )
 
 // DefaultApp is the name of the Zoom app where there is only one.
@@ -40,13 +41,17 @@ func (p Program) Check(fault func(setting, text string)) {
 	}
 }
 
-// Logger returns the logger that was asked for, writing to w.
+// Logger returns the logger that was asked for, writing to w. A message that
+// repeats is not told each time.
 func (p Program) Logger(w io.Writer) *zap.Logger {
 	level, err := zapcore.ParseLevel(p.LogLevel)
 	if err != nil {
 		level = zapcore.InfoLevel // Check has refused it
 	}
-	return p.logger(w, level)
+	return p.logger(w, level).WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+		// What repeats is told so often in a second, and then once in a hundred times.
+		return zapcore.NewSamplerWithOptions(core, time.Second, 20, 100)
+	}))
 }
 
 // Audit returns the logger of who did what, named "audit". It writes every line,
@@ -122,6 +127,9 @@ func (s *Storage) Open(ctx context.Context, log *zap.Logger) (*store.Store, *jou
 	kept, err := journal.Open(s.JournalDir, s.keyset.Keyset(), journalKeep)
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("JOURNAL_DIR: %w", err), s.client.Close())
+	}
+	if err := telemetry.Redis(s.client.UniversalClient); err != nil {
+		return nil, nil, errors.Join(err, s.Close(kept))
 	}
 	opened := store.New(s.client, s.keyset.Keyset())
 	opened.WaitReplicas(s.RedisWaitReplicas)

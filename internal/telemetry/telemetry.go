@@ -15,7 +15,11 @@ import (
 	"os"
 	"strings"
 
+	"github.com/redis/go-redis/extra/redisotel/v9"
+	"github.com/redis/go-redis/v9"
 	"go.opentelemetry.io/contrib/exporters/autoexport"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc/filters"
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/codes"
@@ -24,6 +28,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
 )
 
 // Asked reports whether the environment asks for traces.
@@ -48,7 +53,7 @@ func Start(ctx context.Context, program, version string) (stop func(context.Cont
 		return nil, fmt.Errorf("OTEL_TRACES_EXPORTER: %w", err)
 	}
 	// What the environment says of the resource wins.
-	own := resource.NewWithAttributes(semconv.SchemaURL, semconv.ServiceName(program), semconv.ServiceVersion(version))
+	own := resource.NewSchemaless(semconv.ServiceName(program), semconv.ServiceVersion(version))
 	environment, err := resource.New(ctx, resource.WithFromEnv(), resource.WithTelemetrySDK())
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err), exporter.Shutdown(ctx))
@@ -63,9 +68,15 @@ func Start(ctx context.Context, program, version string) (stop func(context.Cont
 	return provider.Shutdown, nil
 }
 
+// Tracer makes the spans that are ours.
+func Tracer() trace.Tracer { return otel.Tracer("tokenprovider") }
+
 // Transport makes a span of each request to Zoom or Recall, with its host and
 // outcome. Their URLs hold ids, and their headers and bodies are not in it.
 func Transport(base http.RoundTripper) http.RoundTripper {
+	if !Asked(os.Getenv) {
+		return base
+	}
 	return otelhttp.NewTransport(base, otelhttp.WithPropagators(nothing{}))
 }
 
@@ -78,6 +89,27 @@ func (nothing) Extract(ctx context.Context, _ propagation.TextMapCarrier) contex
 	return ctx
 }
 func (nothing) Fields() []string { return nil }
+
+// GRPC makes a span of each call that the server answers, but those that ask for
+// its health.
+func GRPC() []grpc.ServerOption {
+	if !Asked(os.Getenv) {
+		return nil
+	}
+	return []grpc.ServerOption{grpc.StatsHandler(otelgrpc.NewServerHandler(
+		otelgrpc.WithFilter(filters.Not(filters.HealthCheck()))))}
+}
+
+// Redis makes a span of each command, without its keys and values.
+func Redis(client redis.UniversalClient) error {
+	if !Asked(os.Getenv) {
+		return nil
+	}
+	if err := redisotel.InstrumentTracing(client, redisotel.WithDBStatement(false)); err != nil {
+		return fmt.Errorf("tracing Redis: %w", err)
+	}
+	return nil
+}
 
 // End ends a span with its outcome: an error of ours says what was being done, and
 // no secret.
