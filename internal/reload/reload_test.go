@@ -18,7 +18,10 @@ func TestFollow(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	write := func(text string) {
 		t.Helper()
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".new", path); err != nil { // else it is empty for a moment
 			t.Fatal(err)
 		}
 	}
