@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: help test model chaos chaos-registrar bench-registrar bench-rotation bench bench-rotating bench-push fuzz wrk cover lint proto verify vuln sandbox build redis image chart-docs chart-test
+.PHONY: help test model chaos chaos-registrar bench-registrar bench-rotation bench bench-rotating bench-push bench-reseal fuzz wrk cover lint proto verify vuln sandbox build redis image chart-docs chart-test
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,9 @@ bench-rotating: redis wrk ## the callback's tail while 100,000 tokens are renewe
 
 bench-push: redis ## how soon one process sees what another has changed
 	go test -run '^$$' -bench Push -benchtime 1x ./internal/e2e -race-built=false
+
+bench-reseal: redis ## replacing the key of 100,000 grants while callbacks come
+	go test -run '^$$' -bench Reseal -benchtime 1x -timeout 20m ./internal/e2e -race-built=false
 
 fuzz: ## what the world can send, for a minute each
 	for target in FuzzURL FuzzVerifier FuzzEvents; do go test -run '^$$' -fuzz "^$$target$$" -fuzztime 1m ./tokenserver || exit 1; done
