@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -77,6 +78,11 @@ func (e *Events) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	kind, outcome, status, text := "unknown", "refused", http.StatusUnauthorized, "signature missing, wrong or too old"
 	defer func() { e.events.WithLabelValues(kind, outcome).Inc() }()
 	answer := func() { http.Error(w, text, status) }
+	if !slices.ContainsFunc(e.Apps(), func(app App) bool { return !app.SecretToken.IsZero() }) {
+		status, text = http.StatusNotFound, "not found" // as any path that is not there
+		answer()
+		return
+	}
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
 		status, text = http.StatusMethodNotAllowed, "use POST"

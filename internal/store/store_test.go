@@ -46,6 +46,7 @@ var suite = map[string]func(*fixture){
 	"token in use is left alone":                       testTokenInUseIsLeftAlone,
 	"plan is served":                                   testPlanIsServed,
 	"pauses":                                           testPauses,
+	"records of other versions":                        testRecordsOfOtherVersions,
 	"changes are told":                                 testChangesAreTold,
 	"a lost subscription is told":                      testALostSubscriptionIsTold,
 	"reads share round trips":                          testReadsShareRoundTrips,

@@ -1,0 +1,47 @@
+package store_test
+
+import (
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/store"
+)
+
+// testRecordsOfOtherVersions: replicas of two versions run side by side, so what a
+// later one has added is left alone, and what an earlier one has not written is
+// done without.
+func testRecordsOfOtherVersions(f *fixture) {
+	ctx := f.t.Context()
+	g := f.link(f.consent("ann", past))
+	keys, err := f.client.Keys(ctx, "*grant:"+string(g.ID)).Result()
+	if err != nil || len(keys) != 1 {
+		f.t.Fatalf("keys %v, %v", keys, err)
+	}
+	record := keys[0]
+	if err := f.client.HSet(ctx, record, "of_a_later_version", "kept").Err(); err != nil {
+		f.t.Fatal(err)
+	}
+	// All that says nothing by its absence.
+	if err := f.client.HDel(ctx, record, "told", "consented", "change", "consent", "seen", "updated", "health").Err(); err != nil {
+		f.t.Fatal(err)
+	}
+	claim := f.claimDue(g.ID, "a")
+	if err := f.Commit(ctx, g.ID, claim.Spent, tokens(1), past); err != nil {
+		f.t.Fatal(err)
+	}
+	claim = f.claimDue(g.ID, "b")
+	if err := f.Fail(ctx, claim, grant.Unspent, 0, "no"); err != nil {
+		f.t.Fatal(err)
+	}
+	f.wantState(g.ID, grant.Degraded)
+	g = f.get(g.ID)
+	reason := "changed"
+	if _, err := f.Change(ctx, g.ID, g.Version, store.Change{Reason: &reason}); err != nil {
+		f.t.Fatal(err)
+	}
+	if kept, err := f.client.HGet(ctx, record, "of_a_later_version").Result(); err != nil || kept != "kept" {
+		f.t.Errorf("what a later version has written is %q, %v", kept, err)
+	}
+	g = f.get(g.ID)
+	if err := f.Remove(ctx, g.ID, g.Version, store.Outcome{}); err != nil {
+		f.t.Fatal(err)
+	}
+}
