@@ -10,7 +10,8 @@ local version = get('version')
 if version and version ~= ARGV[2] then return {'conflict'} end
 for _, known in ipairs(redis.call('HKEYS', consents)) do remember(known, 'void') end
 if not version then return {'missing'} end
-remember(get('consent'), ARGV[3])
+local consent = get('consent')
+if consent then remember(consent, ARGV[3]) end
 record_change('removed', 'app', get('app'), 'user', get('user'))
 redis.call('ZREM', KEYS[states[get('state')]], id)
 redis.call('ZREM', users, id)
