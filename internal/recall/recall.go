@@ -107,6 +107,7 @@ type Config struct {
 type Client struct {
 	credentials *url.URL
 	logs        *url.URL
+	apps        *url.URL
 	key         *atomic.Pointer[secret.Text]
 	http        *http.Client
 	gate        Gate
@@ -122,6 +123,7 @@ func New(c Config) *Client {
 	return &Client{
 		credentials: c.APIURL.JoinPath("api", "v2", "zoom-oauth-credentials", "/"),
 		logs:        c.APIURL.JoinPath("api", "v2", "zoom-oauth-credential-logs", "/"),
+		apps:        c.APIURL.JoinPath("api", "v2", "zoom-oauth-apps", "/"),
 		key:         newKey(c.APIKey), http: &httpClient, gate: c.Gate,
 	}
 }
@@ -265,6 +267,38 @@ func (c *Client) Page(ctx context.Context, filter Filter, cursor string) (found 
 		return nil, "", fmt.Errorf("listing credentials: no cursor in the next page's link: %w", ErrUncertain)
 	}
 	return found, link.Query().Get("cursor"), nil
+}
+
+// App is a Zoom OAuth app as Recall knows it.
+type App struct {
+	ID       string // what a credential names as its oauth_app
+	ClientID string // at Zoom
+}
+
+// Apps returns the Zoom apps that Recall knows by a client id, or the first page of
+// all of them if it is empty.
+func (c *Client) Apps(ctx context.Context, clientID string) ([]App, error) {
+	if err := c.gate.Enter(ctx, Lists, 1); err != nil {
+		return nil, fmt.Errorf("listing Zoom apps: %w", err)
+	}
+	page := *c.apps
+	if clientID != "" {
+		page.RawQuery = url.Values{"client_id": {clientID}}.Encode()
+	}
+	var answer struct {
+		Results []struct {
+			ID       string `json:"id"`
+			ClientID string `json:"client_id"`
+		} `json:"results"`
+	}
+	if err := c.do(ctx, Lists, http.MethodGet, &page, nil, http.StatusOK, &answer); err != nil {
+		return nil, fmt.Errorf("listing Zoom apps: %w", err)
+	}
+	apps := make([]App, len(answer.Results))
+	for i, app := range answer.Results {
+		apps[i] = App{app.ID, app.ClientID}
+	}
+	return apps, nil
 }
 
 // Complaint is what Recall has logged of a credential.

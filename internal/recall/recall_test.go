@@ -207,3 +207,16 @@ func TestKeyIsReplaced(t *testing.T) {
 		t.Errorf("with the right key: %v", err)
 	}
 }
+
+func TestApps(t *testing.T) {
+	_, c, _ := start(t, recalltest.Options{
+		OAuthApps: []string{"one", "two"}, ClientIDs: map[string]string{"one": "client-1", "two": "client-2"},
+	})
+	all, err := c.Apps(t.Context(), "")
+	if want := []recall.App{{ID: "one", ClientID: "client-1"}, {ID: "two", ClientID: "client-2"}}; err != nil || !slices.Equal(all, want) {
+		t.Errorf("all apps: %v, %v", all, err)
+	}
+	if some, err := c.Apps(t.Context(), "client-2"); err != nil || len(some) != 1 || some[0].ID != "two" {
+		t.Errorf("apps of a client id: %v, %v", some, err)
+	}
+}

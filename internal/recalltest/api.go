@@ -55,6 +55,8 @@ func (r *Recall) handle(req *http.Request, body []byte) answer {
 	switch {
 	case req.URL.Path == logsPath:
 		route = "logs"
+	case req.URL.Path == appsPath:
+		route = "apps"
 	case underCredentials && rest == "":
 		route, allow = "credentials", "GET, POST"
 	case underCredentials && slash && !strings.Contains(id, "/"):
@@ -78,6 +80,8 @@ func (r *Recall) handle(req *http.Request, body []byte) answer {
 		return r.remove(id)
 	case "GET logs":
 		return r.listLogs(req)
+	case "GET apps":
+		return r.listApps(req)
 	}
 	a := detail(http.StatusMethodNotAllowed, fmt.Sprintf("Method %q not allowed.", req.Method))
 	a.header = http.Header{"Allow": {allow}}
@@ -96,7 +100,7 @@ func (r *Recall) admit(req *http.Request, kind string) (answer, bool) {
 	}
 
 	limit := r.opts.RateLimit
-	if kind == "GET credentials" {
+	if kind == "GET credentials" || kind == "GET apps" {
 		limit = r.opts.ListRateLimit
 	}
 	now := r.opts.Now()
@@ -266,6 +270,19 @@ func (r *Recall) listLogs(req *http.Request) answer {
 		rows[i] = row{l.seq, l.created, map[string]string{"credential": l.credential}, l.body()}
 	}
 	return r.list(req, rows, "credential")
+}
+
+func (r *Recall) listApps(req *http.Request) answer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rows := make([]row, len(r.opts.OAuthApps))
+	for i, id := range r.opts.OAuthApps {
+		clientID := r.opts.ClientIDs[id]
+		rows[i] = row{i + 1, time.Time{}, map[string]string{"client_id": clientID}, map[string]any{
+			"id": id, "client_id": clientID, "kind": "user_level", "created_at": timestamp(time.Time{}),
+		}}
+	}
+	return r.list(req, rows, "client_id")
 }
 
 // list answers one page of rows, which are in order of seq. Times are filtered

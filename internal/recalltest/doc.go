@@ -15,6 +15,7 @@
 //	GET    /api/v2/zoom-oauth-credentials/{id}/
 //	DELETE /api/v2/zoom-oauth-credentials/{id}/
 //	GET    /api/v2/zoom-oauth-credential-logs/
+//	GET    /api/v2/zoom-oauth-apps/
 //
 // What it knows comes from docs.recall.ai, the API reference and the guides.
 // Where these leave a choice it takes the stricter one, so that a mistake shows

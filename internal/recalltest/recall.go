@@ -23,6 +23,7 @@ const DefaultOAuthApp = "6f1d0b52-7c0e-4a55-9a86-2f4f6c1e9d03"
 const (
 	credentialsPath = "/api/v2/zoom-oauth-credentials/"
 	logsPath        = "/api/v2/zoom-oauth-credential-logs/"
+	appsPath        = "/api/v2/zoom-oauth-apps/"
 
 	maxBody = 1 << 20
 )
@@ -36,6 +37,10 @@ type Options struct {
 	// OAuthApps are the ids (UUIDs) of the Zoom OAuth apps Recall knows.
 	// Empty means DefaultOAuthApp alone.
 	OAuthApps []string
+
+	// ClientIDs are the client ids at Zoom of these apps, by their ids. Nil means
+	// that each has the one of zoomtest's default app.
+	ClientIDs map[string]string
 
 	// VerificationSecrets ("whsec_...") sign every callback, as Standard
 	// Webhooks has it: webhook-id, webhook-timestamp (by Now) and one signature
@@ -58,7 +63,7 @@ type Options struct {
 	// 0 means 300; negative means no limit.
 	RateLimit int
 
-	// ListRateLimit is the same for the list of credentials. 0 means 60.
+	// ListRateLimit is the same for the lists of credentials and of apps. 0 means 60.
 	ListRateLimit int
 
 	// PageSize is how many results a page of a list has. 0 means 100.
@@ -132,6 +137,12 @@ func New(o Options) *Recall {
 		o.OAuthApps = []string{DefaultOAuthApp}
 	}
 	o.OAuthApps = slices.Clone(o.OAuthApps)
+	if o.ClientIDs == nil {
+		o.ClientIDs = map[string]string{}
+		for _, id := range o.OAuthApps {
+			o.ClientIDs[id] = "zoom-client"
+		}
+	}
 	if o.Client == nil {
 		o.Client = &http.Client{Timeout: 5 * time.Second}
 	}

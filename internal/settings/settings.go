@@ -50,10 +50,11 @@ func Parse(program, about string, target any, args []string, stdout io.Writer) e
 	return err
 }
 
-// ParseCommand is [Parse] for a program of several commands. It also answers
-// which was asked for, as kong writes it: "keyset create <file>".
-func ParseCommand(program, about string, target any, args []string, stdout io.Writer) (command string, err error) {
-	p := &parser{faults: map[string]string{}}
+// ParseCommand is [Parse] for a program of several commands: only the settings of
+// the one that was asked for count. It returns that command's struct, which is the
+// target itself where there are no commands.
+func ParseCommand(program, about string, target any, args []string, stdout io.Writer) (command any, err error) {
+	p := &parser{faults: map[string]string{}, malformed: map[*kong.Value]string{}}
 	type exit struct{}
 	defer func() { // kong ends the process after --help, unless its exit does not return
 		if fault := recover(); fault != nil {
@@ -63,42 +64,89 @@ func ParseCommand(program, about string, target any, args []string, stdout io.Wr
 			err = ErrDone
 		}
 	}()
-	model, err := kong.New(target,
-		kong.Name(program), kong.Description(about), kong.Writers(stdout, stdout),
-		kong.Exit(func(int) { panic(exit{}) }),
-		kong.ConfigureHelp(kong.HelpOptions{WrapUpperBound: 100}),
-		kong.Vars{"version": program + " " + Version()},
-		kong.TypeMapper(reflect.TypeFor[time.Duration](), lenient(p, "a duration, such as 30s or 5m", time.ParseDuration)),
-		kong.TypeMapper(reflect.TypeFor[*url.URL](), lenient(p, "an absolute URL, such as https://example.com", ParseURL)),
-		kong.TypeMapper(reflect.TypeFor[int](), lenient(p, "a whole number", strconv.Atoi)),
-		kong.TypeMapper(reflect.TypeFor[bool](), boolMapper{p}),
-	)
+	model, err := p.model(program, about, target, kong.Writers(stdout, stdout), kong.Exit(func(int) { panic(exit{}) }))
 	if err != nil {
-		return "", fmt.Errorf("declaring settings: %w", err)
+		return nil, err
 	}
 	asked, err := model.Parse(args)
 	if err != nil {
-		return "", Faults{err.Error() + " (see --help)"}
+		return nil, Faults{err.Error() + " (see --help)"}
+	}
+	command = target
+	values := slices.Clone(model.Model.Positional)
+	if selected := asked.Selected(); selected != nil {
+		command = selected.Target.Addr().Interface()
+		values = slices.Clone(selected.Positional)
 	}
 	flags := map[string]*kong.Flag{}
-	for _, flag := range model.Model.Flags {
+	for _, flag := range asked.Flags() {
 		flags[flag.Name] = flag
+		values = append(values, flag.Value)
 	}
-	for _, flag := range model.Model.Flags {
-		p.check(flag, flags[flag.Name+"-file"])
+	for _, value := range values {
+		if text, wrong := p.malformed[value]; wrong {
+			p.fault(settingName(value), text)
+		}
 	}
-	if checker, ok := target.(Checker); ok {
-		checker.Check(func(setting, text string) { p.fault(setting, text) })
+	spared, _ := command.(Sparing)
+	for _, flag := range asked.Flags() {
+		p.check(flag, flags[flag.Name+"-file"], spared)
+	}
+	if checker, ok := command.(Checker); ok {
+		checker.Check(p.fault)
 	}
 	if len(p.faults) == 0 {
-		return asked.Command(), nil
+		return command, nil
 	}
 	var faults Faults
 	for setting, text := range p.faults {
 		faults = append(faults, setting+": "+text)
 	}
 	slices.Sort(faults)
-	return "", faults
+	if tolerant, ok := command.(Tolerant); ok {
+		tolerant.Tolerate(faults)
+		return command, nil
+	}
+	return nil, faults
+}
+
+// Sparing is implemented by commands that can do without settings that others
+// need.
+type Sparing interface {
+	// Spares reports whether a setting need not be given.
+	Spares(setting string) bool
+}
+
+// Tolerant is implemented by commands that run although settings are wrong.
+type Tolerant interface {
+	// Tolerate is told what is wrong.
+	Tolerate(faults Faults)
+}
+
+// Model returns the commands and flags of a program, for shells to complete.
+func Model(program string, target any) (*kong.Application, error) {
+	p := &parser{faults: map[string]string{}, malformed: map[*kong.Value]string{}}
+	model, err := p.model(program, "", target)
+	if err != nil {
+		return nil, err
+	}
+	return model.Model, nil
+}
+
+func (p *parser) model(program, about string, target any, options ...kong.Option) (*kong.Kong, error) {
+	model, err := kong.New(target, append(options,
+		kong.Name(program), kong.Description(about),
+		kong.ConfigureHelp(kong.HelpOptions{WrapUpperBound: 100, Compact: true}),
+		kong.Vars{"version": program + " " + Version()},
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), lenient(p, "a duration, such as 30s or 5m", time.ParseDuration)),
+		kong.TypeMapper(reflect.TypeFor[*url.URL](), lenient(p, "an absolute URL, such as https://example.com", ParseURL)),
+		kong.TypeMapper(reflect.TypeFor[int](), lenient(p, "a whole number", strconv.Atoi)),
+		kong.TypeMapper(reflect.TypeFor[bool](), boolMapper{p}),
+	)...)
+	if err != nil {
+		return nil, fmt.Errorf("declaring settings: %w", err)
+	}
+	return model, nil
 }
 
 // Version returns what --version prints: the module's version and the commit
@@ -117,7 +165,10 @@ func Version() string {
 	return version + commit + " " + info.GoVersion
 }
 
-type parser struct{ faults map[string]string } // setting -> text
+type parser struct {
+	faults    map[string]string      // setting -> text
+	malformed map[*kong.Value]string // of all commands, also those not asked for
+}
 
 // fault keeps the first that is said of a setting.
 func (p *parser) fault(setting, text string) {
@@ -127,7 +178,7 @@ func (p *parser) fault(setting, text string) {
 }
 
 // check looks at one setting after everything has been read.
-func (p *parser) check(flag, twin *kong.Flag) {
+func (p *parser) check(flag, twin *kong.Flag, spared Sparing) {
 	setting := settingName(flag.Value)
 	text, isSecret := flag.Target.Addr().Interface().(*secret.Text)
 	if isSecret && twin != nil {
@@ -144,7 +195,7 @@ func (p *parser) check(flag, twin *kong.Flag) {
 			*text = trim(content)
 		}
 	}
-	if hint := flag.Tag.Get("needed"); hint != "" && flag.Target.IsZero() {
+	if hint := flag.Tag.Get("needed"); hint != "" && flag.Target.IsZero() && (spared == nil || !spared.Spares(setting)) {
 		if twin != nil {
 			hint += "; or name a file in " + settingName(twin.Value)
 		}
@@ -164,8 +215,11 @@ func fileFault(err error) string {
 
 // settingName is the variable of a setting, or its flag if it has none.
 func settingName(v *kong.Value) string {
-	if len(v.Tag.Envs) > 0 {
+	switch {
+	case len(v.Tag.Envs) > 0:
 		return v.Tag.Envs[0]
+	case v.Flag == nil:
+		return "<" + v.Name + ">"
 	}
 	return "--" + v.Name
 }
@@ -178,10 +232,9 @@ func lenient[T any](p *parser, want string, parse func(string) (T, error)) kong.
 		if err != nil {
 			return err
 		}
-		setting := settingName(ctx.Value)
 		value, err := parse(fmt.Sprint(token.Value))
 		if err != nil {
-			p.fault(setting, "not "+want)
+			p.malformed[ctx.Value] = "not " + want
 			return nil
 		}
 		target.Set(reflect.ValueOf(value))

@@ -23,6 +23,7 @@
 //	rate:tp1:recall:KIND          requests to Recall of late (redis_rate's)
 //	tp1:reconcile                 hash: how far the reconciliation has come
 //	tp1:reconciling               lock: somebody reconciles
+//	tp1:doctor                    lock: somebody looks whether Redis can be written
 //
 // The access token, the refresh token and the callback keys are sealed, each
 // bound to its grant and its field. Scripts see fingerprints and times only.
@@ -188,6 +189,7 @@ var (
 	replanScript      = record("replan")
 	deauthorizeScript = record("deauthorize")
 	resealScript      = record("reseal")
+	hastenScript      = record("hasten")
 	pauseScript       = script("", "pause")
 	dueScript         = script("", "due")
 	unlockScript      = script("", "unlock")

@@ -1,0 +1,265 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/seal"
+)
+
+// What operators look at. It is read straight from Redis, so that it can be read
+// when nothing else works, and changes nothing but where it says so.
+
+// OpensWith makes sure that the keyset opens what is stored here, as
+// [Store.CheckKeyset] does, but leaves no mark. It returns the key that has sealed
+// the mark, 0 if there is none yet.
+func (s *Store) OpensWith(ctx context.Context) (key uint32, err error) {
+	mark, err := s.redis.Get(ctx, keysetKey).Bytes()
+	if errors.Is(err, redis.Nil) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("reading the keyset's mark: %w", err)
+	}
+	if _, err := s.seal.Open(mark, keysetKey, "mark"); err != nil {
+		return seal.SealedBy(mark), ErrKeyset
+	}
+	return seal.SealedBy(mark), nil
+}
+
+// Sampled is what a sample of the sealed values says.
+type Sampled struct {
+	Grants int            // looked at
+	Keys   map[uint32]int // grants of which a key has sealed something
+	Broken int            // grants that do not open
+}
+
+// Sample opens the sealed values of up to n grants of each shard.
+func (s *Store) Sample(ctx context.Context, n int) (Sampled, error) {
+	indexes := make([]*redis.StringSliceCmd, grant.Shards)
+	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for shard := range indexes {
+			indexes[shard] = pipe.ZRangeByLex(ctx, usersKey(shard, ""), &redis.ZRangeBy{Min: "-", Max: "+", Count: int64(n)})
+		}
+		return nil
+	}); err != nil {
+		return Sampled{}, fmt.Errorf("sampling grants: %w", err)
+	}
+	sampled := Sampled{Keys: map[uint32]int{}}
+	for _, index := range indexes {
+		records := make([]*redis.SliceCmd, len(index.Val()))
+		if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+			for i, id := range index.Val() {
+				records[i] = pipe.HMGet(ctx, grantKey(grant.ID(id)), sealedFields[:]...)
+			}
+			return nil
+		}); err != nil {
+			return Sampled{}, fmt.Errorf("sampling grants: %w", err)
+		}
+		for i, id := range index.Val() {
+			keys, broken := map[uint32]bool{}, false
+			for n, value := range records[i].Val() {
+				sealed, _ := value.(string)
+				if sealed == "" {
+					continue
+				}
+				keys[seal.SealedBy(sealed)] = true
+				if _, err := s.seal.Open([]byte(sealed), id, sealedFields[n]); err != nil {
+					broken = true
+				}
+			}
+			sampled.Grants++
+			for key := range keys {
+				sampled.Keys[key]++
+			}
+			if broken {
+				sampled.Broken++
+			}
+		}
+	}
+	return sampled, nil
+}
+
+// States counts the grants in each state.
+func (s *Store) States(ctx context.Context) (map[grant.State]int, error) {
+	counts := map[grant.State][]*redis.IntCmd{}
+	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for _, state := range grant.States() {
+			for shard := range grant.Shards {
+				counts[state] = append(counts[state], pipe.ZCard(ctx, usersKey(shard, state)))
+			}
+		}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("counting grants by state: %w", err)
+	}
+	states := map[grant.State]int{}
+	for state, shards := range counts {
+		for _, n := range shards {
+			states[state] += int(n.Val())
+		}
+	}
+	return states, nil
+}
+
+// Now returns the time by Redis's clock.
+func (s *Store) Now(ctx context.Context) (time.Time, error) {
+	now, err := s.redis.Time(ctx).Result()
+	if err != nil {
+		return time.Time{}, fmt.Errorf("asking Redis for the time: %w", err)
+	}
+	return now, nil
+}
+
+// Planned is a grant and when it is to be renewed.
+type Planned struct {
+	ID grant.ID
+	At time.Time
+}
+
+// Plan returns up to limit grants that are to be renewed before a time, the
+// soonest first.
+func (s *Store) Plan(ctx context.Context, before time.Time, limit int) ([]Planned, error) {
+	shards := make([]*redis.ZSliceCmd, grant.Shards)
+	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for shard := range shards {
+			shards[shard] = pipe.ZRangeByScoreWithScores(ctx, shardKey(shard, "due"), &redis.ZRangeBy{
+				Min: "-inf", Max: "(" + strconv.FormatInt(millis(before), 10), Count: int64(limit),
+			})
+		}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("reading what is to be renewed: %w", err)
+	}
+	var planned []Planned
+	for _, shard := range shards {
+		for _, z := range shard.Val() {
+			id, _ := z.Member.(string)
+			planned = append(planned, Planned{grant.ID(id), time.UnixMilli(int64(z.Score)).UTC()})
+		}
+	}
+	slices.SortFunc(planned, func(a, b Planned) int { return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.ID, b.ID)) })
+	return planned[:min(limit, len(planned))], nil
+}
+
+// Backlog counts the grants that were to be renewed before a time.
+func (s *Store) Backlog(ctx context.Context, before time.Time) (int, error) {
+	shards := make([]*redis.IntCmd, grant.Shards)
+	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for shard := range shards {
+			shards[shard] = pipe.ZCount(ctx, shardKey(shard, "due"), "-inf", "("+strconv.FormatInt(millis(before), 10))
+		}
+		return nil
+	}); err != nil {
+		return 0, fmt.Errorf("counting what is to be renewed: %w", err)
+	}
+	n := 0
+	for _, shard := range shards {
+		n += int(shard.Val())
+	}
+	return n, nil
+}
+
+// Renewal is how the renewal of a grant stands.
+type Renewal struct {
+	ID         grant.ID
+	Due        time.Time // zero: it is not to be renewed
+	Failures   int       // since the last success
+	RetryAt    time.Time // zero: the last attempt did not fail
+	LeaseUntil time.Time // zero: nobody has claimed it
+	Intent     time.Time // since when its token may be spent without our knowing the answer; zero: it is not
+	Uncertain  bool      // an earlier attempt has lost its answer
+	Work       time.Time // when the registrar is to go on with it; zero: it is finished
+}
+
+// Renewals reads how the renewals of grants stand, in the order of the ids.
+func (s *Store) Renewals(ctx context.Context, ids []grant.ID) ([]Renewal, error) {
+	fields := make([]*redis.SliceCmd, len(ids))
+	due, work := make([]*redis.FloatCmd, len(ids)), make([]*redis.FloatCmd, len(ids))
+	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, id := range ids {
+			fields[i] = pipe.HMGet(ctx, grantKey(id), "failures", "retry_at", "lease_until", "intent", "uncertain")
+			due[i] = pipe.ZScore(ctx, shardKey(id.Shard(), "due"), string(id))
+			work[i] = pipe.ZScore(ctx, workKey(id.Shard()), string(id))
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, redis.Nil) { // what is in no index has no score
+		return nil, fmt.Errorf("reading renewals: %w", err)
+	}
+	renewals := make([]Renewal, len(ids))
+	for i, id := range ids {
+		if err := fields[i].Err(); err != nil {
+			return nil, fmt.Errorf("reading renewals: %w", err)
+		}
+		var d decoder
+		text := func(n int) string { value, _ := fields[i].Val()[n].(string); return value }
+		renewals[i] = Renewal{
+			ID: id, Failures: int(d.int("failures", text(0))), RetryAt: d.time("retry_at", text(1)),
+			LeaseUntil: d.time("lease_until", text(2)), Intent: d.time("intent", text(3)), Uncertain: text(4) != "",
+			Due: scored(due[i]), Work: scored(work[i]),
+		}
+		if d.err != nil {
+			return nil, fmt.Errorf("reading the renewal of grant %s: %w", id, d.err)
+		}
+	}
+	return renewals, nil
+}
+
+func scored(score *redis.FloatCmd) time.Time {
+	if score.Err() != nil {
+		return time.Time{}
+	}
+	return time.UnixMilli(int64(score.Val())).UTC()
+}
+
+// PausedName is a Zoom app, or a kind of request to Recall, that is left alone.
+type PausedName struct {
+	Name string
+	For  time.Duration
+	Why  string // for people
+}
+
+// Pauses returns which of some names are paused; see [Store.Pause].
+func (s *Store) Pauses(ctx context.Context, names []string) ([]PausedName, error) {
+	left, why := make([]*redis.DurationCmd, len(names)), make([]*redis.StringCmd, len(names))
+	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, name := range names {
+			left[i], why[i] = pipe.PTTL(ctx, pauseKey(name)), pipe.Get(ctx, pauseKey(name))
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return nil, fmt.Errorf("asking what is paused: %w", err)
+	}
+	var paused []PausedName
+	for i, name := range names {
+		if left[i].Val() > 0 {
+			paused = append(paused, PausedName{name, left[i].Val(), why[i].Val()})
+		}
+	}
+	return paused, nil
+}
+
+// Hasten makes a grant due now, whatever its plan, and takes back what it backs
+// off for. Whoever keeps tokens fresh renews it then, as by its plan. It answers
+// [grant.ErrFresh] in the first tenth of its token's life, [grant.ErrReauthorize],
+// [grant.ErrDeleting] or [grant.ErrNotFound].
+func (s *Store) Hasten(ctx context.Context, id grant.ID) error {
+	word, _, err := s.run(ctx, hastenScript, id)
+	switch {
+	case err != nil:
+		return fmt.Errorf("making grant %s due: %w", id, err)
+	case word != "due":
+		return wordError(word)
+	}
+	return nil
+}

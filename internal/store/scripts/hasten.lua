@@ -1,0 +1,12 @@
+-- Make a grant due now, for an operator who does not want to wait for its plan.
+--
+-- A token in the first tenth of its life stays: nobody can make a loop of it.
+
+if redis.call('EXISTS', grant) == 0 then return {'missing'} end
+if get('deleting') then return {'deleting'} end
+if get('gone') then return {'gone'} end
+local refreshed, expires, at = number('refreshed'), number('expires'), now()
+if not get('failures') and refreshed + (expires - refreshed) / 10 > at then return {'fresh'} end
+redis.call('HDEL', grant, 'retry_at')
+redis.call('ZADD', due, text(at), id)
+return {'due'}

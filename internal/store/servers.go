@@ -1,0 +1,124 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Server is what a master of Redis says of itself. What it does not say is the
+// zero value: the embedded Redis says little.
+type Server struct {
+	Addr        string
+	Version     string
+	Mode        string // standalone or cluster
+	AppendOnly  bool
+	AppendFsync string        // always, everysec or no; empty: it does not tell (CONFIG is not allowed)
+	Broken      string        // what of its persistence failed last, in Redis's words; empty: nothing
+	Eviction    string        // maxmemory-policy
+	MemoryUsed  int64         // bytes
+	MemoryMax   int64         // bytes; 0: no bound
+	Replicas    int           // that are in step
+	Behind      time.Duration // the one of these that was heard of least lately
+}
+
+// Servers asks every master for what it says of itself.
+func (c *Connection) Servers(ctx context.Context) ([]Server, error) {
+	cluster, ok := c.UniversalClient.(*redis.ClusterClient)
+	if !ok {
+		one, err := describe(ctx, c.UniversalClient)
+		if client, ok := c.UniversalClient.(*redis.Client); ok {
+			one.Addr = client.Options().Addr
+		}
+		return []Server{one}, err
+	}
+	var mu sync.Mutex
+	var all []Server
+	err := cluster.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error {
+		one, err := describe(ctx, master)
+		one.Addr = master.Options().Addr
+		mu.Lock()
+		defer mu.Unlock()
+		all = append(all, one)
+		return err
+	})
+	return all, err
+}
+
+func describe(ctx context.Context, server redis.Cmdable) (Server, error) {
+	info, err := server.Info(ctx).Result()
+	if err != nil {
+		return Server{}, fmt.Errorf("asking Redis for its state: %w", err)
+	}
+	number := func(name string) int64 { n, _ := strconv.ParseInt(infoField(info, name), 10, 64); return n }
+	s := Server{
+		Version: infoField(info, "redis_version"), Mode: infoField(info, "redis_mode"),
+		AppendOnly: infoField(info, "aof_enabled") == "1", Eviction: infoField(info, "maxmemory_policy"),
+		MemoryUsed: number("used_memory"), MemoryMax: number("maxmemory"),
+	}
+	for _, field := range []string{"aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"} {
+		if status := infoField(info, field); status != "" && status != "ok" && s.Broken == "" {
+			s.Broken = field + " " + status
+		}
+	}
+	for i := range number("connected_slaves") {
+		fields := infoField(info, fmt.Sprintf("slave%d", i)) // ip=…,port=…,state=online,offset=…,lag=1
+		if !strings.Contains(fields, "state=online") {
+			continue
+		}
+		s.Replicas++
+		if _, lag, found := strings.Cut(fields, "lag="); found {
+			lag, _, _ = strings.Cut(lag, ",")
+			seconds, _ := strconv.Atoi(lag)
+			s.Behind = max(s.Behind, time.Duration(seconds)*time.Second)
+		}
+	}
+	if fsync, err := server.ConfigGet(ctx, "appendfsync").Result(); err == nil { // many who host Redis do not allow it
+		s.AppendFsync = fsync["appendfsync"]
+	}
+	return s, nil
+}
+
+// Hears makes sure that what is told of changes is heard: that the user of the
+// Redis URL may publish and subscribe.
+func (c *Connection) Hears(ctx context.Context) error {
+	channel := shardKey(0, "doctor")
+	subscribe, publish := c.Subscribe, c.Publish
+	if _, cluster := c.UniversalClient.(*redis.ClusterClient); cluster {
+		subscribe, publish = c.SSubscribe, c.SPublish
+	}
+	link := subscribe(ctx, channel)
+	defer func() { _ = link.Close() }()
+	if _, err := link.Receive(ctx); err != nil {
+		return fmt.Errorf("subscribing: %w", err)
+	}
+	if err := publish(ctx, channel, "").Err(); err != nil {
+		return fmt.Errorf("publishing: %w", err)
+	}
+	for {
+		message, err := link.Receive(ctx)
+		if err != nil {
+			return fmt.Errorf("waiting for what was published: %w", err)
+		}
+		if _, heard := message.(*redis.Message); heard {
+			return nil
+		}
+	}
+}
+
+// Writes makes sure that Redis takes scripts and can be written.
+func (s *Store) Writes(ctx context.Context) error {
+	unlock, ok, err := s.lock(ctx, prefix+"doctor", 5*time.Second)
+	if err != nil {
+		return err
+	}
+	if ok {
+		unlock()
+	}
+	return s.HandedOut(ctx, nobody) // there is no such grant: it changes nothing
+}
