@@ -116,6 +116,23 @@ func Open(folder string, seal Sealer, keep time.Duration) (*Journal, error) {
 	return j, nil
 }
 
+// Read returns the entries that are in a folder, oldest first, and whether a
+// process has it at the moment. It changes nothing, so it may be called then too:
+// some of the entries are settled already.
+func Read(folder string, seal Sealer) (entries []Entry, running bool, err error) {
+	if lock, err := os.Open(filepath.Join(folder, "lock")); err == nil { //nolint:gosec // the operator names the folder
+		running = syscall.Flock(int(lock.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) != nil
+		if err := lock.Close(); err != nil {
+			return nil, false, fmt.Errorf("reading the journal: %w", err)
+		}
+	}
+	j := &Journal{folder: folder, seal: seal}
+	if err := j.read(); err != nil {
+		return nil, running, err
+	}
+	return j.Entries(), running, nil
+}
+
 // read reads the files of an earlier process.
 func (j *Journal) read() error {
 	paths, err := filepath.Glob(filepath.Join(j.folder, "*"+suffix))
@@ -125,6 +142,9 @@ func (j *Journal) read() error {
 	slices.Sort(paths)
 	for _, path := range paths {
 		content, err := os.ReadFile(path) //nolint:gosec // in the journal's folder
+		if errors.Is(err, os.ErrNotExist) {
+			continue // dropped meanwhile by the process that has it
+		}
 		if err != nil {
 			return fmt.Errorf("reading the journal: %w", err)
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -262,4 +263,61 @@ func (s *Store) Hasten(ctx context.Context, id grant.ID) error {
 		return wordError(word)
 	}
 	return nil
+}
+
+// Answer is an answer of Zoom's, as far as it tells whether Redis has it.
+type Answer struct {
+	ID        grant.ID
+	OfConsent bool
+	Spent     string // fingerprint of what was spent
+	Refresh   string // fingerprint of the refresh token that came of it
+}
+
+// Standing is what Redis has of an answer of Zoom's.
+type Standing string
+
+// What Redis can have of an answer.
+const (
+	Stored     Standing = "stored"     // it, as the latest
+	Wanted     Standing = "wanted"     // the token before it: it is missing, and to be committed
+	Superseded Standing = "superseded" // a later one
+	Absent     Standing = "absent"     // no such grant
+)
+
+// Standings says what Redis has of answers, in their order.
+func (s *Store) Standings(ctx context.Context, answers []Answer) ([]Standing, error) {
+	records, consents := make([]*redis.SliceCmd, len(answers)), make([]*redis.StringCmd, len(answers))
+	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, a := range answers {
+			records[i] = pipe.HMGet(ctx, grantKey(a.ID), "refresh_fingerprint", "consent")
+			consents[i] = pipe.HGet(ctx, shardKey(a.ID.Shard(), "consents:"+string(a.ID)), a.Spent)
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return nil, fmt.Errorf("asking which answers are stored: %w", err)
+	}
+	standings := make([]Standing, len(answers))
+	for i, a := range answers {
+		refresh, _ := records[i].Val()[0].(string)
+		consent, _ := records[i].Val()[1].(string)
+		outcome := consents[i].Val()
+		switch {
+		case a.OfConsent && (consent == a.Spent || outcome == "stored"):
+			standings[i] = Stored
+		case a.OfConsent && (outcome == "void" || strings.HasPrefix(outcome, "taken")):
+			standings[i] = Superseded
+		case a.OfConsent:
+			standings[i] = Wanted
+		case refresh == "":
+			standings[i] = Absent
+		case refresh == a.Refresh:
+			standings[i] = Stored
+		case refresh == a.Spent:
+			standings[i] = Wanted
+		default:
+			standings[i] = Superseded
+		}
+	}
+	return standings, nil
 }
