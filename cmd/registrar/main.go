@@ -78,7 +78,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	service := registrar.New(registrar.Config{
 		Store: grants, Rotator: rotator, Recall: recallClient, Log: log.Named("registrar"), Audit: c.Audit(stderr),
-		CallbackBase: c.CallbackBaseURL, OldBases: c.oldBases,
+		CallbackBase: c.CallbackBaseURL, OldBases: c.OldBases(),
 	})
 	reconciler := &registrar.Reconciler{
 		Service: service, Recall: recallClient.Through(&background), Log: log.Named("reconciler"), Every: c.ReconcileInterval,

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"net/url"
 	"strings"
 	"time"
 
@@ -10,7 +9,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"tokenprovider/internal/reload"
-	"tokenprovider/internal/secret"
 	"tokenprovider/internal/settings"
 	"tokenprovider/registrar"
 )
@@ -21,25 +19,16 @@ type config struct {
 	GRPCAddr string `name:"grpc-addr" env:"GRPC_ADDR" default:":8443" help:"Where internal services call."`
 	OpsAddr  string `env:"OPS_ADDR" default:":9090" help:"Where /healthz, /readyz and /metrics are. Never expose it."`
 
-	GRPCTLSCertFile  string `name:"grpc-tls-cert-file" env:"GRPC_TLS_CERT_FILE" placeholder:"FILE" help:"The server's certificate and its chain, in PEM. Like the other files, it is read again when it changes."`
-	GRPCTLSKeyFile   string `name:"grpc-tls-key-file" env:"GRPC_TLS_KEY_FILE" placeholder:"FILE" help:"The certificate's key, in PEM."`
-	GRPCClientCAFile string `name:"grpc-client-ca-file" env:"GRPC_CLIENT_CA_FILE" placeholder:"FILE" help:"The authorities that vouch for clients, in PEM. A client without a certificate of theirs is not let in."`
-	GRPCPolicyFile   string `name:"grpc-policy-file" env:"GRPC_POLICY_FILE" placeholder:"FILE" help:"Which clients may do what, in YAML. Without it, any client with a certificate may do all but GetAccessToken."`
-	GRPCInsecure     bool   `name:"grpc-insecure" env:"GRPC_INSECURE" help:"Serve gRPC in plaintext, to anybody who can connect."`
+	settings.Certificates
+	GRPCPolicyFile string `name:"grpc-policy-file" env:"GRPC_POLICY_FILE" placeholder:"FILE" help:"Which clients may do what, in YAML. Without it, any client with a certificate may do all but GetAccessToken."`
+	GRPCInsecure   bool   `name:"grpc-insecure" env:"GRPC_INSECURE" help:"Serve gRPC in plaintext, to anybody who can connect."`
 
 	settings.Storage
 	settings.Zoom
 	settings.Refreshing
-	RecallAPIURL       *url.URL      `name:"recall-api-url" env:"RECALL_API_URL" default:"https://us-east-1.recall.ai" help:"Recall's API; each region has its own host."`
-	RecallAPIKey       secret.Text   `name:"recall-api-key" env:"RECALL_API_KEY" placeholder:"KEY" needed:"an API key of the Recall workspace" help:"API key of the Recall workspace."`
-	RecallAPIKeyFile   string        `name:"recall-api-key-file" env:"RECALL_API_KEY_FILE" placeholder:"FILE" help:"File that holds the API key."`
-	RecallOAuthAppID   string        `name:"recall-oauth-app-id" env:"RECALL_OAUTH_APP_ID" placeholder:"UUID" help:"Recall's uuid of the Zoom OAuth app."`
-	RecallRateLimit    int           `name:"recall-rate-limit" env:"RECALL_RATE_LIMIT" default:"300" help:"Requests to Recall a minute, at most, by all replicas together. Recall's own limit for a workspace is 300."`
-	CallbackBaseURL    *url.URL      `name:"callback-base-url" env:"CALLBACK_BASE_URL" placeholder:"URL" needed:"the public URL of the token server, as Recall reaches it" help:"Public URL of the token server, as Recall reaches it."`
-	CallbackOldBaseURL string        `name:"callback-old-base-urls" env:"CALLBACK_OLD_BASE_URLS" placeholder:"URLS" help:"Public URLs that the token server had before, separated by commas: what is left under them at Recall is removed, too."`
-	ReconcileInterval  time.Duration `env:"RECONCILE_INTERVAL" default:"1h" help:"How long after one comparison with all that Recall has the next begins."`
+	settings.Recall
+	ReconcileInterval time.Duration `env:"RECONCILE_INTERVAL" default:"1h" help:"How long after one comparison with all that Recall has the next begins."`
 
-	oldBases     []*url.URL
 	certificates *reload.Value[*registrar.Certificates]
 	policy       *reload.Value[*registrar.Policy]
 }
@@ -51,27 +40,10 @@ func (c *config) Check(fault func(setting, text string)) {
 	c.Refreshing.Check(fault)
 	c.Zoom.Check(fault)
 	c.checkGRPC(fault)
-	switch {
-	case c.ZoomAppsFile == "" && c.RecallOAuthAppID == "":
-		fault("RECALL_OAUTH_APP_ID", "not set: the uuid that Recall gave to the Zoom OAuth app")
-	case c.ZoomAppsFile != "" && c.RecallOAuthAppID != "":
-		fault("RECALL_OAUTH_APP_ID", "set besides ZOOM_APPS_FILE, which has one for each app: choose one")
-	}
-	if c.RecallRateLimit < 3 {
-		fault("RECALL_RATE_LIMIT", "less than 3")
-	}
+	c.Recall.Check(fault)
+	c.CheckApp(&c.Zoom, fault)
 	if c.ReconcileInterval < time.Second {
 		fault("RECONCILE_INTERVAL", "less than a second")
-	}
-	if c.CallbackOldBaseURL != "" {
-		for text := range strings.SplitSeq(c.CallbackOldBaseURL, ",") {
-			old, err := settings.ParseURL(strings.TrimSpace(text))
-			if err != nil {
-				fault("CALLBACK_OLD_BASE_URLS", "not absolute URLs, separated by commas")
-				return
-			}
-			c.oldBases = append(c.oldBases, old)
-		}
 	}
 }
 

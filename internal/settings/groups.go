@@ -70,38 +70,70 @@ func (p Program) logger(w io.Writer, level zapcore.Level) *zap.Logger {
 	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level))
 }
 
+// Redis is where the grants are.
+type Redis struct {
+	RedisURL     secret.Text `env:"REDIS_URL" placeholder:"URL" needed:"redis://host:port/db" help:"Where the grants are: redis://[user:password@]host:port/db, rediss:// (TLS), redis+sentinel://host:port/db?master_name=NAME or redis+cluster://host:port?addr=host2:port."`
+	RedisURLFile string      `env:"REDIS_URL_FILE" placeholder:"FILE" help:"File that holds the Redis URL."`
+
+	client *store.Connection
+}
+
+// Check implements [Checker]. It makes the client, so that a wrong URL is a fault
+// like any other.
+func (r *Redis) Check(fault func(setting, text string)) {
+	if r.RedisURL.IsZero() {
+		return
+	}
+	client, err := store.Connect(r.RedisURL)
+	if err != nil {
+		fault("REDIS_URL", err.Error())
+	}
+	r.client = client
+}
+
+// Sealing is what seals every secret in Redis.
+type Sealing struct {
+	KeysetFile   string `env:"KEYSET_FILE" placeholder:"FILE" needed:"a Tink AEAD keyset in JSON; make one with: tokenctl keyset create" help:"Tink AEAD keyset (JSON) that seals every secret in Redis. It is read again when it changes."`
+	KeysetKMSURI string `name:"keyset-kms-uri" env:"KEYSET_KMS_URI" placeholder:"URI" help:"Key of a KMS that has wrapped the keyset: aws-kms://ARN, gcp-kms://NAME or hcvault://HOST/transit/keys/NAME. Empty: the keyset is in clear."`
+
+	keyset *keyset.File
+}
+
+// Check implements [Checker]. It reads the keyset, so that a wrong one is a fault
+// like any other.
+func (s *Sealing) Check(fault func(setting, text string)) {
+	if s.KeysetFile == "" {
+		return
+	}
+	var err error
+	if s.keyset, err = keyset.Open(context.Background(), s.KeysetFile, s.KeysetKMSURI); err != nil {
+		fault("KEYSET_FILE", err.Error())
+	}
+}
+
+// Keyset returns the keyset in use, nil if there is none.
+func (s *Sealing) Keyset() *seal.Keyset {
+	if s.keyset == nil {
+		return nil
+	}
+	return s.keyset.Keyset()
+}
+
 // Storage is where grants are kept.
 type Storage struct {
-	RedisURL          secret.Text   `env:"REDIS_URL" placeholder:"URL" needed:"redis://host:port/db" help:"Where the grants are: redis://[user:password@]host:port/db, rediss:// (TLS), redis+sentinel://host:port/db?master_name=NAME or redis+cluster://host:port?addr=host2:port."`
-	RedisURLFile      string        `env:"REDIS_URL_FILE" placeholder:"FILE" help:"File that holds the Redis URL."`
+	Redis
 	ReloadInterval    time.Duration `env:"RELOAD_INTERVAL" default:"10s" help:"How often the files of secrets, certificates and policies are looked at. What has changed is taken without a restart."`
 	RedisStartTimeout time.Duration `env:"REDIS_START_TIMEOUT" default:"30s" help:"How long to wait for Redis at the start."`
 	RedisAllowLoss    bool          `name:"redis-allow-data-loss" env:"REDIS_ALLOW_DATA_LOSS" help:"Start although Redis, as it is set up, loses grants. For trials."`
 	RedisWaitReplicas int           `env:"REDIS_WAIT_REPLICAS" default:"0" help:"On how many replicas of Redis a renewed token must be before it counts as safe. Until then it stays in the journal."`
 	JournalDir        string        `env:"JOURNAL_DIR" default:"journal" help:"Folder for what Zoom has answered and Redis may not have yet, sealed. One for each process; it must survive a restart of the process."`
-	KeysetFile        string        `env:"KEYSET_FILE" placeholder:"FILE" needed:"a Tink AEAD keyset in JSON; make one with: tokenctl keyset create" help:"Tink AEAD keyset (JSON) that seals every secret in Redis. It is read again when it changes."`
-	KeysetKMSURI      string        `name:"keyset-kms-uri" env:"KEYSET_KMS_URI" placeholder:"URI" help:"Key of a KMS that has wrapped the keyset: aws-kms://ARN, gcp-kms://NAME or hcvault://HOST/transit/keys/NAME. Empty: the keyset is in clear."`
-
-	client *store.Connection
-	keyset *keyset.File
+	Sealing
 }
 
-// Check implements [Checker]. It makes what [Storage.Open] opens, so that a
-// wrong URL or keyset is a fault like any other.
+// Check implements [Checker].
 func (s *Storage) Check(fault func(setting, text string)) {
-	if !s.RedisURL.IsZero() {
-		client, err := store.Connect(s.RedisURL)
-		if err != nil {
-			fault("REDIS_URL", err.Error())
-		}
-		s.client = client
-	}
-	if s.KeysetFile != "" {
-		var err error
-		if s.keyset, err = keyset.Open(context.Background(), s.KeysetFile, s.KeysetKMSURI); err != nil {
-			fault("KEYSET_FILE", err.Error())
-		}
-	}
+	s.Redis.Check(fault)
+	s.Sealing.Check(fault)
 	if s.ReloadInterval <= 0 {
 		fault("RELOAD_INTERVAL", "not more than 0")
 	}
@@ -138,9 +170,6 @@ func (s *Storage) Open(ctx context.Context, log *zap.Logger) (*store.Store, *jou
 	}
 	return opened, kept, nil
 }
-
-// Keyset returns the keyset in use.
-func (s *Storage) Keyset() *seal.Keyset { return s.keyset.Keyset() }
 
 // Follow keeps the keyset and the login to Redis in step with their files until
 // ctx ends.

@@ -13,76 +13,29 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"tokenprovider/internal/keyset"
-	"tokenprovider/internal/seal"
-	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
 )
-
-// Redis is where the grants are.
-type Redis struct {
-	RedisURL     secret.Text `env:"REDIS_URL" placeholder:"URL" needed:"redis://host:port/db" help:"Where the grants are: redis://[user:password@]host:port/db, rediss:// (TLS), redis+sentinel://host:port/db?master_name=NAME or redis+cluster://host:port?addr=host2:port."`
-	RedisURLFile string      `env:"REDIS_URL_FILE" placeholder:"FILE" help:"File that holds the Redis URL."`
-
-	client *store.Connection
-}
-
-// Check implements [Checker].
-func (r *Redis) Check(fault func(setting, text string)) {
-	if r.RedisURL.IsZero() {
-		return
-	}
-	client, err := store.Connect(r.RedisURL)
-	if err != nil {
-		fault("REDIS_URL", err.Error())
-	}
-	r.client = client
-}
-
-// Client returns a client for Redis, nil if the settings name none.
-func (r *Redis) Client() *store.Connection { return r.client }
-
-// Keyset is what seals every secret.
-type Keyset struct {
-	KeysetFile   string `env:"KEYSET_FILE" placeholder:"FILE" needed:"a Tink AEAD keyset in JSON; make one with: tokenctl keyset create" help:"Tink AEAD keyset (JSON) that seals every secret in Redis."`
-	KeysetKMSURI string `name:"keyset-kms-uri" env:"KEYSET_KMS_URI" placeholder:"URI" help:"Key of a KMS that the keyset is wrapped by: aws-kms://…, gcp-kms://… or hcvault://…. Empty: the keyset is in clear."`
-
-	keyset *seal.Keyset
-}
-
-// Check implements [Checker].
-func (k *Keyset) Check(fault func(setting, text string)) {
-	if k.KeysetFile == "" {
-		return
-	}
-	file, err := keyset.Open(context.Background(), k.KeysetFile, k.KeysetKMSURI)
-	if err != nil {
-		fault("KEYSET_FILE", err.Error())
-		return
-	}
-	k.keyset = file.Keyset()
-}
-
-// Keys returns the keyset, nil if the settings name none.
-func (k *Keyset) Keys() *seal.Keyset { return k.keyset }
 
 // Records is what reads grants as they are in Redis.
 type Records struct {
 	Redis
-	Keyset
+	Sealing
 }
 
 // Check implements [Checker].
 func (r *Records) Check(fault func(setting, text string)) {
 	r.Redis.Check(fault)
-	r.Keyset.Check(fault)
+	r.Sealing.Check(fault)
 }
+
+// Client returns the client for Redis, nil if the settings name none.
+func (r *Redis) Client() *store.Connection { return r.client }
 
 // Open returns the store, if Redis answers and the keyset opens what is in it.
 // It writes nothing.
 func (r *Records) Open(ctx context.Context) (*store.Store, error) {
 	redis.SetLogger(quiet{})
-	opened := store.New(r.client, r.keyset)
+	opened := store.New(r.client, r.Keyset())
 	if _, err := opened.OpensWith(ctx); err != nil {
 		if errors.Is(err, store.ErrKeyset) {
 			err = Faults{"KEYSET_FILE: " + err.Error()}
