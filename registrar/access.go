@@ -181,6 +181,8 @@ type Access struct {
 	// often as they like.
 	Plaintext bool
 
+	readOnly bool // whoever calls is this process, and may read
+
 	mu       sync.Mutex
 	limiters map[string]*limiter
 }
@@ -193,7 +195,12 @@ type limiter struct {
 
 // admit returns the name of who calls, if the call may be made.
 func (a *Access) admit(ctx context.Context, method string) (name string, err error) {
-	if a.Plaintext {
+	switch {
+	case a.readOnly && methods("read")[method]:
+		return "local", nil
+	case a.readOnly:
+		return "local", fmt.Errorf("%w: only reading is possible here", errForbidden)
+	case a.Plaintext:
 		return "anybody", nil
 	}
 	identities, err := identitiesOf(ctx)

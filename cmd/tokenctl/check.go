@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -19,7 +18,7 @@ type check struct {
 }
 
 // run returns nil when every URL has answered as wanted.
-func (c *check) run(ctx context.Context, stdout io.Writer) error {
+func (c *check) run(ctx context.Context, s *session) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	var faults []error
@@ -34,7 +33,8 @@ func (c *check) run(ctx context.Context, stdout io.Writer) error {
 			faults = append(faults, fmt.Errorf("check: %w", err))
 			continue
 		}
-		_, _ = fmt.Fprintf(stdout, "%s answers %d, as it should\n", want[:at], status)
+		s.say("%s answers %d, as it should", want[:at], status)
+		faults = append(faults, s.object(map[string]any{"url": want[:at], "status": status}))
 	}
 	return errors.Join(faults...)
 }

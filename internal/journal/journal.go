@@ -101,12 +101,9 @@ func Open(folder string, seal Sealer, keep time.Duration) (*Journal, error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, fmt.Errorf("making the journal's folder: %w", err)
 	}
-	lock, err := os.OpenFile(filepath.Join(folder, "lock"), os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the operator names the folder
+	lock, err := lockFolder(folder)
 	if err != nil {
-		return nil, fmt.Errorf("locking the journal: %w", err)
-	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, errors.Join(ErrLocked, lock.Close())
+		return nil, err
 	}
 	j := &Journal{folder: folder, seal: seal, keep: keep, lock: lock}
 	j.synced = sync.NewCond(&j.mu)
@@ -114,6 +111,27 @@ func Open(folder string, seal Sealer, keep time.Duration) (*Journal, error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return j, nil
+}
+
+// Lock keeps every process from opening the journal in a folder, until it is let
+// go. It answers [ErrLocked] if one has it.
+func Lock(folder string) (unlock func(), err error) {
+	lock, err := lockFolder(folder)
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = lock.Close() }, nil
+}
+
+func lockFolder(folder string) (*os.File, error) {
+	lock, err := os.OpenFile(filepath.Join(folder, "lock"), os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the operator names the folder
+	if err != nil {
+		return nil, fmt.Errorf("locking the journal: %w", err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(ErrLocked, lock.Close())
+	}
+	return lock, nil
 }
 
 // Read returns the entries that are in a folder, oldest first, and whether a

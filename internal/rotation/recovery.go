@@ -101,19 +101,35 @@ func (r *Rotator) commit(ctx context.Context, a *answer) error {
 
 // store brings an answer into Redis, by what it is the answer to.
 func (r *Rotator) store(ctx context.Context, a *answer) error {
-	due := r.Plan(a.Tokens)
-	if !a.OfConsent() {
-		return r.Store.Commit(ctx, a.ID, a.Spent, a.Tokens, due)
-	}
-	if age := time.Since(a.Tokens.Issued); age > grant.ConsentMemory {
+	err := bring(ctx, r.Store, a, r.Plan(a.Tokens))
+	if errors.Is(err, errTooLate) {
 		r.Log.Error("the journal has brought an answer to a consent too late: the user has to register again",
-			zap.String("grant", string(a.ID)), zap.Duration("age", age))
-		return grant.ErrSuperseded
+			zap.String("grant", string(a.ID)), zap.Duration("age", time.Since(a.Tokens.Issued)))
 	}
-	return r.Store.Accept(ctx, a.ID, grant.Consent{
+	return err
+}
+
+// errTooLate means: nobody knows any more what came of the consent.
+var errTooLate = fmt.Errorf("the answer to a consent comes too late: %w", grant.ErrSuperseded)
+
+func bring(ctx context.Context, grants Grants, a *answer, due time.Time) error {
+	if !a.OfConsent() {
+		return grants.Commit(ctx, a.ID, a.Spent, a.Tokens, due)
+	}
+	if time.Since(a.Tokens.Issued) > grant.ConsentMemory {
+		return errTooLate
+	}
+	return grants.Accept(ctx, a.ID, grant.Consent{
 		App: a.App, User: a.User, Fingerprint: a.Spent, Tokens: a.Tokens,
 		ZoomUser: a.zoomUser, ZoomAccount: a.zoomAccount,
 	}, due)
+}
+
+// Replay brings an entry of a journal into Redis whose process does not run any
+// more. It may be repeated. It answers what [Grants] does; [grant.ErrSuperseded]
+// also to a consent that is too old.
+func Replay(ctx context.Context, grants Grants, e journal.Entry) error {
+	return bring(ctx, grants, &answer{Entry: e}, grant.Mature(e.Tokens.Issued, e.Tokens.Expires))
 }
 
 // forget ends the care for an answer. The journal still has it for a while.

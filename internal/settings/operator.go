@@ -28,13 +28,13 @@ func (r *Records) Check(fault func(setting, text string)) {
 	r.Sealing.Check(fault)
 }
 
-// Client returns the client for Redis, nil if the settings name none.
-func (r *Redis) Client() *store.Connection { return r.client }
+// Connection returns the client for Redis, nil if the settings name none.
+func (r *Redis) Connection() *store.Connection { return r.client }
 
 // Open returns the store, if Redis answers and the keyset opens what is in it.
 // It writes nothing.
 func (r *Records) Open(ctx context.Context) (*store.Store, error) {
-	redis.SetLogger(quiet{})
+	QuietRedis()
 	opened := store.New(r.client, r.Keyset())
 	if _, err := opened.OpensWith(ctx); err != nil {
 		if errors.Is(err, store.ErrKeyset) {
@@ -52,6 +52,9 @@ func (r *Records) Close() error {
 	}
 	return r.client.Close()
 }
+
+// QuietRedis drops what go-redis says by itself.
+func QuietRedis() { redis.SetLogger(quiet{}) }
 
 // quiet drops what go-redis says of its connections: what matters of it comes back
 // as errors.
@@ -121,6 +124,9 @@ func (r *Registrar) Check(fault func(setting, text string)) {
 
 // Connect returns a connection to the registrar; it does not dial.
 func (r *Registrar) Connect() (*grpc.ClientConn, error) {
+	if r.transport == nil {
+		return nil, errors.New("REGISTRAR_ADDR is not set, or its certificates are of no use")
+	}
 	connection, err := grpc.NewClient(r.RegistrarAddr, grpc.WithTransportCredentials(r.transport))
 	if err != nil {
 		return nil, fmt.Errorf("REGISTRAR_ADDR: %w", err)

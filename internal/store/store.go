@@ -190,6 +190,7 @@ var (
 	deauthorizeScript = record("deauthorize")
 	resealScript      = record("reseal")
 	hastenScript      = record("hasten")
+	reviveScript      = record("revive")
 	pauseScript       = script("", "pause")
 	dueScript         = script("", "due")
 	unlockScript      = script("", "unlock")

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"tokenprovider/internal/doctor"
+	"tokenprovider/internal/recall"
+	"tokenprovider/internal/settings"
+)
+
+type doctorCommand struct {
+	Timeout time.Duration `default:"10s" help:"How long a check may take."`
+	Verbose bool          `short:"v" help:"Also say how long each check took."`
+
+	settings.Storage
+	settings.Zoom
+	settings.Recall
+	settings.Certificates
+	settings.Registrar
+
+	faults settings.Faults
+}
+
+// Help implements [kong.HelpProvider].
+func (*doctorCommand) Help() string {
+	return `All checks are made at the same time. None changes anything that lasts, spends a token, or creates anything at Recall: Zoom is asked with a refresh token that is none, and the callback URL with a secret that nobody has. What is not set is not checked, so run it with the settings of a token server, and again with those of a registrar.
+
+Examples:
+
+  kubectl exec deploy/token-provider-registrar -- tokenctl doctor
+
+  tokenctl doctor -o json | jq 'select(.verdict == "fault")'`
+}
+
+// Check implements [settings.Checker].
+func (d *doctorCommand) Check(fault func(setting, text string)) {
+	d.Storage.Check(fault)
+	if d.ZoomAppsFile != "" || d.ZoomClientID != "" || !d.ZoomClientSecret.IsZero() {
+		d.Zoom.Check(fault)
+	}
+	d.Recall.Check(fault)
+	d.Registrar.Check(fault)
+}
+
+// Spares implements [settings.Sparing]: what a program does not have, it may not
+// need.
+func (*doctorCommand) Spares(setting string) bool {
+	return setting != "REDIS_URL" && setting != "KEYSET_FILE"
+}
+
+// Tolerate implements [settings.Tolerant]: a wrong setting is a finding.
+func (d *doctorCommand) Tolerate(faults settings.Faults) { d.faults = faults }
+
+func (d *doctorCommand) config() (doctor.Config, func()) {
+	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}}
+	c := doctor.Config{
+		Faults: d.faults, Redis: d.Connection(), Keyset: d.Keyset(), WaitReplicas: d.RedisWaitReplicas,
+		ZoomURL: d.ZoomOAuthURL, RecallURL: d.RecallAPIURL, Callback: d.CallbackBaseURL, JournalDir: d.JournalDir, HTTP: client,
+	}
+	closing := func() {}
+	if !d.RecallAPIKey.IsZero() {
+		c.Recall = recall.New(recall.Config{APIURL: d.RecallAPIURL, APIKey: d.RecallAPIKey, HTTP: client})
+	} else {
+		c.RecallURL = nil
+	}
+	if d.ZoomAppsFile != "" || d.ZoomClientID != "" && !d.ZoomClientSecret.IsZero() {
+		for _, app := range d.Apps(settings.App{OAuthApp: d.RecallOAuthAppID}, "").List() {
+			if app.ClientID != "" {
+				c.Apps = append(c.Apps, doctor.App{Name: app.Name, ClientID: app.ClientID, OAuthApp: app.OAuthApp, Zoom: d.Zoom.Client(app, client)})
+			}
+		}
+	}
+	for _, file := range []doctor.CertificateFile{
+		{Setting: "GRPC_TLS_CERT_FILE", Path: d.GRPCTLSCertFile, Key: d.GRPCTLSKeyFile},
+		{Setting: "GRPC_CLIENT_CA_FILE", Path: d.GRPCClientCAFile},
+		{Setting: "REGISTRAR_CERT_FILE", Path: d.RegistrarCertFile, Key: d.RegistrarKeyFile},
+		{Setting: "REGISTRAR_CA_FILE", Path: d.RegistrarCAFile},
+	} {
+		if file.Path != "" {
+			c.Certificates = append(c.Certificates, file)
+		}
+	}
+	if connection, err := d.Connect(); err == nil {
+		c.Registrar = connection
+		closing = func() { _ = connection.Close() }
+	}
+	return c, closing
+}
+
+// finding is a finding in JSON.
+type finding struct {
+	Check   string         `json:"check"`
+	Verdict doctor.Verdict `json:"verdict"`
+	Found   string         `json:"found"`
+	Mend    string         `json:"mend,omitempty"`
+	TookMS  int64          `json:"took_ms"`
+}
+
+var marks = map[doctor.Verdict]string{
+	doctor.OK: "ok", doctor.Warning: "WARNING", doctor.Fault: "FAULT", doctor.NotChecked: "not checked",
+}
+
+func (d *doctorCommand) run(ctx context.Context, s *session) error {
+	settings.QuietRedis()
+	config, closing := d.config()
+	defer closing()
+	findings := doctor.Examine(ctx, config.Checks(), d.Timeout)
+	counts := map[doctor.Verdict]int{}
+	wide := 0
+	for _, f := range findings {
+		wide = max(wide, len(f.Check))
+	}
+	for _, f := range findings {
+		counts[f.Verdict]++
+		if err := s.object(finding{f.Check, f.Verdict, f.Found, f.Mend, f.Took.Milliseconds()}); err != nil {
+			return err
+		}
+		took := ""
+		if d.Verbose {
+			took = fmt.Sprintf(" (%v)", f.Took.Round(time.Millisecond))
+		}
+		s.say("%-11s  %-*s  %s%s", marks[f.Verdict], wide, f.Check, printable(f.Found), took)
+		if f.Mend != "" {
+			s.say("%s  → %s", strings.Repeat(" ", 11+2+wide), f.Mend)
+		}
+	}
+	s.say("\n%d ok, %d warnings, %d faults, %d not checked", counts[doctor.OK], counts[doctor.Warning], counts[doctor.Fault], counts[doctor.NotChecked])
+	if n := counts[doctor.Fault]; n > 0 {
+		return fmt.Errorf("doctor: %d of %d checks have found a fault", n, len(findings))
+	}
+	return nil
+}

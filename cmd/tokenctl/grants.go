@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"tokenprovider/internal/doctor"
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/settings"
+)
+
+type grantsDue struct {
+	Within time.Duration `default:"5m" help:"Only those due within this time. 0: only what is overdue."`
+	Limit  int           `default:"50" help:"How many grants, at most."`
+	settings.Records
+}
+
+// Help implements [kong.HelpProvider].
+func (*grantsDue) Help() string {
+	return `The soonest first. What is overdue waits for a token server: a second or so is normal.
+
+Example:
+
+  tokenctl grants due --within 0s`
+}
+
+func (g *grantsDue) run(ctx context.Context, s *session) error {
+	grants, err := g.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = g.Close() }()
+	now, err := grants.Now(ctx)
+	if err != nil {
+		return err
+	}
+	before := now.Add(g.Within)
+	planned, err := grants.Plan(ctx, before, g.Limit)
+	if err != nil {
+		return err
+	}
+	all, err := grants.Backlog(ctx, before)
+	if err != nil {
+		return err
+	}
+	ids := make([]grant.ID, len(planned))
+	for i, p := range planned {
+		ids[i] = p.ID
+	}
+	found, err := grants.ByID(ctx, ids)
+	if err != nil {
+		return err
+	}
+	byID := map[grant.ID]grant.Grant{}
+	for _, one := range found {
+		byID[one.ID] = one
+	}
+	rows := s.table("DUE", "USER", "APP", "STATE", "EXPIRES", "GRANT")
+	for _, p := range planned {
+		one := byID[p.ID]
+		if err := s.object(map[string]any{
+			"grant": p.ID, "due_time": p.At, "overdue_seconds": max(0, int(now.Sub(p.At).Seconds())),
+			"user_id": one.User, "zoom_app": one.App, "state": apiState(one.State), "access_token_expire_time": one.AccessExpires,
+		}); err != nil {
+			return err
+		}
+		rows.row(ago(p.At), one.User, one.App, word(string(one.State)), ago(one.AccessExpires), string(p.ID))
+	}
+	rows.flush()
+	switch {
+	case all == 0:
+		s.say("nothing is due within %v", g.Within)
+	case all > len(planned):
+		s.say("and %d more", all-len(planned))
+	}
+	return nil
+}
+
+// apiState is a state by the name that the API has for it.
+func apiState(state grant.State) string {
+	if state == "" {
+		return ""
+	}
+	return fromState(string(state)).String()
+}
+
+type grantsStuck struct {
+	Late  time.Duration `default:"2m" help:"For how long something must not have got on."`
+	Limit int           `default:"100" help:"How many grants, at most."`
+	settings.Records
+}
+
+// Help implements [kong.HelpProvider].
+func (*grantsStuck) Help() string {
+	return `How a grant can be stuck: overdue (nobody renews it), uncertain (an answer of Zoom's was lost, its refresh token may be spent), failing (its renewal fails and is tried again), unfinished (the registrar cannot bring a registration or removal to its end). Users who have to consent again are not listed: only they can mend it (users list --state reauthorization_required).
+
+Example:
+
+  tokenctl grants stuck`
+}
+
+func (g *grantsStuck) run(ctx context.Context, s *session) error {
+	grants, err := g.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = g.Close() }()
+	rows := s.table("USER", "APP", "STATE", "STUCK", "NEXT TRY", "WHY")
+	n, more := 0, false
+	var printing error
+	err = doctor.FindStuck(ctx, grants, g.Late, func(one doctor.Stuck) bool {
+		if n == g.Limit {
+			more = true
+			return false
+		}
+		n++
+		printing = s.object(map[string]any{
+			"grant": one.Grant.ID, "user_id": one.User, "zoom_app": one.App, "state": apiState(one.State),
+			"stuck": one.Kind, "why": one.Why, "failures": one.Failures, "uncertain": one.Uncertain, "next_try_time": nullable(one.Next),
+		})
+		rows.row(one.User, one.App, word(string(one.State)), string(one.Kind), ago(one.Next), one.Why)
+		return printing == nil
+	})
+	rows.flush()
+	if err != nil || printing != nil {
+		return fmt.Errorf("grants stuck: %w", orElse(err, printing))
+	}
+	switch {
+	case n == 0:
+		s.say("nothing is stuck")
+	case more:
+		s.say("and more: see --limit")
+	}
+	return nil
+}
+
+// nullable is a time in JSON, null if there is none.
+func nullable(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+func orElse(err, other error) error {
+	if err != nil {
+		return err
+	}
+	return other
+}

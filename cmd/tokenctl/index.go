@@ -1,0 +1,41 @@
+package main
+
+import (
+	"context"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/settings"
+)
+
+type indexRebuild struct{ settings.Records }
+
+// Help implements [kong.HelpProvider].
+func (*indexRebuild) Help() string {
+	return `For when grants are not renewed although token servers run: after a restore, or a write to Redis by hand. Everything goes on meanwhile, and it may be broken off and repeated.
+
+Example:
+
+  tokenctl index rebuild`
+}
+
+func (i *indexRebuild) run(ctx context.Context, s *session) error {
+	grants, err := i.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = i.Close() }()
+	progress := s.progress("shards")
+	defer progress.done()
+	seen := 0
+	for shard := range grant.Shards {
+		n, err := grants.RebuildDue(ctx, shard)
+		seen += n
+		if err != nil {
+			return err
+		}
+		progress.at(shard+1, grant.Shards)
+	}
+	progress.done()
+	s.say("rebuilt from %d grants", seen)
+	return s.object(map[string]int{"grants": seen})
+}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"tokenprovider/internal/doctor"
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/journal"
+	"tokenprovider/internal/rotation"
+	"tokenprovider/internal/settings"
+	"tokenprovider/internal/store"
+)
+
+// folder is the journal that a command is about.
+type folder struct {
+	JournalDir string `arg:"" optional:"" name:"folder" env:"JOURNAL_DIR" default:"journal" help:"The journal's folder: JOURNAL_DIR of the process that it is of."`
+}
+
+type journalShow struct {
+	folder
+	Offline bool `help:"Do not ask Redis whether it has them."`
+	settings.Records
+}
+
+// Check implements [settings.Checker].
+func (j *journalShow) Check(fault func(setting, text string)) {
+	j.Sealing.Check(fault)
+	if !j.Offline {
+		j.Redis.Check(fault)
+	}
+}
+
+// Spares implements [settings.Sparing].
+func (j *journalShow) Spares(setting string) bool { return j.Offline && setting == "REDIS_URL" }
+
+// Help implements [kong.HelpProvider].
+func (*journalShow) Help() string {
+	return `Whose answers they are, and whether Redis has them: stored, wanted (it is missing, and has to be committed), superseded (a later one is stored), absent (the user was removed). It may be run while a process has the folder. No token is shown.
+
+Example:
+
+  tokenctl journal show /var/lib/tokenserver/journal`
+}
+
+// entry is an entry of a journal in JSON.
+type entry struct {
+	Grant   grant.ID       `json:"grant"`
+	Kind    string         `json:"kind"` // renewal or consent
+	User    string         `json:"user_id,omitempty"`
+	App     string         `json:"zoom_app,omitempty"`
+	Issued  time.Time      `json:"issue_time"`
+	Expires time.Time      `json:"access_token_expire_time"`
+	InRedis store.Standing `json:"in_redis,omitempty"`
+	Error   string         `json:"error,omitempty"`
+}
+
+// describe says what entries are of, and what Redis has of them, unless there is
+// none to ask.
+func describe(ctx context.Context, grants *store.Store, entries []journal.Entry) ([]entry, error) {
+	if grants == nil {
+		described := make([]entry, len(entries))
+		for i, e := range entries {
+			described[i] = describeOne(e, e.User, e.App, "")
+		}
+		return described, nil
+	}
+	standings, err := grants.Standings(ctx, doctor.Answers(entries))
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]grant.ID, len(entries))
+	for i, e := range entries {
+		ids[i] = e.ID
+	}
+	found, err := grants.ByID(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	whose := map[grant.ID]grant.Grant{}
+	for _, g := range found {
+		whose[g.ID] = g
+	}
+	described := make([]entry, len(entries))
+	for i, e := range entries {
+		user, app := whose[e.ID].User, whose[e.ID].App
+		if e.OfConsent() {
+			user, app = e.User, e.App
+		}
+		described[i] = describeOne(e, user, app, standings[i])
+	}
+	return described, nil
+}
+
+func describeOne(e journal.Entry, user, app string, standing store.Standing) entry {
+	kind := "renewal"
+	if e.OfConsent() {
+		kind = "consent"
+	}
+	return entry{
+		Grant: e.ID, Kind: kind, User: user, App: app,
+		Issued: e.Tokens.Issued.UTC(), Expires: e.Tokens.Expires.UTC(), InRedis: standing,
+	}
+}
+
+func (j *journalShow) run(ctx context.Context, s *session) error {
+	entries, running, err := journal.Read(j.JournalDir, j.Keyset())
+	if err != nil {
+		return err
+	}
+	var grants *store.Store
+	if !j.Offline {
+		if grants, err = j.Open(ctx); err != nil {
+			return err
+		}
+		defer func() { _ = j.Close() }()
+	}
+	described, err := describe(ctx, grants, entries)
+	if err != nil {
+		return err
+	}
+	rows := s.table("ISSUED", "KIND", "USER", "APP", "IN REDIS", "GRANT")
+	for _, e := range described {
+		if err := s.object(e); err != nil {
+			return err
+		}
+		rows.row(ago(e.Issued), e.Kind, e.User, e.App, string(e.InRedis), string(e.Grant))
+	}
+	rows.flush()
+	switch {
+	case len(entries) == 0:
+		s.say("the journal is empty")
+	case running:
+		s.say("a process has the folder: it brings what is wanted by itself")
+	}
+	return nil
+}
+
+type journalReplay struct {
+	folder
+	settings.Records
+}
+
+// Help implements [kong.HelpProvider].
+func (*journalReplay) Help() string {
+	return `For the folder of a process that will not start again: a volume that was left behind. It is refused while a process has the folder. An answer is committed only if the stored refresh token is the one that it is the answer to, so this may be repeated, and may come late; an answer to a consent is taken for a day. The folder stays as it is: remove it when nothing in it is wanted any more.
+
+Example:
+
+  tokenctl journal replay /mnt/left-behind/journal`
+}
+
+func (j *journalReplay) run(ctx context.Context, s *session) error {
+	grants, err := j.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = j.Close() }()
+	unlock, err := journal.Lock(j.JournalDir)
+	if err != nil {
+		return fmt.Errorf("journal replay: %w", err)
+	}
+	defer unlock()
+	entries, _, err := journal.Read(j.JournalDir, j.Keyset())
+	if err != nil {
+		return err
+	}
+	before, err := describe(ctx, grants, entries)
+	if err != nil {
+		return err
+	}
+	failed, brought := 0, 0
+	faults := make([]string, len(entries))
+	for i, e := range entries {
+		err := rotation.Replay(ctx, grants, e)
+		switch {
+		case errors.Is(err, grant.ErrSuperseded), errors.Is(err, grant.ErrNotFound):
+		case err != nil:
+			failed++
+			faults[i] = err.Error()
+		}
+	}
+	after, err := describe(ctx, grants, entries)
+	if err != nil {
+		return err
+	}
+	rows := s.table("ISSUED", "KIND", "USER", "APP", "IN REDIS BEFORE", "NOW", "GRANT")
+	for i, e := range after {
+		if before[i].InRedis != store.Stored && e.InRedis == store.Stored {
+			brought++
+		}
+		e.Error = faults[i]
+		if err := s.object(struct {
+			entry
+			Before store.Standing `json:"in_redis_before"`
+		}{e, before[i].InRedis}); err != nil {
+			return err
+		}
+		rows.row(ago(e.Issued), e.Kind, e.User, e.App, string(before[i].InRedis), string(e.InRedis), string(e.Grant))
+	}
+	rows.flush()
+	s.say("%d answers, of which Redis was missing %d", len(entries), brought)
+	if failed > 0 {
+		return fmt.Errorf("journal replay: %d answers could not be committed: repeat it; the first: %s", failed, first(faults))
+	}
+	return nil
+}
+
+func first(texts []string) string {
+	for _, text := range texts {
+		if text != "" {
+			return text
+		}
+	}
+	return ""
+}

@@ -1,0 +1,460 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/settings"
+	"tokenprovider/internal/store"
+	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
+	"tokenprovider/registrar"
+)
+
+// reading is where users are read from: the registrar, as any of its clients; or
+// straight from Redis, which also works when no registrar does.
+type reading struct {
+	settings.Registrar
+	settings.Records
+}
+
+// Check implements [settings.Checker].
+func (r *reading) Check(fault func(setting, text string)) {
+	if r.RegistrarAddr != "" {
+		r.Registrar.Check(fault)
+		return
+	}
+	r.Records.Check(fault)
+}
+
+// Spares implements [settings.Sparing].
+func (r *reading) Spares(setting string) bool {
+	return setting == "REGISTRAR_ADDR" || r.RegistrarAddr != ""
+}
+
+// reader is the calls that read users.
+type reader interface {
+	GetUser(ctx context.Context, r *registrarv1.GetUserRequest, o ...grpc.CallOption) (*registrarv1.GetUserResponse, error)
+	ListUsers(ctx context.Context, r *registrarv1.ListUsersRequest, o ...grpc.CallOption) (*registrarv1.ListUsersResponse, error)
+	WatchUsers(ctx context.Context, r *registrarv1.WatchUsersRequest, o ...grpc.CallOption) (grpc.ServerStreamingClient[registrarv1.WatchUsersResponse], error)
+}
+
+// open returns the reader, the store if that is what it reads, and what closes it.
+func (r *reading) open(ctx context.Context) (reader, *store.Store, func(), error) {
+	if r.RegistrarAddr != "" {
+		connection, err := r.Connect()
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		return registrarv1.NewRegistrarServiceClient(connection), nil, func() { _ = connection.Close() }, nil
+	}
+	grants, err := r.Open(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	apps, err := grants.Apps(ctx)
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, r.Close())
+	}
+	if len(apps) == 0 {
+		apps = map[string]int{settings.DefaultApp: 0}
+	}
+	server, connection, err := registrar.Local(grants, apps, zap.NewNop())
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, r.Close())
+	}
+	return registrarv1.NewRegistrarServiceClient(connection), grants, func() {
+		_ = connection.Close()
+		server.Stop()
+		_ = r.Close()
+	}, nil
+}
+
+// user is a user in JSON, by the names of the API.
+type user struct {
+	UserID        string    `json:"user_id"`
+	ZoomApp       string    `json:"zoom_app"`
+	Grant         grant.ID  `json:"grant"`
+	State         string    `json:"state"`
+	Reason        string    `json:"reason,omitempty"`
+	ZoomUserID    string    `json:"zoom_user_id,omitempty"`
+	ZoomAccountID string    `json:"zoom_account_id,omitempty"`
+	CredentialID  string    `json:"recall_credential_id,omitempty"`
+	Expires       time.Time `json:"access_token_expire_time,omitzero"`
+	Refreshed     time.Time `json:"last_refresh_time,omitzero"`
+	Created       time.Time `json:"create_time,omitzero"`
+	Updated       time.Time `json:"update_time,omitzero"`
+}
+
+func toUser(u *registrarv1.User) user {
+	when := func(t *timestamppb.Timestamp) time.Time {
+		if t == nil {
+			return time.Time{}
+		}
+		return t.AsTime()
+	}
+	return user{
+		UserID: u.GetUserId(), ZoomApp: u.GetZoomApp(), Grant: grant.NewID(u.GetZoomApp(), u.GetUserId()),
+		State: u.GetState().String(), Reason: u.GetReason(),
+		ZoomUserID: u.GetZoomUserId(), ZoomAccountID: u.GetZoomAccountId(), CredentialID: u.GetRecallCredentialId(),
+		Expires: when(u.GetAccessTokenExpireTime()), Refreshed: when(u.GetLastRefreshTime()),
+		Created: when(u.GetCreateTime()), Updated: when(u.GetUpdateTime()),
+	}
+}
+
+// word is a state for people.
+func word(state string) string {
+	return strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(state, "STATE_"), "_", " "))
+}
+
+// fromState reads a state that a flag names.
+func fromState(text string) registrarv1.State {
+	return registrarv1.State(registrarv1.State_value["STATE_"+strings.ToUpper(text)])
+}
+
+// called is what an answer of the registrar's means, in words for people.
+func called(err error) error {
+	st, ok := status.FromError(err)
+	if err == nil || !ok {
+		return err
+	}
+	switch st.Code() {
+	case codes.PermissionDenied, codes.Unauthenticated:
+		return fmt.Errorf("the registrar does not let this client: %s (see GRPC_POLICY_FILE)", st.Message())
+	case codes.Unavailable:
+		return fmt.Errorf("the registrar cannot do it now: %s", st.Message())
+	}
+	return fmt.Errorf("the registrar answers %s: %s", st.Code(), st.Message())
+}
+
+type usersList struct {
+	State string `enum:"pending,active,degraded,reauthorization_required,deleting," default:"" help:"Only users in this state: pending, active, degraded, reauthorization_required or deleting."`
+	Limit int    `default:"0" help:"How many users, at most. 0: all of them."`
+	reading
+}
+
+// Help implements [kong.HelpProvider].
+func (*usersList) Help() string {
+	return `Users are read from the registrar if REGISTRAR_ADDR is set, and straight from Redis if not.
+
+Examples:
+
+  tokenctl users list --state degraded
+
+  tokenctl users list -o json | jq -r 'select(.reason | test("unhealthy")?) | .user_id'`
+}
+
+func (u *usersList) run(ctx context.Context, s *session) error {
+	users, _, closing, err := u.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer closing()
+	rows := s.table("USER", "APP", "STATE", "REFRESHED", "EXPIRES", "REASON")
+	defer rows.flush()
+	seen := 0
+	for token := ""; ; {
+		size := 500
+		if u.Limit > 0 {
+			size = min(size, u.Limit-seen)
+		}
+		page, err := users.ListUsers(ctx, &registrarv1.ListUsersRequest{State: fromState(u.State), PageSize: int32(size), PageToken: token}) //nolint:gosec // at most 500
+		if err != nil {
+			return called(err)
+		}
+		for _, one := range page.GetUsers() {
+			seen++
+			one := toUser(one)
+			if err := s.object(one); err != nil {
+				return err
+			}
+			rows.row(one.UserID, one.ZoomApp, word(one.State), ago(one.Refreshed), ago(one.Expires), one.Reason)
+		}
+		if token = page.GetNextPageToken(); token == "" || seen == u.Limit {
+			break
+		}
+	}
+	rows.flush()
+	if seen == 0 {
+		s.say("no users")
+	}
+	return nil
+}
+
+// named is a user that a command is about.
+type named struct {
+	User string `arg:"" help:"The user's id, as internal services call the user."`
+	App  string `name:"zoom-app" help:"Name of the Zoom app, where there are several."`
+}
+
+type usersGet struct {
+	named
+	reading
+}
+
+// Help implements [kong.HelpProvider].
+func (*usersGet) Help() string {
+	return `Read from the registrar if REGISTRAR_ADDR is set, and straight from Redis if not; from Redis it also tells when the token is renewed next, and what stands in the way.
+
+Example:
+
+  tokenctl users get ann`
+}
+
+// renewal is how a renewal stands, in JSON.
+type renewal struct {
+	Due        time.Time `json:"due_time,omitzero"`
+	Failures   int       `json:"failures"`
+	RetryAt    time.Time `json:"retry_time,omitzero"`
+	LeaseUntil time.Time `json:"lease_end_time,omitzero"`
+	Uncertain  bool      `json:"uncertain"`
+	Unfinished time.Time `json:"registrar_work_time,omitzero"`
+}
+
+func (u *usersGet) run(ctx context.Context, s *session) error {
+	users, grants, closing, err := u.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer closing()
+	answer, err := users.GetUser(ctx, &registrarv1.GetUserRequest{UserId: u.User, ZoomApp: u.App})
+	if err != nil {
+		return called(err)
+	}
+	one := toUser(answer.GetUser())
+	result := struct {
+		user
+		Renewal *renewal `json:"renewal,omitempty"`
+	}{user: one}
+	if grants != nil {
+		found, err := grants.Renewals(ctx, []grant.ID{one.Grant})
+		if err != nil {
+			return err
+		}
+		r := found[0]
+		result.Renewal = &renewal{r.Due, r.Failures, r.RetryAt, r.LeaseUntil, r.Uncertain, r.Work}
+	}
+	if err := s.object(result); err != nil {
+		return err
+	}
+	rows := s.table()
+	rows.row("user", one.UserID)
+	rows.row("zoom app", one.ZoomApp)
+	rows.row("state", word(one.State))
+	rows.row("reason", one.Reason)
+	rows.row("zoom user", one.ZoomUserID)
+	rows.row("zoom account", one.ZoomAccountID)
+	rows.row("recall credential", one.CredentialID)
+	rows.row("token refreshed", moment(one.Refreshed))
+	rows.row("token expires", moment(one.Expires))
+	if r := result.Renewal; r != nil {
+		rows.row("next renewal", moment(r.Due))
+		if r.Failures > 0 {
+			rows.row("failed", fmt.Sprintf("%d times; next try %s", r.Failures, ago(r.RetryAt)))
+		}
+		if r.Uncertain {
+			rows.row("uncertain", "an earlier answer of Zoom's was lost: the refresh token may be spent")
+		}
+		if !r.Unfinished.IsZero() {
+			rows.row("registrar", "not finished; goes on "+ago(r.Unfinished))
+		}
+	}
+	rows.row("registered", moment(one.Created))
+	rows.row("changed", moment(one.Updated))
+	rows.row("grant", string(one.Grant))
+	rows.flush()
+	return nil
+}
+
+type usersWatch struct {
+	State string `enum:"pending,active,degraded,reauthorization_required,deleting," default:"" help:"Only users in this state after the change."`
+	reading
+}
+
+// Help implements [kong.HelpProvider].
+func (*usersWatch) Help() string {
+	return `Read from the registrar if REGISTRAR_ADDR is set, and straight from Redis if not. A renewed token is no change. When the connection breaks it goes on where it was.
+
+Example:
+
+  tokenctl users watch --state degraded`
+}
+
+// change is a change of a user in JSON.
+type change struct {
+	user
+	Time    time.Time `json:"time"`
+	Removed bool      `json:"removed"`
+}
+
+func (u *usersWatch) run(ctx context.Context, s *session) error {
+	users, _, closing, err := u.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer closing()
+	s.say("watching; every change is a line")
+	for resume := ""; ; {
+		err := u.watch(ctx, s, users, &resume)
+		switch code := status.Code(err); {
+		case ctx.Err() != nil:
+			return nil
+		case resume == "", code != codes.Unavailable && !errors.Is(err, io.EOF):
+			return called(err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// watch prints changes until the stream breaks.
+func (u *usersWatch) watch(ctx context.Context, s *session, users reader, resume *string) error {
+	stream, err := users.WatchUsers(ctx, &registrarv1.WatchUsersRequest{State: fromState(u.State), ResumeToken: *resume})
+	if err != nil {
+		return err
+	}
+	for {
+		message, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		*resume = message.GetResumeToken()
+		if message.GetUser() == nil {
+			continue
+		}
+		one, now := toUser(message.GetUser()), time.Now()
+		state := word(one.State)
+		if message.GetRemoved() {
+			state, one.State = "removed", ""
+		}
+		if err := s.object(change{one, now.UTC(), message.GetRemoved()}); err != nil {
+			return err
+		}
+		s.say("%s  %s (%s)  %s  %s", now.UTC().Format("15:04:05"), printable(one.UserID), printable(one.ZoomApp), state, strings.TrimPrefix(printable(one.Reason), "-"))
+	}
+}
+
+type usersDeregister struct {
+	named
+	Revoke bool `name:"revoke-grant" help:"Also end the grant at Zoom. Not if internal services use it themselves."`
+	confirmed
+	settings.Registrar
+}
+
+// Help implements [kong.HelpProvider].
+func (*usersDeregister) Help() string {
+	return `It is the registrar that does it, under its policy and with a line in its audit log. The user has to consent again to come back.
+
+Example:
+
+  tokenctl users deregister ann --yes`
+}
+
+func (u *usersDeregister) run(ctx context.Context, s *session) error {
+	if err := u.confirm(ctx, s, fmt.Sprintf("The user %s is removed: the credential at Recall, the grant and its secrets.", printable(u.User))); err != nil {
+		return err
+	}
+	connection, err := u.Connect()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = connection.Close() }()
+	_, err = registrarv1.NewRegistrarServiceClient(connection).DeregisterUser(ctx,
+		&registrarv1.DeregisterUserRequest{UserId: u.User, ZoomApp: u.App, RevokeGrant: u.Revoke})
+	if err != nil {
+		return called(err)
+	}
+	s.say("%s is removed", printable(u.User))
+	return s.object(map[string]any{"user_id": u.User, "removed": true})
+}
+
+type usersRefresh struct {
+	named
+	Wait time.Duration `default:"30s" help:"How long to wait for a token server to do it. 0: not at all."`
+	settings.Records
+}
+
+// Help implements [kong.HelpProvider].
+func (*usersRefresh) Help() string {
+	return `It makes the grant due now, and takes back what it backs off for; a token server renews it then as it always does. No token passes through here. The access token before it ends at once. It says no in the first tenth of a token's life, so that nobody makes a loop of it, and where the user has to consent again.
+
+Example:
+
+  tokenctl users refresh ann`
+}
+
+func (u *usersRefresh) run(ctx context.Context, s *session) error {
+	grants, err := u.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = u.Close() }()
+	before, err := theOne(ctx, grants, u.named)
+	if err != nil {
+		return err
+	}
+	if err := grants.Hasten(ctx, before.ID); err != nil {
+		return fmt.Errorf("users refresh: %w", err)
+	}
+	result := map[string]any{"user_id": before.User, "zoom_app": before.App, "renewed": false}
+	if u.Wait == 0 {
+		s.say("%s is due now", printable(before.User))
+		return s.object(result)
+	}
+	ctx, cancel := context.WithTimeout(ctx, u.Wait)
+	defer cancel()
+	for {
+		now, err := grants.Get(ctx, before.ID)
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
+		case err != nil:
+			return err
+		case now.Refreshed.After(before.Refreshed):
+			result["renewed"], result["access_token_expire_time"] = true, now.AccessExpires
+			s.say("renewed; the token expires %s", moment(now.AccessExpires))
+			return s.object(result)
+		case now.Version != before.Version && now.State != grant.Active && now.State != grant.Pending:
+			return fmt.Errorf("users refresh: it did not work: the user is %s: %s", word(string(now.State)), now.Reason)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("users refresh: no token server has renewed it within %v: see tokenctl doctor", u.Wait)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// theOne finds the grant of a user, whose Zoom app may be left out where there is
+// only one.
+func theOne(ctx context.Context, grants *store.Store, n named) (grant.Grant, error) {
+	app := n.App
+	if app == "" {
+		apps, err := grants.Apps(ctx)
+		if err != nil {
+			return grant.Grant{}, err
+		}
+		if len(apps) > 1 {
+			return grant.Grant{}, settings.Faults{"--zoom-app: not given, and there are several Zoom apps"}
+		}
+		for app = range apps { //nolint:revive // there is one at most
+		}
+	}
+	g, err := grants.Get(ctx, grant.NewID(app, n.User))
+	if err != nil {
+		return grant.Grant{}, fmt.Errorf("the user %q: %w", n.User, err)
+	}
+	return g, nil
+}

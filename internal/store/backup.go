@@ -1,0 +1,148 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/secret"
+)
+
+// Dumped is a grant's record as text, for a backup. Everything in it is in clear,
+// the refresh token too.
+type Dumped struct {
+	ID   grant.ID
+	Text secret.Text
+}
+
+// passing are fields that say how things stand at the moment, or follow from
+// others: they are no part of a backup.
+var passing = []string{"state", "version", "told", "change", "updated", "lease", "lease_until", "handed", "seen", "attempts", "retry_at"}
+
+// Dump calls page with every grant, some at a time.
+func (s *Store) Dump(ctx context.Context, page func([]Dumped) error) error {
+	err := s.walk(ctx, func(sealed []sealedRecord) error {
+		records := make([]*redis.MapStringStringCmd, len(sealed))
+		if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+			for i, r := range sealed {
+				records[i] = pipe.HGetAll(ctx, grantKey(r.id))
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		dumped := make([]Dumped, 0, len(sealed))
+		for i, r := range sealed {
+			if len(records[i].Val()) == 0 {
+				continue // removed meanwhile
+			}
+			text, err := s.dump(r.id, records[i].Val())
+			if err != nil {
+				return fmt.Errorf("grant %s: %w", r.id, err)
+			}
+			dumped = append(dumped, Dumped{r.id, text})
+		}
+		return page(dumped)
+	})
+	if err != nil {
+		return fmt.Errorf("reading all grants: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) dump(id grant.ID, record map[string]string) (secret.Text, error) {
+	fields := make(map[string][]byte, len(record))
+	for field, value := range record {
+		if slices.Contains(passing, field) {
+			continue
+		}
+		fields[field] = []byte(value)
+		if slices.Contains(sealedFields[:], field) {
+			plain, err := s.seal.Open([]byte(value), string(id), field)
+			if err != nil {
+				return secret.Text{}, err
+			}
+			fields[field] = plain
+		}
+	}
+	text, err := json.Marshal(fields)
+	return secret.New(string(text)), err
+}
+
+// Revive puts grants into Redis that a backup has kept, but for those that are
+// there. It returns how many it has put there.
+//
+// A refresh token works once, and this one may have been spent since the backup;
+// the access token may have been ended. So the access token is left out, and the
+// grant is marked as one whose last answer was lost: its refresh token is tried
+// once, and only if Zoom refuses it must the user authorize again. Until then the
+// grant is [grant.Degraded], for the reason that is given.
+func (s *Store) Revive(ctx context.Context, dumped []Dumped, reason string) (revived int, err error) {
+	answers := make([]*redis.Cmd, len(dumped))
+	_, err = s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, d := range dumped {
+			args, err := s.revival(d)
+			if err != nil {
+				return err
+			}
+			answers[i] = s.of(reviveScript).Eval(ctx, pipe, recordKeys(d.ID), append([]any{string(d.ID), reason}, args...)...)
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("putting grants back: %w", err)
+	}
+	for _, answer := range answers {
+		words, err := answer.StringSlice()
+		if err != nil || len(words) == 0 {
+			return revived, fmt.Errorf("putting grants back: %w", errors.Join(err, errors.New("a script answered nothing")))
+		}
+		if words[0] == "revived" {
+			revived++
+		}
+	}
+	return revived, nil
+}
+
+// revival is the fields and values of a record that is put back.
+func (s *Store) revival(d Dumped) (args []any, err error) {
+	var fields map[string][]byte
+	if err := json.Unmarshal([]byte(d.Text.Reveal()), &fields); err != nil {
+		return nil, fmt.Errorf("grant %s: not a record", d.ID) // the error may quote it
+	}
+	if grant.NewID(string(fields["app"]), string(fields["user"])) != d.ID {
+		return nil, fmt.Errorf("grant %s: the record is another user's", d.ID)
+	}
+	delete(fields, fieldAccess)
+	for field, value := range fields {
+		if slices.Contains(sealedFields[:], field) {
+			if value, err = s.seal.Seal(value, string(d.ID), field); err != nil {
+				return nil, err
+			}
+		}
+		args = append(args, field, value)
+	}
+	return args, nil
+}
+
+// Empty reports whether no grant is stored.
+func (s *Store) Empty(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	states, err := s.States(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, n := range states {
+		if n > 0 {
+			return false, nil
+		}
+	}
+	return true, nil
+}
