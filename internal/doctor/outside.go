@@ -151,7 +151,7 @@ func unreached(err error) Finding {
 		return fault("give the ingress a certificate of a public authority, with its chain: Recall gets no token", "its certificate is of no authority that this machine knows")
 	case errors.As(err, &name):
 		return fault("give the ingress a certificate with the name in CALLBACK_BASE_URL: Recall gets no token", "its certificate is for another name")
-	case errors.As(err, &record):
+	case errors.As(err, &record), strings.Contains(err.Error(), "HTTP response to HTTPS client"):
 		return fault("put TLS before it, or use the port that has it", "what answers there does not speak TLS")
 	case errors.As(err, &dns):
 		return fault("see that the name in CALLBACK_BASE_URL resolves", "its name does not resolve from here")

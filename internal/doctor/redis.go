@@ -88,6 +88,8 @@ func (c Config) persistence(ctx context.Context) Finding {
 			return notChecked("Redis does not say")
 		case s.Broken != "":
 			return fault("look at Redis's own log: most often its disk is full", "Redis cannot save: %s", s.Broken)
+		case !s.AppendOnly && s.Saves != "":
+			return warning(mend, "there is no append-only file, only snapshots now and then (save %s)", s.Saves)
 		case !s.AppendOnly:
 			return fault(mend, "there is no append-only file")
 		case s.AppendFsync == "no":

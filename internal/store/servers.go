@@ -18,6 +18,7 @@ type Server struct {
 	Version     string
 	Mode        string // standalone or cluster
 	AppendOnly  bool
+	Saves       string        // when it writes snapshots, in Redis's words; empty: never, or it does not tell
 	AppendFsync string        // always, everysec or no; empty: it does not tell (CONFIG is not allowed)
 	Broken      string        // what of its persistence failed last, in Redis's words; empty: nothing
 	Eviction    string        // maxmemory-policy
@@ -78,8 +79,11 @@ func describe(ctx context.Context, server redis.Cmdable) (Server, error) {
 			s.Behind = max(s.Behind, time.Duration(seconds)*time.Second)
 		}
 	}
-	if fsync, err := server.ConfigGet(ctx, "appendfsync").Result(); err == nil { // many who host Redis do not allow it
-		s.AppendFsync = fsync["appendfsync"]
+	if config, err := server.ConfigGet(ctx, "appendfsync").Result(); err == nil { // many who host Redis do not allow it
+		s.AppendFsync = config["appendfsync"]
+	}
+	if config, err := server.ConfigGet(ctx, "save").Result(); err == nil {
+		s.Saves = config["save"]
 	}
 	return s, nil
 }
