@@ -80,9 +80,9 @@ func (e *export) run(ctx context.Context, s *session) (err error) {
 }
 
 type restore struct {
-	File   string `arg:"" help:"Backup to put back. - is not possible: it is read twice."`
-	Check  bool   `help:"Only see whether the backup is whole and opens."`
-	Resume bool   `help:"Go on with a restore that was broken off: what is there already stays as it is."`
+	File      string `arg:"" help:"Backup to put back."`
+	OnlyCheck bool   `name:"check" help:"Only see whether the backup is whole and opens."`
+	Resume    bool   `help:"Go on with a restore that was broken off: what is there already stays as it is."`
 	confirmed
 	settings.Records
 }
@@ -105,7 +105,7 @@ Examples:
 }
 
 // Spares implements [settings.Sparing].
-func (r *restore) Spares(setting string) bool { return r.Check && setting == "REDIS_URL" }
+func (r *restore) Spares(setting string) bool { return r.OnlyCheck && setting == "REDIS_URL" }
 
 func (r *restore) run(ctx context.Context, s *session) error {
 	file, err := os.Open(r.File)
@@ -118,7 +118,7 @@ func (r *restore) run(ctx context.Context, s *session) error {
 		return fmt.Errorf("restore: %w", err)
 	}
 	when := header.Time.Format("2006-01-02 15:04") + " UTC"
-	if r.Check {
+	if r.OnlyCheck {
 		s.say("The backup of %s is whole: %d grants, sealed by key %d.", when, all, header.Key)
 		return s.object(map[string]any{"grants": all, "key": header.Key, "time": header.Time})
 	}

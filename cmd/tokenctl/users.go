@@ -303,9 +303,9 @@ func (u *usersWatch) run(ctx context.Context, s *session) error {
 		return err
 	}
 	defer closing()
-	s.say("watching; every change is a line")
+	last := ""
 	for resume := ""; ; {
-		err := u.watch(ctx, s, users, &resume)
+		err := u.watch(ctx, s, users, &resume, &last)
 		switch code := status.Code(err); {
 		case ctx.Err() != nil:
 			return nil
@@ -321,7 +321,7 @@ func (u *usersWatch) run(ctx context.Context, s *session) error {
 }
 
 // watch prints changes until the stream breaks.
-func (u *usersWatch) watch(ctx context.Context, s *session, users reader, resume *string) error {
+func (u *usersWatch) watch(ctx context.Context, s *session, users reader, resume, last *string) error {
 	stream, err := users.WatchUsers(ctx, &registrarv1.WatchUsersRequest{State: fromState(u.State), ResumeToken: *resume})
 	if err != nil {
 		return err
@@ -330,6 +330,9 @@ func (u *usersWatch) watch(ctx context.Context, s *session, users reader, resume
 		message, err := stream.Recv()
 		if err != nil {
 			return err
+		}
+		if *resume == "" { // from here on nothing is missed
+			s.say("watching; every change is a line")
 		}
 		*resume = message.GetResumeToken()
 		if message.GetUser() == nil {
@@ -340,10 +343,15 @@ func (u *usersWatch) watch(ctx context.Context, s *session, users reader, resume
 		if message.GetRemoved() {
 			state, one.State = "removed", ""
 		}
+		line := fmt.Sprintf("%s (%s)  %s  %s", printable(one.UserID), printable(one.ZoomApp), state, strings.TrimPrefix(printable(one.Reason), "-"))
+		if line == *last { // a change that is told with what came after it
+			continue
+		}
+		*last = line
 		if err := s.object(change{one, now.UTC(), message.GetRemoved()}); err != nil {
 			return err
 		}
-		s.say("%s  %s (%s)  %s  %s", now.UTC().Format("15:04:05"), printable(one.UserID), printable(one.ZoomApp), state, strings.TrimPrefix(printable(one.Reason), "-"))
+		s.say("%s  %s", now.UTC().Format("15:04:05"), line)
 	}
 }
 

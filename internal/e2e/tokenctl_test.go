@@ -1,0 +1,715 @@
+package e2e_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/journal"
+	"tokenprovider/internal/recall"
+	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/seal"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
+	"tokenprovider/internal/zoom"
+	"tokenprovider/internal/zoomtest"
+	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
+)
+
+// operator is who uses tokenctl on a stack. What is printed is kept, to search it
+// for secrets.
+type operator struct {
+	*stack
+	t      *testing.T
+	folder string
+	env    []string
+	said   strings.Builder
+	client registrarv1.RegistrarServiceClient
+	base   string
+}
+
+// operate runs a token server and a registrar, and returns the operator.
+func operate(t *testing.T, life time.Duration) *operator {
+	t.Helper()
+	o := &operator{stack: newStack(t, life), t: t, folder: t.TempDir()}
+	o.stack.env = append(o.stack.env, "REFRESH_BEFORE=10s", "RELOAD_INTERVAL=100ms")
+	_, o.base, _ = o.tokenServer()
+	var p *process
+	p, o.client, _ = o.registrar(o.base)
+	o.env = append(o.stack.env, "CALLBACK_BASE_URL="+o.base, "REGISTRAR_ADDR="+p.await(`"grpc":"([^"]+)"`), "REGISTRAR_INSECURE=true")
+	t.Cleanup(o.wantNothingSecret)
+	return o
+}
+
+// wantNothingSecret searches what was printed.
+func (o *operator) wantNothingSecret() {
+	said := o.said.String()
+	secrets := []string{zoomtest.DefaultClientSecret, "recall-key"}
+	for _, user := range []string{"zoom-ann", "zoom-bob", "zoom-cid", "zoom-dan", "zoom-eve", "zoom-spent"} {
+		secrets = append(secrets, o.zoom.RefreshTokensOf(user)...)
+	}
+	for _, c := range o.recall.Credentials() {
+		secrets = append(secrets, c.AccessTokenCallbackURL[strings.LastIndex(c.AccessTokenCallbackURL, "/")+1:])
+	}
+	keyset, err := os.ReadFile(o.keyset())
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	var keys struct {
+		Key []struct {
+			KeyData struct {
+				Value string `json:"value"`
+			} `json:"keyData"`
+		} `json:"key"`
+	}
+	if err := json.Unmarshal(keyset, &keys); err != nil || len(keys.Key) == 0 {
+		o.t.Fatalf("the keyset cannot be read: %v", err)
+	}
+	for _, key := range keys.Key {
+		secrets = append(secrets, key.KeyData.Value)
+	}
+	if len(said) < 100 {
+		o.t.Error("nothing was printed, so no secret would be found either")
+	}
+	for i, secret := range secrets {
+		if strings.Contains(said, secret) {
+			o.t.Errorf("secret %d of %d is printed", i, len(secrets))
+		}
+	}
+}
+
+// setting is what the environment says.
+func (o *operator) setting(name string) string {
+	for _, line := range o.env {
+		if value, ok := strings.CutPrefix(line, name+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+func (o *operator) keyset() string { return o.setting("KEYSET_FILE") }
+
+func (o *operator) url(name string) *url.URL {
+	o.t.Helper()
+	parsed, err := url.Parse(o.setting(name))
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	return parsed
+}
+
+// without returns the operator's environment, but for some variables.
+func (o *operator) without(names ...string) []string {
+	var env []string
+	for _, line := range o.env {
+		name, _, _ := strings.Cut(line, "=")
+		keep := true
+		for _, not := range names {
+			keep = keep && name != not
+		}
+		if keep {
+			env = append(env, line)
+		}
+	}
+	return env
+}
+
+// run runs tokenctl, without a terminal.
+func (o *operator) run(env []string, args ...string) (status int, stdout, stderr string) {
+	o.t.Helper()
+	command := exec.CommandContext(o.t.Context(), filepath.Join(bin, "tokenctl"), args...)
+	command.Env, command.Dir = append([]string{"PATH=" + os.Getenv("PATH")}, env...), o.folder
+	var out, fault bytes.Buffer
+	command.Stdout, command.Stderr = &out, &fault
+	err := command.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		o.t.Fatal(err)
+	}
+	o.said.WriteString(out.String() + fault.String())
+	if strings.Contains(fault.String(), "DATA RACE") || strings.Contains(fault.String(), "goroutine ") {
+		o.t.Errorf("tokenctl %v: %s", args, fault.String())
+	}
+	return command.ProcessState.ExitCode(), out.String(), fault.String()
+}
+
+// ok runs tokenctl, which must succeed, and returns what it has printed.
+func (o *operator) ok(args ...string) string {
+	o.t.Helper()
+	status, out, fault := o.run(o.env, args...)
+	if status != 0 {
+		o.t.Fatalf("tokenctl %s: exit status %d\n%s%s", strings.Join(args, " "), status, out, fault)
+	}
+	return out
+}
+
+// refused runs tokenctl, which must end with the status and say why.
+func (o *operator) refused(status int, why string, args ...string) {
+	o.t.Helper()
+	got, out, fault := o.run(o.env, args...)
+	if got != status || !strings.Contains(fault, why) {
+		o.t.Errorf("tokenctl %s: exit status %d, %q; want %d, %q\n%s", strings.Join(args, " "), got, fault, status, why, out)
+	}
+}
+
+// objects reads what tokenctl has printed for machines.
+func objects(t *testing.T, text string) (all []map[string]any) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		var one map[string]any
+		if err := json.Unmarshal([]byte(line), &one); err != nil {
+			t.Fatalf("not JSON: %q", line)
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
+func contains(t *testing.T, text string, want ...string) {
+	t.Helper()
+	for _, one := range want {
+		if !strings.Contains(text, one) {
+			t.Errorf("%q is not in:\n%s", one, text)
+		}
+	}
+}
+
+// register registers users by tokens that somebody else has.
+func (o *operator) register(users ...string) {
+	o.t.Helper()
+	for _, user := range users {
+		_, refresh := o.zoom.Grant(zoomtest.DefaultClientID, "zoom-"+user)
+		answer, err := o.client.RegisterUser(o.t.Context(), &registrarv1.RegisterUserRequest{
+			UserId: user, Grant: &registrarv1.RegisterUserRequest_RefreshToken{RefreshToken: refresh},
+		})
+		if err != nil {
+			o.t.Fatal(err)
+		}
+		if state := answer.GetUser().GetState(); state != registrarv1.State_STATE_ACTIVE {
+			o.t.Fatalf("%s is %v: %s", user, state, answer.GetUser().GetReason())
+		}
+	}
+}
+
+// open opens the store, as an operator by hand would.
+func (o *operator) open(url string) (*store.Store, *store.Connection, *seal.Keyset) {
+	o.t.Helper()
+	text, err := os.ReadFile(o.keyset())
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	keyset, err := seal.Parse(text)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	client := redistest.Client(o.t, url)
+	return store.New(client, keyset), client, keyset
+}
+
+func TestOperatorLooksAtAStack(t *testing.T) {
+	t.Parallel()
+	o := operate(t, 150*time.Second)
+	o.register("ann", "bob", "cid")
+
+	out := o.ok("doctor")
+	contains(t, out, "ok           grants", "3 active", "ok           zoom app default", "ok           recall app default", "WARNING      callback url", "0 faults")
+	verdicts := map[any]any{}
+	for _, f := range objects(t, o.ok("doctor", "-o", "json")) {
+		verdicts[f["check"]] = f["verdict"]
+	}
+	if verdicts["redis"] != "ok" || verdicts["registrar"] != "warning" || verdicts["journal"] != "not_checked" {
+		t.Errorf("verdicts: %v", verdicts)
+	}
+	status, out, fault := o.run(append(o.env, "ZOOM_CLIENT_SECRET=wrong", "JOURNAL_DIR=", "KEYSET_FILE=/missing"), "doctor")
+	if status != 1 {
+		t.Errorf("doctor with wrong settings: exit status %d", status)
+	}
+	contains(t, out, "FAULT        settings", "KEYSET_FILE: the file cannot be read", "FAULT        zoom app default", "  → ", "ok           redis")
+	contains(t, fault, "checks have found a fault")
+
+	for _, env := range [][]string{o.env, o.without("REGISTRAR_ADDR")} { // by the registrar, and by Redis
+		status, out, fault := o.run(env, "users", "list")
+		if status != 0 {
+			t.Fatal(fault)
+		}
+		contains(t, out, "USER", "ann", "bob", "cid", "active")
+		_, out, _ = o.run(env, "users", "list", "-o", "json", "--limit", "2")
+		if all := objects(t, out); len(all) != 2 || all[0]["state"] != "STATE_ACTIVE" || all[0]["zoom_app"] != "default" || all[0]["recall_credential_id"] == "" {
+			t.Errorf("listed as %v", all)
+		}
+		_, out, _ = o.run(env, "users", "list", "--state", "degraded")
+		contains(t, out, "no users")
+		_, out, _ = o.run(env, "users", "get", "ann")
+		contains(t, out, "zoom-ann", "active", "token expires")
+		if status, _, fault := o.run(env, "users", "get", "nobody"); status != 1 || !strings.Contains(fault, "no such user") {
+			t.Errorf("a user that there is not: exit status %d, %s", status, fault)
+		}
+	}
+	_, out, _ = o.run(o.without("REGISTRAR_ADDR"), "users", "get", "ann", "-o", "json")
+	if one := objects(t, out)[0]; one["user_id"] != "ann" || one["renewal"].(map[string]any)["due_time"] == nil {
+		t.Errorf("read from Redis: %v", one)
+	}
+	o.refused(2, "unexpected argument nonsense", "users", "nonsense")
+	o.refused(2, "--output must be one of", "users", "list", "-o", "xml")
+	if status, _, fault := o.run(nil, "users", "list"); status != 2 || !strings.Contains(fault, "REDIS_URL: not set") {
+		t.Errorf("without settings: exit status %d, %s", status, fault)
+	}
+	// What other commands need is not asked for.
+	if status, _, fault := o.run(append(o.env, "RECALL_RATE_LIMIT=nonsense"), "users", "list"); status != 0 {
+		t.Errorf("a wrong setting of another command: exit status %d, %s", status, fault)
+	}
+
+	contains(t, o.ok("grants", "due", "--within", "1h"), "ann", "bob", "cid", "in ")
+	contains(t, o.ok("grants", "due", "--within", "0s"), "nothing is due")
+	contains(t, o.ok("grants", "due", "--within", "1h", "--limit", "1"), "and 2 more")
+	contains(t, o.ok("grants", "stuck"), "nothing is stuck")
+
+	// A change is watched, by both ways.
+	var watches []*process
+	for _, env := range [][]string{o.env, o.without("REGISTRAR_ADDR")} {
+		watch := launch(t, "tokenctl", env, "users", "watch")
+		watch.await("watching")
+		watches = append(watches, watch)
+	}
+	o.register("dan")
+	for _, watch := range watches {
+		watch.await(`dan \(default\)  active`)
+		_ = watch.command.Process.Signal(syscall.SIGINT)
+		if status := watch.wait(); status != 0 {
+			t.Errorf("a watch that is interrupted: exit status %d", status)
+		}
+		o.said.WriteString(watch.said())
+	}
+
+	o.refused(2, "--yes: not given, and there is no terminal", "users", "deregister", "dan")
+	contains(t, o.ok("users", "deregister", "dan", "--yes"), "dan is removed")
+	if n := len(o.recall.Credentials()); n != 3 {
+		t.Errorf("%d credentials at Recall, want 3", n)
+	}
+
+	// A renewal that is asked for: not in the first tenth of a token's life.
+	o.refused(1, "access token is fresh", "users", "refresh", "ann")
+	before := o.zoom.RefreshesOf("zoom-ann")
+	until(t, "the token is renewed when that is asked for", 60*time.Second, func() bool {
+		status, out, _ := o.run(o.env, "users", "refresh", "ann")
+		return status == 0 && strings.Contains(out, "renewed; the token expires")
+	})
+	if o.zoom.RefreshesOf("zoom-ann") <= before {
+		t.Error("Zoom was not asked")
+	}
+	o.refused(1, "no such grant", "users", "refresh", "nobody")
+}
+
+func TestOperatorMendsIndexes(t *testing.T) {
+	t.Parallel()
+	o := operate(t, time.Hour)
+	o.register("ann", "bob")
+	grants, client, _ := o.open(o.redis.URL())
+	id := grant.NewID("default", "ann")
+	shard := fmt.Sprintf("tp1:{s%03d}:", id.Shard())
+	if n, err := client.ZRem(t.Context(), shard+"due", string(id)).Result(); n != 1 || err != nil {
+		t.Fatalf("%d, %v", n, err)
+	}
+	if _, out, _ := o.run(o.without("REGISTRAR_ADDR"), "users", "get", "ann", "-o", "json"); strings.Contains(out, "due_time") {
+		t.Fatal("the grant is still planned")
+	}
+	contains(t, o.ok("index", "rebuild"), "rebuilt from 2 grants")
+	if n := objects(t, o.ok("index", "rebuild", "-o", "json"))[0]["grants"]; n != 2.0 {
+		t.Errorf("rebuilt from %v grants", n)
+	}
+	contains(t, o.ok("grants", "due", "--within", "2h"), "ann", "bob")
+
+	// Zoom is down: the grant is stuck, and the doctor says so.
+	o.zoom.Fail("/oauth/token", -1, zoomtest.Fault{Status: 503})
+	if err := client.HSet(t.Context(), shard+"grant:"+string(id), "refreshed", "1000").Err(); err != nil { // long ago
+		t.Fatal(err)
+	}
+	o.refused(1, "it did not work: the user is degraded", "users", "refresh", "ann")
+	out := o.ok("grants", "stuck", "-o", "json")
+	if all := objects(t, out); len(all) != 1 || all[0]["stuck"] != "uncertain" && all[0]["stuck"] != "failing" || all[0]["user_id"] != "ann" {
+		t.Errorf("stuck: %s", out)
+	}
+	status, out, _ := o.run(o.env, "doctor")
+	if status != 1 {
+		t.Errorf("doctor: exit status %d", status)
+	}
+	contains(t, out, "1 active, 1 degraded", "WARNING      zoom app default", "503")
+	o.zoom.Heal()
+	until(t, "the grant gets on again", 60*time.Second, func() bool {
+		_, out, _ := o.run(o.env, "grants", "stuck")
+		return strings.Contains(out, "nothing is stuck")
+	})
+	g, err := grants.Get(t.Context(), id)
+	if err != nil || g.State != grant.Active {
+		t.Errorf("the grant is %s, %v", g.State, err)
+	}
+}
+
+func TestOperatorReplaysAJournal(t *testing.T) {
+	t.Parallel()
+	o := operate(t, time.Hour)
+	o.register("ann")
+	grants, _, keyset := o.open(o.redis.URL())
+	id := grant.NewID("default", "ann")
+	before, err := grants.Refresh(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A process has spent the token, journalled the answer, and was lost.
+	access, refresh := o.zoom.Grant(zoomtest.DefaultClientID, "zoom-ann")
+	folder := filepath.Join(o.folder, "journal")
+	kept, err := journal.Open(folder, keyset, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry := journal.Entry{ID: id, Spent: store.RefreshFingerprint(before), Tokens: grant.Tokens{
+		Access: secret.New(access), Refresh: secret.New(refresh), Issued: time.Now().Add(-2 * time.Minute), Expires: time.Now().Add(50 * time.Minute),
+	}}
+	consent := journal.Entry{ID: grant.NewID("default", "bob"), Spent: "of bob", App: "default", User: "bob", Tokens: entry.Tokens}
+	if err := errors.Join(kept.Add(entry), kept.Add(consent)); err != nil {
+		t.Fatal(err)
+	}
+	contains(t, o.ok("journal", "show"), "a process has the folder", "wanted", "renewal", "ann", "consent", "bob")
+	o.refused(1, "another process has this journal", "journal", "replay", folder)
+	if err := kept.Close(); err != nil {
+		t.Fatal(err)
+	}
+	status, out, _ := o.run(o.env, "doctor")
+	if contains(t, out, "of which Redis is waiting for 2; no process has the folder"); status != 1 {
+		t.Errorf("doctor: exit status %d", status)
+	}
+	if status, out, fault := o.run(o.without("REDIS_URL"), "journal", "show", "--offline", folder); status != 0 || !strings.Contains(out, "renewal") {
+		t.Errorf("without Redis: exit status %d, %s%s", status, out, fault)
+	}
+	contains(t, o.ok("journal", "replay", folder), "2 answers, of which Redis was missing 2")
+	all := objects(t, o.ok("journal", "replay", folder, "-o", "json"))
+	if len(all) != 2 || all[0]["in_redis"] != "stored" || all[0]["in_redis_before"] != "stored" {
+		t.Errorf("replayed again: %v", all)
+	}
+	if now, err := grants.Refresh(t.Context(), id); err != nil || now.Reveal() != refresh {
+		t.Errorf("the answer is not stored: %v", err)
+	}
+	if g, err := grants.Get(t.Context(), consent.ID); err != nil || g.User != "bob" {
+		t.Errorf("the consent is not stored: %v", err)
+	}
+	o.said.WriteString("x")
+}
+
+func TestOperatorReconciles(t *testing.T) {
+	t.Parallel()
+	o := operate(t, time.Hour)
+	o.register("ann", "bob")
+	for _, c := range o.recall.Credentials() {
+		if c.UserID == "zoom-ann" {
+			client := recall.New(recall.Config{APIURL: o.url("RECALL_API_URL"), APIKey: secret.New("recall-key"), HTTP: http.DefaultClient})
+			if err := client.Delete(t.Context(), c.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	out := o.ok("reconcile", "--dry-run")
+	contains(t, out, "missing", "ann", "1 findings; nothing was changed")
+	if n := len(o.recall.Credentials()); n != 1 {
+		t.Fatalf("a dry run has changed Recall: %d credentials", n)
+	}
+	o.refused(2, "--yes: not given", "reconcile")
+	all := objects(t, o.ok("reconcile", "--yes", "-o", "json"))
+	if len(all) != 1 || all[0]["kind"] != "missing" || all[0]["user_id"] != "ann" || all[0]["done"] != true {
+		t.Errorf("findings: %v", all)
+	}
+	if n := len(o.recall.Credentials()); n != 2 {
+		t.Errorf("%d credentials at Recall, want 2", n)
+	}
+	contains(t, o.ok("reconcile", "--dry-run"), "0 findings")
+	grants, _, _ := o.open(o.redis.URL())
+	unlock, ok, err := grants.LockReconciliation(t.Context(), time.Minute)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	defer unlock()
+	o.refused(1, "a registrar is reconciling", "reconcile", "--yes")
+}
+
+func TestOperatorReplacesAKey(t *testing.T) {
+	t.Parallel()
+	o := operate(t, time.Hour)
+	o.register("ann", "bob")
+	keys := func() (all []map[string]any) { return objects(t, o.ok("keyset", "show", "-o", "json")) }
+	old := fmt.Sprintf("%.0f", keys()[0]["key"])
+	o.refused(1, "is the one that seals", "keyset", "disable", old, "--yes")
+	o.refused(2, "the keyset has no key 1", "keyset", "promote", "1", "--yes")
+
+	added := objects(t, o.ok("keyset", "rotate", "-o", "json"))[0]
+	young := fmt.Sprintf("%.0f", added["key"])
+	if info, err := os.Stat(o.keyset()); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the new file: %v, %v", info.Mode(), err)
+	}
+	if info, err := os.Stat(added["backup"].(string)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file before: %v, %v", info, err)
+	}
+	if all := keys(); len(all) != 2 || all[0]["seals"] != true || all[1]["seals"] != false || all[1]["enabled"] != true {
+		t.Errorf("after rotate: %v", all)
+	}
+	contains(t, o.ok("keyset", "rotate"), "Next, once every token server", "tokenctl keyset promote")
+	o.refused(2, "--yes: not given", "keyset", "promote", young)
+	contains(t, o.ok("keyset", "promote", young, "--yes"), "tokenctl keyset disable "+old)
+	o.refused(1, "seals already", "keyset", "promote", young, "--yes")
+	o.refused(1, "has sealed something of 2 grants", "keyset", "disable", old, "--yes")
+	contains(t, o.ok("doctor"), "it opens a sample of 2 grants")
+	contains(t, o.ok("reseal"), "2 grants looked at, 2 sealed again by key "+young)
+	if again := objects(t, o.ok("reseal", "-o", "json"))[0]; again["resealed"] != 0.0 || again["grants"] != 2.0 || again["broken"] != 0.0 {
+		t.Errorf("again: %v", again)
+	}
+	o.refused(2, "--yes: not given", "keyset", "disable", old)
+	contains(t, o.ok("keyset", "disable", old, "--yes"), "is disabled")
+	o.refused(1, "is disabled already", "keyset", "disable", old, "--yes")
+	o.refused(1, "is disabled: enable it first", "keyset", "promote", old, "--yes")
+	until(t, "the registrar has read the keyset", 10*time.Second, func() bool {
+		status, out, _ := o.run(o.env, "users", "list")
+		return status == 0 && strings.Contains(out, "ann") && strings.Contains(out, "bob")
+	})
+	contains(t, o.ok("keyset", "enable", old), "opens again")
+	o.refused(1, "enabled already", "keyset", "enable", old)
+	if copies, err := filepath.Glob(o.keyset() + ".*.bak"); err != nil || len(copies) != 5 {
+		t.Errorf("copies: %v, %v", copies, err)
+	}
+}
+
+// TestOperatorImports: from a file with all that can be wrong with it, through a
+// registrar that is away at first.
+func TestOperatorImports(t *testing.T) {
+	t.Parallel()
+	o := operate(t, time.Hour)
+	token := func(user string) string {
+		_, refresh := o.zoom.Grant(zoomtest.DefaultClientID, "zoom-"+user)
+		return refresh
+	}
+	good := map[string]string{"ann": token("ann"), "bob": token("bob"), "cid": token("cid")}
+	text := "user_id,zoom_app,refresh_token\n" +
+		"ann,," + good["ann"] + "\n" +
+		"bob,default," + good["bob"] + "\n" +
+		"short,default\n" +
+		",default," + good["cid"] + "\n" +
+		"spent,,zoom-spent-token-planted\n" +
+		"ann,," + good["cid"] + "\n" +
+		"\"bad\"quote,,x\n" +
+		"lost,unknown-app," + good["cid"] + "\n" +
+		"cid,," + good["cid"] + "\n"
+	path := filepath.Join(o.folder, "grants.csv")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o.refused(2, "--yes: not given", "import", path)
+	status, _, fault := o.run(append(o.env, "REGISTRAR_ADDR=127.0.0.1:1"), "import", path, "--yes", "--patience", "100ms")
+	if status != 1 || !strings.Contains(fault, "run it again to go on") {
+		t.Errorf("a registrar that is away: exit status %d, %s", status, fault)
+	}
+
+	status, out, fault := o.run(o.env, "import", path, "--yes", "--per-minute", "6000")
+	if status != 1 || !strings.Contains(fault, "import: 6 lines were refused") {
+		t.Errorf("exit status %d, %s", status, fault)
+	}
+	contains(t, out, "9 lines: 3 registered and active, 0 pending, 0 done before, 6 refused",
+		"4     -      2 fields, not 3", "5     -      user_id is empty", "6     spent  refresh_token: Zoom refuses it",
+		"7     ann    the same user as in line 2", "8     -      not CSV", "9     lost   zoom_app: there is no Zoom app")
+	for _, c := range o.recall.Credentials() {
+		if c.Status != "healthy" {
+			t.Errorf("a credential is %s", c.Status)
+		}
+	}
+	if strings.Contains(o.said.String(), "planted") {
+		t.Error("a token is printed")
+	}
+	remembered, err := os.ReadFile(path + ".done")
+	if err != nil || strings.Contains(string(remembered), good["ann"]) || strings.Contains(string(remembered), "ann") {
+		t.Errorf("what is remembered: %v", err)
+	}
+
+	// Again: what is done is not done again, and a line that was mended is.
+	refreshes := o.zoom.Counts().Refreshes
+	text = strings.Replace(text, "spent,,zoom-spent-token-planted", "eve,,"+token("eve"), 1)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, out, _ = o.run(o.env, "import", path, "--yes", "-o", "json")
+	all := objects(t, out)
+	if last := all[len(all)-1]; len(all) != 6 || last["before"] != 3.0 || last["active"] != 1.0 || last["refused"] != 5.0 || last["complete"] != true {
+		t.Errorf("again: %v", all)
+	}
+	if now := o.zoom.Counts().Refreshes; now != refreshes+1 {
+		t.Errorf("%d tokens were spent, want 1", now-refreshes)
+	}
+
+	lines := filepath.Join(o.folder, "more.jsonl")
+	if err := os.WriteFile(lines, []byte(`{"user_id":"dan","refresh_token":"`+token("dan")+"\"}\n\n"+`{"user_id":"x","token":"planted"}`+"\nplanted\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, out, _ = o.run(o.env, "import", lines, "--yes")
+	contains(t, out, "3 lines: 1 registered and active", "3     x     it has a field that is none of", "4     -     not a JSON object")
+	contains(t, o.ok("users", "list"), "ann", "bob", "cid", "dan", "eve")
+	empty := filepath.Join(o.folder, "empty.csv")
+	if err := os.WriteFile(empty, []byte("user,token\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o.refused(1, "column 1 of the first line is none of", "import", empty, "--yes")
+}
+
+// TestOperatorRestores: Redis and its disk are lost. Who was not renewed since the
+// backup goes on; who was has to consent again, and keeps the credential.
+func TestOperatorRestores(t *testing.T) {
+	t.Parallel()
+	o := operate(t, time.Hour)
+	o.register("ann", "bob", "cid")
+	backup := filepath.Join(o.folder, "grants.backup")
+	contains(t, o.ok("export", backup), "Wrote 3 grants")
+	o.refused(1, "file exists", "export", backup)
+	if info, err := os.Stat(backup); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the backup: %v, %v", info.Mode(), err)
+	}
+	text, err := os.ReadFile(backup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, shown := range []string{"zoom-ann", "credential", "user"} {
+		if bytes.Contains(text, []byte(shown)) {
+			t.Errorf("the backup shows %q", shown)
+		}
+	}
+	if _, out, _ := o.run(o.env, "export", "-"); strings.Count(out, "\n") != 5 {
+		t.Errorf("on standard output: %d lines", strings.Count(out, "\n"))
+	}
+
+	// Bob's token is renewed after the backup.
+	grants, _, _ := o.open(o.redis.URL())
+	if err := spendBehind(o, grants, "bob"); err != nil {
+		t.Fatal(err)
+	}
+	o.refused(1, "there are grants in this Redis", "restore", backup, "--yes")
+	o.redis.Kill()
+
+	fresh := redistest.Start(t)
+	o.env = append(o.without("REDIS_URL"), "REDIS_URL="+fresh.URL())
+	o.stack.env = append(o.stack.env, "REDIS_URL="+fresh.URL())
+	contains(t, o.ok("restore", backup, "--check"), "is whole: 3 grants")
+	o.refused(2, "--yes: not given", "restore", backup)
+	for name, change := range map[string]func([]byte) []byte{
+		"cut off":        func(b []byte) []byte { return b[:len(b)/2] },
+		"a line less":    func(b []byte) []byte { lines := bytes.SplitAfter(b, []byte("\n")); return bytes.Join(append(lines[:2:2], lines[3:]...), nil) },
+		"another header": func(b []byte) []byte { return bytes.Replace(b, []byte(`"backup":"`), []byte(`"backup":"X`), 1) },
+	} {
+		path := filepath.Join(o.folder, "damaged")
+		if err := os.WriteFile(path, change(bytes.Clone(text)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if status, _, _ := o.run(o.env, "restore", path, "--yes"); status != 1 {
+			t.Errorf("a backup that is damaged (%s): exit status %d", name, status)
+		}
+	}
+	other := filepath.Join(o.folder, "other.json")
+	o.ok("keyset", "create", other)
+	if status, _, fault := o.run(append(o.env, "KEYSET_FILE="+other), "restore", backup, "--check"); status != 1 || !strings.Contains(fault, "no key of the keyset opens") {
+		t.Errorf("with another keyset: exit status %d, %s", status, fault)
+	}
+
+	contains(t, o.ok("restore", backup, "--yes"), "3 grants are back")
+	again := objects(t, o.ok("restore", backup, "--yes", "--resume", "-o", "json"))[0]
+	if again["restored"] != 0.0 || again["present"] != 3.0 {
+		t.Errorf("again: %v", again)
+	}
+	direct := o.without("REGISTRAR_ADDR")
+	_, out, _ := o.run(direct, "users", "list", "--state", "degraded")
+	contains(t, out, "ann", "bob", "cid", "restored from a backup of")
+	_, out, _ = o.run(direct, "users", "get", "ann")
+	contains(t, out, "uncertain", "the refresh token may be spent")
+
+	o.tokenServer()
+	states := func() map[any]any {
+		_, out, _ := o.run(direct, "users", "list", "-o", "json")
+		states := map[any]any{}
+		for _, one := range objects(t, out) {
+			states[one["user_id"]] = one["state"]
+		}
+		return states
+	}
+	until(t, "every refresh token was tried", 60*time.Second, func() bool {
+		now := states()
+		return now["ann"] == "STATE_ACTIVE" && now["cid"] == "STATE_ACTIVE" && now["bob"] == "STATE_REAUTHORIZATION_REQUIRED"
+	})
+	if n := len(o.recall.Credentials()); n != 3 {
+		t.Errorf("%d credentials at Recall, want 3", n)
+	}
+	_, out, _ = o.run(direct, "users", "get", "bob", "-o", "json")
+	if objects(t, out)[0]["recall_credential_id"] == nil {
+		t.Error("bob has lost the credential")
+	}
+}
+
+// spendBehind spends a user's refresh token at Zoom, as a renewal does that is no
+// part of a backup.
+func spendBehind(o *operator, grants *store.Store, user string) error {
+	id := grant.NewID("default", user)
+	refresh, err := grants.Refresh(o.t.Context(), id)
+	if err != nil {
+		return err
+	}
+	_, err = zoom.New(zoom.Config{
+		ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret),
+		OAuthURL: o.url("ZOOM_OAUTH_URL"), APIURL: o.url("ZOOM_API_URL"), HTTP: http.DefaultClient,
+	}).Refresh(o.t.Context(), refresh)
+	return err
+}
+
+func TestCompletion(t *testing.T) {
+	t.Parallel()
+	complete := func(line string) []string {
+		t.Helper()
+		words := strings.Split(line, " ")
+		var quoted []string
+		for _, word := range words {
+			quoted = append(quoted, "'"+word+"'")
+		}
+		script := `source <(tokenctl completion bash); COMP_WORDS=(` + strings.Join(quoted, " ") + `); COMP_CWORD=` +
+			fmt.Sprint(len(words)-1) + `; _tokenctl; printf '%s\n' "${COMPREPLY[@]}"`
+		command := exec.CommandContext(t.Context(), "bash", "-c", script)
+		command.Env = []string{"PATH=" + bin + ":" + os.Getenv("PATH")}
+		out, err := command.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return strings.Fields(string(out))
+	}
+	for line, want := range map[string]string{
+		"tokenctl us":                     "users",
+		"tokenctl users ":                 "list get watch refresh deregister",
+		"tokenctl users list --sta":       "--state",
+		"tokenctl users list --state de":  "degraded deleting",
+		"tokenctl users list --state=deg": "--state=degraded",
+		"tokenctl -o json gra":            "grants",
+		"tokenctl completion ":            "bash zsh fish",
+		"tokenctl import gr":              "",
+		"tokenctl import x --for":         "--format",
+		"tokenctl __":                     "",
+	} {
+		if got := strings.Join(complete(line), " "); got != want {
+			t.Errorf("%q goes on with %q, want %q", line, got, want)
+		}
+	}
+	for _, shell := range []string{"zsh", "fish"} {
+		out, err := exec.CommandContext(t.Context(), filepath.Join(bin, "tokenctl"), "completion", shell).Output()
+		if err != nil || !strings.Contains(string(out), "tokenctl __complete") {
+			t.Errorf("%s: %v", shell, err)
+		}
+	}
+}
