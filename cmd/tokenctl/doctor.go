@@ -128,9 +128,10 @@ func (d *doctorCommand) run(ctx context.Context, s *session) error {
 			s.say("%s  → %s", strings.Repeat(" ", 11+2+wide), f.Mend)
 		}
 	}
-	s.say("\n%d ok, %d warnings, %d faults, %d not checked", counts[doctor.OK], counts[doctor.Warning], counts[doctor.Fault], counts[doctor.NotChecked])
+	s.say("\n%d ok, %s, %s, %d not checked", counts[doctor.OK],
+		count(counts[doctor.Warning], "warning"), count(counts[doctor.Fault], "fault"), counts[doctor.NotChecked])
 	if n := counts[doctor.Fault]; n > 0 {
-		return fmt.Errorf("doctor: %d of %d checks have found a fault", n, len(findings))
+		return fmt.Errorf("doctor: %s in %d checks", count(n, "fault"), len(findings))
 	}
 	return nil
 }

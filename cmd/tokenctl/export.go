@@ -75,7 +75,7 @@ func (e *export) run(ctx context.Context, s *session) (err error) {
 	if e.File == "-" {
 		return nil
 	}
-	s.say("Wrote %d grants to %s, sealed by key %d.", writer.Grants(), e.File, writer.Header.Key)
+	s.say("Wrote %s to %s, sealed by key %d.", count(writer.Grants(), "grant"), e.File, writer.Header.Key)
 	return s.object(map[string]any{"file": e.File, "grants": writer.Grants(), "key": writer.Header.Key, "time": writer.Header.Time})
 }
 
@@ -119,7 +119,7 @@ func (r *restore) run(ctx context.Context, s *session) error {
 	}
 	when := header.Time.Format("2006-01-02 15:04") + " UTC"
 	if r.OnlyCheck {
-		s.say("The backup of %s is whole: %d grants, sealed by key %d.", when, all, header.Key)
+		s.say("The backup of %s is whole: %s, sealed by key %d.", when, count(all, "grant"), header.Key)
 		return s.object(map[string]any{"grants": all, "key": header.Key, "time": header.Time})
 	}
 	grants, err := r.Open(ctx)

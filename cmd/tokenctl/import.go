@@ -106,7 +106,7 @@ func (i *importing) run(ctx context.Context, s *session) error {
 	case err != nil:
 		return fmt.Errorf("import: %w; run it again to go on", err)
 	case len(report.Refusals) > 0:
-		return fmt.Errorf("import: %d lines were refused", len(report.Refusals))
+		return fmt.Errorf("import: refused: %s", count(len(report.Refusals), "line"))
 	}
 	return nil
 }

@@ -36,6 +36,6 @@ func (i *indexRebuild) run(ctx context.Context, s *session) error {
 		progress.at(shard+1, grant.Shards)
 	}
 	progress.done()
-	s.say("rebuilt from %d grants", seen)
+	s.say("rebuilt from %s", count(seen, "grant"))
 	return s.object(map[string]int{"grants": seen})
 }

@@ -201,7 +201,7 @@ func (j *journalReplay) run(ctx context.Context, s *session) error {
 		rows.row(ago(e.Issued), e.Kind, e.User, e.App, string(before[i].InRedis), string(e.InRedis), string(e.Grant))
 	}
 	rows.flush()
-	s.say("%d answers, of which Redis was missing %d", len(entries), brought)
+	s.say("%s, of which Redis was missing %d", count(len(entries), "answer"), brought)
 	if failed > 0 {
 		return fmt.Errorf("journal replay: %d answers could not be committed: repeat it; the first: %s", failed, first(faults))
 	}

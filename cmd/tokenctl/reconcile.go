@@ -119,7 +119,7 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 	if r.DryRun {
 		did = "nothing was changed"
 	}
-	s.say("%d findings; %s", n, did)
+	s.say("%s; %s", count(n, "finding"), did)
 	return printing
 }
 

@@ -54,7 +54,7 @@ func (r *reseal) run(ctx context.Context, s *session) error {
 	if err != nil {
 		return fmt.Errorf("after %d grants: %w", done.Seen, err)
 	}
-	s.say("%d grants looked at, %d sealed again by key %d", done.Seen, done.Resealed, primary)
+	s.say("%s looked at, %d sealed again by key %d", count(done.Seen, "grant"), done.Resealed, primary)
 	if err := s.object(map[string]any{"grants": done.Seen, "resealed": done.Resealed, "broken": done.Broken, "key": primary}); err != nil {
 		return err
 	}

@@ -112,6 +112,14 @@ func short(d time.Duration) string {
 	return fmt.Sprintf("%d d", int(d.Hours()/24))
 }
 
+// count is "1 finding" or "2 findings".
+func count(n int, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %ss", n, one)
+}
+
 // moment is a time for people who compare it with others.
 func moment(t time.Time) string {
 	if t.IsZero() {

@@ -414,7 +414,12 @@ func (u *usersRefresh) run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	if err := grants.Hasten(ctx, before.ID); err != nil {
+	err = grants.Hasten(ctx, before.ID)
+	switch {
+	case errors.Is(err, grant.ErrFresh):
+		again := grant.Mature(before.Refreshed, before.AccessExpires)
+		return fmt.Errorf("users refresh: %w: it was renewed %s, and can be again %s", err, ago(before.Refreshed), ago(again))
+	case err != nil:
 		return fmt.Errorf("users refresh: %w", err)
 	}
 	result := map[string]any{"user_id": before.User, "zoom_app": before.App, "renewed": false}

@@ -108,7 +108,7 @@ func judgeStuck(g grant.Grant, r store.Renewal, now time.Time, late time.Duratio
 		s.Kind, s.Next = Overdue, time.Time{}
 		s.Why = fmt.Sprintf("due for %v, and nobody has claimed it", now.Sub(r.Due).Round(time.Second))
 	case r.Uncertain || !r.Intent.IsZero() && now.Sub(r.LeaseUntil) > late:
-		s.Kind = Uncertain
+		s.Kind, s.Uncertain = Uncertain, true
 	case r.Failures > 0 && g.State != grant.ReauthorizationRequired:
 		s.Kind = Failing
 		s.Why = fmt.Sprintf("failed %d times: %s", r.Failures, g.Reason)

@@ -237,7 +237,7 @@ func TestOperatorLooksAtAStack(t *testing.T) {
 		t.Errorf("doctor with wrong settings: exit status %d", status)
 	}
 	contains(t, out, "FAULT        settings", "KEYSET_FILE: the file cannot be read", "FAULT        zoom app default", "  → ", "ok           redis")
-	contains(t, fault, "checks have found a fault")
+	contains(t, fault, "faults in 19 checks")
 
 	for _, env := range [][]string{o.env, o.without("REGISTRAR_ADDR")} { // by the registrar, and by Redis
 		status, out, fault := o.run(env, "users", "list")
@@ -420,7 +420,7 @@ func TestOperatorReconciles(t *testing.T) {
 		}
 	}
 	out := o.ok("reconcile", "--dry-run")
-	contains(t, out, "missing", "ann", "1 findings; nothing was changed")
+	contains(t, out, "missing", "ann", "1 finding; nothing was changed")
 	if n := len(o.recall.Credentials()); n != 1 {
 		t.Fatalf("a dry run has changed Recall: %d credentials", n)
 	}
@@ -518,7 +518,7 @@ func TestOperatorImports(t *testing.T) {
 	}
 
 	status, out, fault := o.run(o.env, "import", path, "--yes", "--per-minute", "6000")
-	if status != 1 || !strings.Contains(fault, "import: 6 lines were refused") {
+	if status != 1 || !strings.Contains(fault, "import: refused: 6 lines") {
 		t.Errorf("exit status %d, %s", status, fault)
 	}
 	contains(t, out, "9 lines: 3 registered and active, 0 pending, 0 done before, 6 refused",

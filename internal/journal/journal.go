@@ -138,6 +138,9 @@ func lockFolder(folder string) (*os.File, error) {
 // process has it at the moment. It changes nothing, so it may be called then too:
 // some of the entries are settled already.
 func Read(folder string, seal Sealer) (entries []Entry, running bool, err error) {
+	if _, err := os.Stat(folder); err != nil {
+		return nil, false, fmt.Errorf("reading the journal: %w", err)
+	}
 	if lock, err := os.Open(filepath.Join(folder, "lock")); err == nil { //nolint:gosec // the operator names the folder
 		running = syscall.Flock(int(lock.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) != nil
 		if err := lock.Close(); err != nil {
