@@ -29,6 +29,7 @@ type answer struct {
 	journal.Entry
 	zoomUser, zoomAccount string    // of an answer to a consent, if Zoom has said
 	committed             time.Time // zero: not yet
+	had                   bool      // Redis has had it: if it is missing, Redis has forgotten it
 	tries                 int
 }
 
@@ -82,13 +83,20 @@ func (s *safety) left() int {
 
 // commit commits an answer once.
 func (r *Rotator) commit(ctx context.Context, a *answer) error {
-	err := r.store(ctx, a)
+	r.safety.mu.Lock()
+	had := a.had
+	r.safety.mu.Unlock()
+	missing, err := r.store(ctx, a)
 	r.safety.mu.Lock()
 	defer r.safety.mu.Unlock()
 	a.tries++
+	if had && missing {
+		r.metrics.forgotten.Inc()
+		r.Log.Warn("Redis had forgotten an answer of Zoom's: it was committed again", zap.String("grant", string(a.ID)))
+	}
 	switch {
 	case err == nil:
-		a.committed = time.Now()
+		a.committed, a.had = time.Now(), true
 	case errors.Is(err, grant.ErrSuperseded), errors.Is(err, grant.ErrNotFound):
 		// Another replica may have to bring the one before it first. After two
 		// looks nobody will.
@@ -99,18 +107,19 @@ func (r *Rotator) commit(ctx context.Context, a *answer) error {
 	return err
 }
 
-// store brings an answer into Redis, by what it is the answer to.
-func (r *Rotator) store(ctx context.Context, a *answer) error {
+// store brings an answer into Redis, by what it is the answer to, and reports
+// whether it was not there.
+func (r *Rotator) store(ctx context.Context, a *answer) (missing bool, err error) {
 	due := r.Plan(a.Tokens)
 	if !a.OfConsent() {
-		return r.Store.Commit(ctx, a.ID, a.Spent, a.Tokens, due)
+		return r.Store.Recommit(ctx, a.ID, a.Spent, a.Tokens, due)
 	}
 	if age := time.Since(a.Tokens.Issued); age > grant.ConsentMemory {
 		r.Log.Error("the journal has brought an answer to a consent too late: the user has to register again",
 			zap.String("grant", string(a.ID)), zap.Duration("age", age))
-		return grant.ErrSuperseded
+		return false, grant.ErrSuperseded
 	}
-	return r.Store.Accept(ctx, a.ID, grant.Consent{
+	return r.Store.Reaccept(ctx, a.ID, grant.Consent{
 		App: a.App, User: a.User, Fingerprint: a.Spent, Tokens: a.Tokens,
 		ZoomUser: a.zoomUser, ZoomAccount: a.zoomAccount,
 	}, due)
@@ -141,6 +150,8 @@ func (r *Rotator) holding() time.Duration {
 		again := r.Journal.Entries()
 		for _, e := range again {
 			a := &answer{Entry: e}
+			before, known := r.safety.unsafe[a.key()]
+			a.had = r.safety.begun && (!known || before.had) // what nobody cares for any more was there
 			r.safety.unsafe[a.key()] = a
 		}
 		r.metrics.breaks.Inc()
