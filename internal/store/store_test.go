@@ -68,6 +68,9 @@ var suite = map[string]func(*fixture){
 	"check keyset":                                     testCheckKeyset,
 	"sealed fields are bound to their grant":           testSealedFieldsAreBoundToTheirGrant,
 	"damaged record is an error not a panic":           testDamagedRecordIsAnErrorNotAPanic,
+	"census":                                           testCensus,
+	"what was forgotten is known":                      testWhatWasForgottenIsKnown,
+	"lateness is since the plan":                       testLatenessIsSinceThePlan,
 }
 
 // conform runs the suite's part on every kind of Redis that the store is for,
