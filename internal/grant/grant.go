@@ -130,6 +130,7 @@ type Grant struct {
 	AccessExpires time.Time
 	Refreshed     time.Time // when the access token was issued
 	Created       time.Time
+	Consented     time.Time // when the consent was given here that the grant comes from
 	Updated       time.Time
 
 	Version int64 // grows with every change
