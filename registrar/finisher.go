@@ -117,7 +117,10 @@ func (s *Service) finish(ctx context.Context, id grant.ID) (done bool, err error
 			s.audit(ctx, actRemove, g.App, g.User, nil, g)
 		}
 	} else {
-		_, err = s.link(ctx, g)
+		var linked grant.Grant
+		if linked, err = s.link(ctx, g); err == nil {
+			s.metrics.linked(g, linked)
+		}
 	}
 	if err != nil {
 		_, laterErr := s.later(context.WithoutCancel(ctx), id, err)

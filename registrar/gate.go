@@ -22,6 +22,7 @@ type Gate struct {
 	Quota     Quota
 	PerMinute int // requests to Recall a minute, by all replicas
 	Log       *zap.Logger
+	Metrics   *GateMetrics // nil: nothing is measured
 
 	// Patience is how long a request waits for its turn; what would take longer is
 	// answered a [*recall.LimitError] at once.
@@ -35,7 +36,9 @@ type Gate struct {
 const listsPerMinute = 60
 
 // Enter implements [recall.Gate].
-func (g *Gate) Enter(ctx context.Context, kind recall.Kind, n int) error {
+func (g *Gate) Enter(ctx context.Context, kind recall.Kind, n int) (err error) {
+	began := time.Now()
+	defer func() { g.Metrics.entered(g.Background, began, err) }()
 	ctx, cancel := context.WithTimeout(ctx, g.Patience+5*time.Second)
 	defer cancel()
 	for end := time.Now().Add(g.Patience); ; {
@@ -57,6 +60,7 @@ func (g *Gate) Enter(ctx context.Context, kind recall.Kind, n int) error {
 // turn returns how long there is no room, 0 if the room is taken now.
 func (g *Gate) turn(ctx context.Context, kind recall.Kind, n int) (time.Duration, error) {
 	if wait, err := g.Quota.Paused(ctx, pause(kind)); err != nil || wait > 0 {
+		g.Metrics.rest(kind, wait)
 		return wait, err
 	}
 	// The scarcer one first: what it gives in vain, because the other has none, is
@@ -71,6 +75,7 @@ func (g *Gate) turn(ctx context.Context, kind recall.Kind, n int) (time.Duration
 
 // Rest implements [recall.Gate].
 func (g *Gate) Rest(ctx context.Context, kind recall.Kind, d time.Duration) {
+	g.Metrics.rest(kind, d)
 	g.Log.Warn("Recall wants to be left alone", zap.String("kind", string(kind)), zap.Duration("for", d))
 	if err := g.Quota.Pause(ctx, pause(kind), d, "Recall has asked for it"); err != nil {
 		g.Log.Warn("the other replicas could not be told to leave Recall alone", zap.Error(err))

@@ -90,6 +90,7 @@ type progress struct {
 	Orphans []string  `json:"orphans,omitempty"`
 	Users   int       `json:"users"` // looked at in phase 3
 	Missing int       `json:"missing"`
+	Stopped bool      `json:"stopped,omitempty"` // ended, because too much was amiss
 }
 
 type phase string
@@ -148,6 +149,7 @@ func (r *Reconciler) turn(ctx context.Context, every time.Duration) (time.Durati
 			r.Log.Error("how far the last reconciliation came cannot be read: beginning anew", zap.Error(err))
 		}
 	}
+	r.Service.metrics.reconciled(p.progress)
 	switch {
 	case !p.Ended.IsZero() && time.Since(p.Ended) < every:
 		return min(look, every-time.Since(p.Ended)), nil
@@ -155,9 +157,11 @@ func (r *Reconciler) turn(ctx context.Context, every time.Duration) (time.Durati
 		p.progress = progress{Began: time.Now(), Phase: ours}
 	}
 	err = p.run(ctx)
+	r.Service.metrics.passed(ctx, err)
+	defer func() { r.Service.metrics.reconciled(p.progress) }()
 	if errors.Is(err, ErrTooMany) {
 		r.Log.Error("the reconciliation has stopped: is this the right Redis, and the right Recall workspace?", zap.Error(err))
-		p.Ended = time.Now()
+		p.Ended, p.Stopped = time.Now(), true
 		return look, p.save(ctx)
 	}
 	return look, err
@@ -175,6 +179,7 @@ func (r *Reconciler) Pass(ctx context.Context, dry bool, tell func(Finding)) err
 }
 
 func (r *Reconciler) log(f Finding) {
+	r.Service.metrics.findings.WithLabelValues(string(f.Kind)).Inc()
 	r.Log.Info("reconciled", zap.String("kind", string(f.Kind)), zap.String("grant", string(f.Grant)),
 		zap.String("credential", f.Credential), zap.String("detail", f.Detail))
 }

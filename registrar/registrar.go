@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"tokenprovider/internal/grant"
@@ -51,6 +52,8 @@ type Config struct {
 	// OldBases are public URLs that the token server had before. Credentials under
 	// them are ours too. May be empty.
 	OldBases []*url.URL
+	// Metrics is told how calls, registrations and reconciliations go. Nil: nobody is.
+	Metrics prometheus.Registerer
 	// Audit is told of each registration, removal and rotation of a secret, and of
 	// each token handed out. Nil: Log's logger "audit".
 	Audit *zap.Logger
@@ -67,6 +70,7 @@ type Config struct {
 type Service struct {
 	registrarv1.UnimplementedRegistrarServiceServer
 	Config
+	metrics *metrics
 
 	apps struct {
 		sync.RWMutex
@@ -90,7 +94,7 @@ func New(c Config) *Service {
 	if c.Lock == 0 {
 		c.Lock = 5 * time.Second
 	}
-	s := &Service{Config: c}
+	s := &Service{Config: c, metrics: newMetrics(c.Metrics)}
 	s.heads.stopped = make(chan struct{})
 	s.SetApps(c.Apps)
 	return s

@@ -76,11 +76,13 @@ func (s *Service) register(ctx context.Context, id grant.ID, c consent) (grant.G
 	var taken *takenError
 	switch {
 	case err == nil:
+		s.metrics.linked(g, linked)
 		return linked, nil
 	case errors.As(err, &taken) && linked.Credential == "" && linked.Former == "":
 		outcome := store.Outcome{Taken: true, TakenUser: taken.zoomUser, TakenAccount: taken.zoomAccount}
 		return grant.Grant{}, errors.Join(err, s.discard(ctx, id, outcome))
 	}
+	s.metrics.waits(g)
 	return s.later(ctx, id, err)
 }
 
@@ -429,6 +431,7 @@ func (s *Service) later(ctx context.Context, id grant.ID, cause error) (grant.Gr
 		return grant.Grant{}, err
 	}
 	s.Log.Warn("a user is not finished yet", zap.String("grant", string(id)), zap.String("state", string(g.State)), zap.Error(cause))
+	s.metrics.put(cause)
 	wait := grant.Backoff(g.Attempts+1, rand.Float64(), asked(cause)) //nolint:gosec // jitter is no secret
 	var taken *takenError
 	if errors.As(cause, &taken) { // costs a create and a list each time

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -51,6 +52,7 @@ type replicaOptions struct {
 	access     *registrar.Access
 	server     []grpc.ServerOption
 	audit      *zap.Logger
+	metrics    prometheus.Registerer
 }
 
 // join starts a registrar, until the test ends.
@@ -77,7 +79,7 @@ func (w *world) join(o replicaOptions) *replica {
 	r.recall = recall.New(recall.Config{APIURL: w.recallURL, APIKey: secret.New("recall-key"), HTTP: client, Gate: o.gate})
 	r.service = registrar.New(registrar.Config{
 		Store: r.store, Rotator: rotator, CallbackBase: w.base, Log: w.log, Apps: apps, Recall: r.recall,
-		LateAnswer: o.lateAnswer, Lock: 300 * time.Millisecond, WorkTime: o.workTime, Audit: o.audit,
+		LateAnswer: o.lateAnswer, Lock: 300 * time.Millisecond, WorkTime: o.workTime, Audit: o.audit, Metrics: o.metrics,
 	})
 	if o.access == nil {
 		o.access = &registrar.Access{Plaintext: true}

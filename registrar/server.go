@@ -79,6 +79,7 @@ func (g *guard) call(ctx context.Context, request any, info *grpc.UnaryServerInf
 	if !own(info.FullMethod) {
 		return handler(ctx, request)
 	}
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	response, err := func() (any, error) {
@@ -91,18 +92,23 @@ func (g *guard) call(ctx context.Context, request any, info *grpc.UnaryServerInf
 		}
 		return handler(ctx, request)
 	}()
-	return response, g.service.toStatus(info.FullMethod, err)
+	err = g.service.toStatus(info.FullMethod, err)
+	g.service.metrics.called(info.FullMethod, began, err)
+	return response, err
 }
 
 func (g *guard) stream(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if !own(info.FullMethod) {
 		return handler(service, stream)
 	}
+	ended := g.service.metrics.watched(info.FullMethod)
 	ctx, err := g.admit(stream.Context(), info.FullMethod, nil)
 	if err == nil {
 		err = handler(service, &guardedStream{stream, ctx, g})
 	}
-	return g.service.toStatus(info.FullMethod, err)
+	err = g.service.toStatus(info.FullMethod, err)
+	ended(err)
+	return err
 }
 
 // guardedStream is a stream whose requests are checked as they come.

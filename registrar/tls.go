@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 
@@ -15,6 +16,8 @@ import (
 type Certificates struct {
 	own     tls.Certificate
 	clients *x509.CertPool
+
+	clientsEnd time.Time // when the last of the clients' authorities ends
 }
 
 // ReadCertificates reads the server's certificate chain and key, and the
@@ -34,7 +37,7 @@ func ReadCertificates(certFile, keyFile, clientCAFile string, read reload.Read) 
 	if !clients.AppendCertsFromPEM(authorities) {
 		return nil, errors.New("the clients' authorities: no certificate in PEM")
 	}
-	return &Certificates{own, clients}, nil
+	return &Certificates{own, clients, lastEnd(authorities)}, nil
 }
 
 // MutualTLS are credentials that take only clients whose certificate one of the

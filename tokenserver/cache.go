@@ -31,6 +31,7 @@ type Grants interface {
 type Cache struct {
 	grants  Grants
 	log     *zap.Logger
+	metrics *cacheMetrics
 	records *otter.Cache[key, *record]
 	loader  otter.LoaderFunc[key, *record]
 
@@ -52,8 +53,17 @@ func keyOf(id grant.ID) (k key) {
 // lies together: where records are many, the time goes into reaching them.
 type record struct {
 	grant.Serving
-	era  int64                // in which it was read
-	keys [2]grant.CallbackKey // of Serving, where they are so few
+	era    int64                // in which it was read
+	keys   [2]grant.CallbackKey // of Serving, where they are so few
+	handed atomic.Int64         // when its token was handed out last, in ns, to a tenth of a second
+}
+
+// handOut notes that the token is handed out now.
+func (r *record) handOut(now time.Time) {
+	const grain = 100 * time.Millisecond // so that not every request writes
+	if at := now.UnixNano(); at-r.handed.Load() > int64(grain) {
+		r.handed.Store(at)
+	}
 }
 
 // verifyTime is how long a read may take that can be done without.
@@ -88,6 +98,7 @@ func (c *Cache) get(ctx context.Context, id grant.ID) (r *record, fresh bool, er
 	case c.outage.on(time.Now()):
 		return nil, false, store.ErrDown
 	}
+	c.metrics.read(missed)
 	r, err = c.records.Get(ctx, keyOf(id), c.loader)
 	if errors.Is(err, otter.ErrNotFound) {
 		err = grant.ErrNotFound
@@ -99,8 +110,10 @@ func (c *Cache) get(ctx context.Context, id grant.ID) (r *record, fresh bool, er
 // Redis cannot be read.
 func (c *Cache) verify(ctx context.Context, id grant.ID, r *record) (*record, bool, error) {
 	if c.outage.on(time.Now()) {
+		c.metrics.madeDo()
 		return r, false, nil
 	}
+	c.metrics.read(unverified)
 	ctx, cancel := context.WithTimeout(ctx, verifyTime)
 	defer cancel()
 	select {
@@ -116,6 +129,7 @@ func (c *Cache) verify(ctx context.Context, id grant.ID, r *record) (*record, bo
 	case <-ctx.Done():
 		c.outage.begin(time.Now())
 	}
+	c.metrics.madeDo()
 	return r, false, nil
 }
 
@@ -124,6 +138,7 @@ func (c *Cache) again(ctx context.Context, id grant.ID) (*record, error) {
 	if c.outage.on(time.Now()) {
 		return nil, store.ErrDown
 	}
+	c.metrics.read(otherSecret)
 	return c.read(ctx, id)
 }
 
@@ -173,7 +188,11 @@ func (c *Cache) Live() {
 }
 
 // Changed implements [store.Follower].
-func (c *Cache) Changed(id grant.ID) { c.records.Invalidate(keyOf(id)) }
+func (c *Cache) Changed(id grant.ID) {
+	if dropped, cached := c.records.Invalidate(keyOf(id)); cached {
+		c.metrics.dropped(c.grants, id, dropped)
+	}
+}
 
 // Lost implements [store.Follower].
 func (c *Cache) Lost(why error) {

@@ -53,12 +53,7 @@ type Events struct {
 
 // NewEvents returns the handler of POST /zoom/events.
 func NewEvents(grants Deauthorizer, apps func() []App, log *zap.Logger, registerer prometheus.Registerer) *Events {
-	e := &Events{Grants: grants, Apps: apps, Log: log, events: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "tokenprovider_zoom_events_total",
-		Help: "Requests to Zoom's webhook, by kind of event and outcome.",
-	}, []string{"event", "outcome"})}
-	registerer.MustRegister(e.events)
-	return e
+	return &Events{Grants: grants, Apps: apps, Log: log, events: newEventsCounter(registerer)}
 }
 
 // event is what Zoom sends, as far as it matters here.

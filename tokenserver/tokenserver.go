@@ -42,7 +42,7 @@ type Config struct {
 	Cache     *Cache
 	HandOuter HandOuter
 	Log       *zap.Logger
-	Metrics   prometheus.Registerer
+	Metrics   prometheus.Registerer // nil: nothing is measured
 
 	// Verifier checks that a request was signed by Recall. Nil: the secret in
 	// the URL is the only proof.
@@ -59,7 +59,7 @@ type Config struct {
 // Handler answers callbacks. It is safe for concurrent use.
 type Handler struct {
 	Config
-	metrics metrics
+	metrics *metrics
 	decoy   callback.Address
 	waiting chan struct{} // as many as wait for a renewal
 }
@@ -72,11 +72,12 @@ func New(c Config) *Handler {
 	if c.MaxWaiting == 0 {
 		c.MaxWaiting = 1000
 	}
+	waiting := make(chan struct{}, c.MaxWaiting)
 	return &Handler{
 		Config:  c,
-		metrics: newMetrics(c.Metrics),
+		metrics: newMetrics(c.Metrics, func() float64 { return float64(len(waiting)) }),
 		decoy:   callback.NewAddress(grant.NewID("", "")), // nobody's: a user's id is not empty
-		waiting: make(chan struct{}, c.MaxWaiting),
+		waiting: waiting,
 	}
 }
 
@@ -180,6 +181,7 @@ func (h *Handler) serve(r *http.Request, now time.Time) (*record, error) {
 	case h.Verifier != nil && !h.Verifier.Verify(r.Header, now):
 		return nil, errSignature
 	case h.HandOuter.Ready(&record.Serving, grant.MinTTL, now):
+		record.handOut(now)
 		return record, nil
 	}
 	return h.renewed(r.Context(), address.ID, record, now.Add(h.Patience))
@@ -200,6 +202,9 @@ func (h *Handler) renewed(ctx context.Context, id grant.ID, r *record, deadline 
 	serving, err := h.HandOuter.HandOut(ctx, id, r.Serving, grant.MinTTL)
 	if err != nil {
 		return nil, err
+	}
+	if serving.Expires.Equal(r.Expires) {
+		r.handOut(time.Now())
 	}
 	return newRecord(serving, 0), nil
 }

@@ -21,6 +21,7 @@ import (
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/settings"
 	"tokenprovider/internal/telemetry"
+	"tokenprovider/internal/zoom"
 	"tokenprovider/registrar"
 )
 
@@ -54,16 +55,20 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	metrics := lifecycle.Metrics()
-	client := lifecycle.Outbound(20 * time.Second)
+	metrics := lifecycle.Metrics("registrar")
+	c.Measure(grants, kept, metrics)
+	registrar.MeasureCertificates(c.certificates, metrics)
+	client, zoomMetrics := lifecycle.Outbound(20*time.Second), zoom.NewMetrics(metrics)
 	rotator := rotation.New(rotation.Config{
 		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
 		RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
-	gate := registrar.Gate{Quota: grants, PerMinute: c.RecallRateLimit, Log: log.Named("recall"), Patience: 2 * time.Second}
+	gate := registrar.Gate{Quota: grants, PerMinute: c.RecallRateLimit, Log: log.Named("recall"), Metrics: registrar.NewGateMetrics(metrics), Patience: 2 * time.Second}
 	background := gate
 	background.Patience, background.Background = 10*time.Minute, true
-	recallClient := recall.New(recall.Config{APIURL: c.RecallAPIURL, APIKey: c.RecallAPIKey, HTTP: client, Gate: &gate})
+	recallClient := recall.New(recall.Config{
+		APIURL: c.RecallAPIURL, APIKey: c.RecallAPIKey, HTTP: client, Gate: &gate, Metrics: recall.NewMetrics(metrics),
+	})
 	var secrets settings.Secrets
 	secrets.On("RECALL_API_KEY", c.RecallAPIKeyFile, func(key secret.Text) error {
 		if key.IsZero() {
@@ -77,7 +82,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Wait: 12 * c.ReloadInterval, // for every process to have the key, and for the file to reach it
 	}
 	service := registrar.New(registrar.Config{
-		Store: grants, Rotator: rotator, Recall: recallClient, Log: log.Named("registrar"), Audit: c.Audit(stderr),
+		Store: grants, Rotator: rotator, Recall: recallClient, Log: log.Named("registrar"), Audit: c.Audit(stderr), Metrics: metrics,
 		CallbackBase: c.CallbackBaseURL, OldBases: c.OldBases(),
 	})
 	reconciler := &registrar.Reconciler{
@@ -86,7 +91,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	setApps := func(list []settings.App) {
 		atZoom, known := map[string]rotation.Zoom{}, map[string]registrar.App{}
 		for _, app := range list {
-			zoomClient := c.Client(app, client)
+			zoomClient := c.Client(app, client, zoomMetrics)
 			atZoom[app.Name], known[app.Name] = zoomClient, registrar.App{Zoom: zoomClient, OAuthApp: app.OAuthApp}
 		}
 		rotator.SetApps(atZoom)

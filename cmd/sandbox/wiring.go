@@ -98,7 +98,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret),
 		OAuthURL: zoomURL, APIURL: zoomURL, HTTP: outbound,
 	})
-	metrics := lifecycle.Metrics()
+	metrics := lifecycle.Metrics("sandbox")
 	rotator := rotation.New(rotation.Config{
 		Store: grants, Journal: kept, Log: log, Metrics: metrics, RefreshBefore: refreshBefore,
 		Apps: map[string]rotation.Zoom{settings.DefaultApp: zoomClient},

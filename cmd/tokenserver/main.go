@@ -19,6 +19,7 @@ import (
 	"tokenprovider/internal/settings"
 	"tokenprovider/internal/store"
 	"tokenprovider/internal/telemetry"
+	"tokenprovider/internal/zoom"
 	"tokenprovider/tokenserver"
 )
 
@@ -102,16 +103,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	metrics := lifecycle.Metrics()
+	metrics := lifecycle.Metrics("tokenserver")
+	c.Measure(grants, kept, metrics)
 	rotator := rotation.New(rotation.Config{
 		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
 		RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
-	client := lifecycle.Outbound(0)
+	client, zoomMetrics := lifecycle.Outbound(0), zoom.NewMetrics(metrics)
 	setApps := func(list []settings.App) {
 		atZoom := map[string]rotation.Zoom{}
 		for _, app := range list {
-			atZoom[app.Name] = c.Client(app, client)
+			atZoom[app.Name] = c.Client(app, client, zoomMetrics)
 		}
 		rotator.SetApps(atZoom)
 	}
@@ -126,6 +128,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	cache.Measure(metrics)
 	handler := tokenserver.New(tokenserver.Config{
 		Cache: cache, HandOuter: rotator, Log: log.Named("callback"), Metrics: metrics,
 		Verifier: c.verifier, Events: c.events(apps, grants, log, metrics), MaxWaiting: c.MaxWaiting,

@@ -36,7 +36,11 @@ func queries(t *testing.T) map[string]string {
 		}
 		for _, group := range file.Groups {
 			for _, r := range group.Rules {
-				all["rule "+r.Alert+r.Record] = r.Expr
+				if r.Alert != "" {
+					all["alert "+r.Alert] = r.Expr
+				} else {
+					all["record "+r.Record] = r.Expr
+				}
 			}
 		}
 	}
@@ -92,7 +96,7 @@ func TestRules(t *testing.T) {
 		all.Write(text)
 	}
 	for where := range queries(t) {
-		if alert, ok := strings.CutPrefix(where, "rule "); ok && !strings.Contains(all.String(), "alertname: "+alert+"\n") {
+		if alert, ok := strings.CutPrefix(where, "alert "); ok && !strings.Contains(all.String(), "alertname: "+alert+"\n") {
 			t.Errorf("%s has no test", alert)
 		}
 	}
@@ -103,12 +107,15 @@ func TestRules(t *testing.T) {
 		t.Fatal(err)
 	}
 	for where := range queries(t) {
-		if alert, ok := strings.CutPrefix(where, "rule "); ok && !strings.Contains(string(text), `"`+alert+`"`) {
-			t.Errorf("%s is not in the PrometheusRule", alert)
+		if kind, name, _ := strings.Cut(where, " "); kind != "panel" && !strings.Contains(string(text), `"`+name+`"`) {
+			t.Errorf("%s is not in the PrometheusRule", name)
 		}
 	}
 	if !strings.Contains(string(text), "{{ $value | humanizePercentage }}") {
 		t.Error("Helm has eaten the templates of the annotations")
+	}
+	if !strings.Contains(string(text), `"https://wiki.example/runbooks#tokenproviderabsent"`) || strings.Contains(string(text), "docs/runbooks.md") {
+		t.Error("the links to the runbooks are not the operator's")
 	}
 }
 
@@ -150,29 +157,40 @@ func checkQueries(t *testing.T, scraped string) {
 		}
 		labels[match[1]] = append(labels[match[1]], "namespace", "pod") // a scrape adds these
 	}
-	metric := regexp.MustCompile(`\b(tokenprovider_[a-z_]+|process_[a-z_]+|go_[a-z_]+)(?:\{([^}]*)\})?`)
+	metric := regexp.MustCompile(`\b(tokenprovider[_:][a-z_0-9:]+|process_[a-z_]+|go_[a-z_]+)(?:\{([^}]*)\})?`)
 	matcher := regexp.MustCompile(`([a-z_]+)(?:=|!=|=~|!~)"`)
 	grouping := regexp.MustCompile(`by \(([a-z_, ]+)\)`)
-	for where, expr := range queries(t) {
+	all := queries(t)
+	for where, expr := range all {
 		found := metric.FindAllStringSubmatch(expr, -1)
 		if len(found) == 0 {
 			t.Errorf("%s asks for no metric of ours: %s", where, expr)
 		}
+		var theirs []string // labels of any of them
 		for _, match := range found {
+			if strings.Contains(match[1], ":") { // a record of ours
+				if _, ok := all["record "+match[1]]; !ok {
+					t.Errorf("%s asks for %s, which no rule records", where, match[1])
+				}
+				theirs = append(theirs, "namespace")
+				continue
+			}
 			has, ok := labels[match[1]]
 			if !ok {
 				t.Errorf("%s asks for %s, which neither program tells", where, match[1])
 				continue
 			}
-			wanted := matcher.FindAllStringSubmatch(match[2], -1)
-			for _, by := range grouping.FindAllStringSubmatch(expr, -1) {
-				for _, name := range strings.Split(by[1], ", ") {
-					wanted = append(wanted, []string{"", name})
-				}
-			}
-			for _, l := range wanted {
+			theirs = append(theirs, has...)
+			for _, l := range matcher.FindAllStringSubmatch(match[2], -1) {
 				if !slices.Contains(has, l[1]) {
 					t.Errorf("%s asks for label %s of %s, which has %v", where, l[1], match[1], has)
+				}
+			}
+		}
+		for _, by := range grouping.FindAllStringSubmatch(expr, -1) {
+			for _, name := range strings.Split(by[1], ", ") {
+				if !slices.Contains(theirs, name) {
+					t.Errorf("%s is grouped by %s, which nothing in it has", where, name)
 				}
 			}
 		}

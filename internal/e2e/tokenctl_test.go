@@ -605,8 +605,11 @@ func TestOperatorRestores(t *testing.T) {
 	contains(t, o.ok("restore", backup, "--check"), "is whole: 3 grants")
 	o.refused(2, "--yes: not given", "restore", backup)
 	for name, change := range map[string]func([]byte) []byte{
-		"cut off":        func(b []byte) []byte { return b[:len(b)/2] },
-		"a line less":    func(b []byte) []byte { lines := bytes.SplitAfter(b, []byte("\n")); return bytes.Join(append(lines[:2:2], lines[3:]...), nil) },
+		"cut off": func(b []byte) []byte { return b[:len(b)/2] },
+		"a line less": func(b []byte) []byte {
+			lines := bytes.SplitAfter(b, []byte("\n"))
+			return bytes.Join(append(lines[:2:2], lines[3:]...), nil)
+		},
 		"another header": func(b []byte) []byte { return bytes.Replace(b, []byte(`"backup":"`), []byte(`"backup":"X`), 1) },
 	} {
 		path := filepath.Join(o.folder, "damaged")

@@ -130,6 +130,7 @@ type Grant struct {
 	AccessExpires time.Time
 	Refreshed     time.Time // when the access token was issued
 	Created       time.Time
+	Consented     time.Time // when the consent was given here that the grant comes from
 	Updated       time.Time
 
 	Version int64 // grows with every change
@@ -219,6 +220,8 @@ type Claim struct {
 	Spent     string // fingerprint of Refresh: the predecessor of what Zoom answers
 	Uncertain bool   // an earlier attempt may have spent it already
 	Failures  int    // failed attempts since the last success
+
+	Late time.Duration // since the plan, which failures do not move; negative: it was claimed before
 }
 
 // Outcome says what a failed refresh has done to the refresh token.
@@ -246,8 +249,8 @@ var (
 	ErrConflict = errors.New("grant was changed meanwhile")
 	// ErrUnreplicated means: stored, but not on as many replicas as it should be.
 	ErrUnreplicated = errors.New("not on enough replicas of Redis yet")
-	// ErrSuperseded means: the answer's predecessor is not the stored refresh token
-	// any more, so the answer is of no use.
+	// ErrSuperseded means: the refresh token that was spent is not the stored one any
+	// more, or the claim not the newest, so what has come of it is of no use.
 	ErrSuperseded = errors.New("refresh token has been superseded")
 )
 

@@ -87,6 +87,7 @@ type file struct {
 	handle  *os.File // nil: read at the start, not written to
 	created time.Time
 	entries map[string]*stored // by grant and predecessor
+	open    int                // entries that are not settled
 }
 
 type stored struct {
@@ -181,7 +182,8 @@ func (j *Journal) read() error {
 			}
 			f.entries[entry.key()] = &stored{Entry: entry}
 		}
-		j.pending += len(f.entries)
+		f.open = len(f.entries)
+		j.pending += f.open
 		j.files = append(j.files, f)
 	}
 	return nil
@@ -253,7 +255,8 @@ func (j *Journal) Add(e Entry) error {
 		j.failed = fmt.Errorf("writing the journal: %w", err)
 		return j.failed
 	}
-	if _, again := current.entries[e.key()]; !again {
+	if before := current.entries[e.key()]; before == nil || before.settled {
+		current.open++
 		j.pending++
 	}
 	current.entries[e.key()] = &stored{Entry: e}
@@ -333,14 +336,7 @@ func (j *Journal) dropLocked() error {
 	return errors.Join(errs...)
 }
 
-func (f *file) settled() bool {
-	for _, e := range f.entries {
-		if !e.settled {
-			return false
-		}
-	}
-	return true
-}
+func (f *file) settled() bool { return f.open == 0 }
 
 func (f *file) remove() error {
 	var err error
@@ -359,6 +355,7 @@ func (j *Journal) Settle(id grant.ID, spent string) {
 	for _, f := range j.files {
 		if e := f.entries[key]; e != nil && !e.settled {
 			e.settled = true
+			f.open--
 			j.pending--
 		}
 	}

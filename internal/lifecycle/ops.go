@@ -61,12 +61,12 @@ func (r *Readiness) Ready(ctx context.Context) error {
 }
 
 // Metrics returns a registry with what every program tells of itself.
-func Metrics() *prometheus.Registry {
+func Metrics(program string) *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "tokenprovider_build_info", Help: "Always 1; the version is the label.",
-	}, []string{"version"})
-	build.WithLabelValues(settings.Version()).Set(1)
+		Name: "tokenprovider_build_info", Help: "Always 1; program and version are the labels.",
+	}, []string{"program", "version"})
+	build.WithLabelValues(program, settings.Version()).Set(1)
 	registry.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return registry
 }

@@ -101,6 +101,8 @@ type Config struct {
 	APIKey secret.Text
 	HTTP   *http.Client
 	Gate   Gate // nil: requests are sent at once
+
+	Metrics *Metrics // nil: nothing is measured
 }
 
 // Client talks to Recall. It is safe for concurrent use.
@@ -111,6 +113,7 @@ type Client struct {
 	key         *atomic.Pointer[secret.Text]
 	http        *http.Client
 	gate        Gate
+	metrics     *Metrics
 }
 
 // New returns a client. It does no I/O.
@@ -124,7 +127,7 @@ func New(c Config) *Client {
 		credentials: c.APIURL.JoinPath("api", "v2", "zoom-oauth-credentials", "/"),
 		logs:        c.APIURL.JoinPath("api", "v2", "zoom-oauth-credential-logs", "/"),
 		apps:        c.APIURL.JoinPath("api", "v2", "zoom-oauth-apps", "/"),
-		key:         newKey(c.APIKey), http: &httpClient, gate: c.Gate,
+		key:         newKey(c.APIKey), http: &httpClient, gate: c.Gate, metrics: c.Metrics,
 	}
 }
 
@@ -364,7 +367,9 @@ func (c *Client) credential(id string) *url.URL {
 
 // do sends one request. Errors hold neither bodies nor URLs: both may hold a
 // callback's secret.
-func (c *Client) do(ctx context.Context, kind Kind, method string, target *url.URL, body []byte, want int, answer any) error {
+func (c *Client) do(ctx context.Context, kind Kind, method string, target *url.URL, body []byte, want int, answer any) (err error) {
+	began := time.Now()
+	defer func() { c.metrics.ended(c.callOf(kind, method, target.Path), began, err) }()
 	request, err := http.NewRequestWithContext(ctx, method, target.String(), bytes.NewReader(body))
 	if err != nil {
 		return errors.New("not a request that can be sent")

@@ -42,6 +42,7 @@ func (r *Rotator) fly(id grant.ID, goodUntil time.Time, asked []trace.Link) (err
 	ctx, span := telemetry.Tracer().Start(ctx, "renew", trace.WithTimestamp(took), trace.WithLinks(asked...), trace.WithAttributes(
 		attribute.String("grant", string(id)), attribute.String("app", claim.App), attribute.Bool("planned", goodUntil.IsZero())))
 	defer func() { telemetry.End(span, err) }()
+	r.metrics.begun(claim)
 	if claim.Uncertain {
 		r.Log.Warn("trying a refresh token that may be spent: an earlier answer is missing", zap.String("grant", string(id)))
 	}
@@ -55,6 +56,7 @@ func (r *Rotator) fly(id grant.ID, goodUntil time.Time, asked []trace.Link) (err
 		return r.fail(ctx, claim, err)
 	}
 	answered := time.Now()
+	r.metrics.retried(claim, "renewed")
 	r.metrics.duration.Observe(answered.Sub(issued).Seconds())
 	entry := journal.Entry{ID: id, Spent: claim.Spent, Tokens: grant.Tokens{
 		Access: answer.Access, Refresh: answer.Refresh, Issued: issued, Expires: issued.Add(answer.Life),
@@ -124,7 +126,7 @@ func (r *Rotator) keep(ctx context.Context, app string, e journal.Entry, answere
 // release lets go of a claim as if it had not been made.
 func (r *Rotator) release(ctx context.Context, claim grant.Claim, wait time.Duration) error {
 	wait += time.Duration(rand.Int64N(int64(wait)/4 + 1)) //nolint:gosec // jitter is no secret
-	if err := r.Store.Fail(ctx, claim, grant.Released, wait, ""); err != nil {
+	if err := r.Store.Fail(ctx, claim, grant.Released, wait, ""); err != nil && !errors.Is(err, grant.ErrSuperseded) {
 		r.Log.Warn("a claim could not be released: it ends with its lease", zap.String("grant", string(claim.ID)), zap.Error(err))
 	}
 	return &grant.BackoffError{For: wait}
@@ -136,6 +138,7 @@ func (r *Rotator) fail(ctx context.Context, claim grant.Claim, cause error) erro
 	defer cancel()
 	outcome, asked := judge(cause)
 	r.metrics.outcome(string(outcome))
+	r.metrics.retried(claim, string(outcome))
 	log := r.Log.With(zap.String("grant", string(claim.ID)), zap.String("app", claim.App), zap.Error(cause))
 	if outcome == grant.Released {
 		log.Error("Zoom refuses the app: check its client id and secret")
@@ -150,13 +153,17 @@ func (r *Rotator) fail(ctx context.Context, claim grant.Claim, cause error) erro
 	if outcome == grant.Gone {
 		if claim.Uncertain {
 			reason = "an earlier answer of Zoom's was lost, and Zoom refuses the refresh token before it"
-			r.metrics.lost.Inc()
 		}
 		log.Warn("the user must authorize again", zap.Bool("uncertain", claim.Uncertain))
 	} else {
 		log.Warn("refresh failed", zap.String("outcome", string(outcome)), zap.Duration("retry_in", wait))
 	}
-	if err := r.Store.Fail(ctx, claim, outcome, wait, reason); err != nil {
+	err := r.Store.Fail(ctx, claim, outcome, wait, reason)
+	switch {
+	case err == nil && outcome == grant.Gone:
+		r.metrics.gone(claim)
+	case err == nil, errors.Is(err, grant.ErrSuperseded): // somebody has gone on meanwhile
+	default:
 		// The lease ends by itself, and the intent tells whoever comes next.
 		log.Warn("a failure could not be recorded", zap.NamedError("record_error", err))
 	}

@@ -57,9 +57,9 @@ func newMemory() *memory {
 // at is now as scripts have it, in milliseconds.
 func (m *memory) at() time.Time { return m.now().Truncate(time.Millisecond) }
 
-// Accept is not part of the model: no schedule registers anybody.
-func (m *memory) Accept(context.Context, grant.ID, grant.Consent, time.Time) error {
-	return errors.ErrUnsupported
+// Reaccept is not part of the model: no schedule registers anybody.
+func (m *memory) Reaccept(context.Context, grant.ID, grant.Consent, time.Time) (bool, error) {
+	return false, errors.ErrUnsupported
 }
 
 func (m *memory) Claim(_ context.Context, id grant.ID, owner string, terms grant.Terms) (grant.Claim, error) {
@@ -119,29 +119,29 @@ func (m *memory) Claim(_ context.Context, id grant.ID, owner string, terms grant
 	}
 	return grant.Claim{
 		ID: id, Owner: owner, App: r.app, Refresh: r.tokens.Refresh, Spent: r.fingerprint(),
-		Uncertain: r.uncertain, Failures: r.failures,
+		Uncertain: r.uncertain, Failures: r.failures, Late: at.Sub(r.plan),
 	}, nil
 }
 
-func (m *memory) Commit(_ context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) error {
+func (m *memory) Recommit(_ context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (missing bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.calls++
 	r, known := m.records[id]
 	if !known {
-		return grant.ErrNotFound
+		return false, grant.ErrNotFound
 	}
 	successor := store.RefreshFingerprint(tokens.Refresh)
 	stored := r.fingerprint()
 	if stored == successor && stored != spent {
-		return nil
+		return false, nil
 	}
 	sibling := r.predecessor == spent && r.tokens.Issued.Before(tokens.Issued.Truncate(time.Millisecond))
 	if stored != spent && !sibling && !m.anyPredecessor {
-		return grant.ErrSuperseded
+		return false, grant.ErrSuperseded
 	}
 	if spent == successor && !r.tokens.Expires.Before(tokens.Expires) {
-		return nil
+		return false, nil
 	}
 	r.tokens, r.plan, r.predecessor = tokens, due, spent
 	r.lease, r.leaseUntil, r.intent, r.retryAt, r.handed = "", time.Time{}, time.Time{}, time.Time{}, time.Time{}
@@ -151,7 +151,7 @@ func (m *memory) Commit(_ context.Context, id grant.ID, spent string, tokens gra
 	if m.committed != nil {
 		m.committed(id, tokens.Access.Reveal())
 	}
-	return nil
+	return true, nil
 }
 
 func (m *memory) Fail(_ context.Context, c grant.Claim, outcome grant.Outcome, retryIn time.Duration, reason string) error {
@@ -160,7 +160,7 @@ func (m *memory) Fail(_ context.Context, c grant.Claim, outcome grant.Outcome, r
 	m.calls++
 	r, known := m.records[c.ID]
 	if !known || r.lease != c.Owner && !m.anyHolder || r.fingerprint() != c.Spent {
-		return nil
+		return grant.ErrSuperseded
 	}
 	defer func() { m.records[c.ID] = r }()
 	r.lease, r.leaseUntil = "", time.Time{}

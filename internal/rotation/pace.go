@@ -126,7 +126,7 @@ func (r *Rotator) landed(app string, p *pace, err error) {
 	if pause == 0 {
 		return
 	}
-	r.metrics.pauses.Inc()
+	r.metrics.paused(app, err, asked)
 	log := r.Log.With(zap.String("app", app), zap.Duration("for", pause), zap.Error(err))
 	if errors.Is(err, zoom.ErrInvalidClient) {
 		log.Error("paused the Zoom app: Zoom refuses its client id or secret; no user can be refreshed until the operator mends that")

@@ -29,6 +29,7 @@ type answer struct {
 	journal.Entry
 	zoomUser, zoomAccount string    // of an answer to a consent, if Zoom has said
 	committed             time.Time // zero: not yet
+	had                   bool      // Redis has had it: if it is missing, Redis has forgotten it
 	tries                 int
 }
 
@@ -82,13 +83,20 @@ func (s *safety) left() int {
 
 // commit commits an answer once.
 func (r *Rotator) commit(ctx context.Context, a *answer) error {
-	err := r.store(ctx, a)
+	r.safety.mu.Lock()
+	had := a.had
+	r.safety.mu.Unlock()
+	missing, err := r.store(ctx, a)
 	r.safety.mu.Lock()
 	defer r.safety.mu.Unlock()
 	a.tries++
+	if had && missing {
+		r.metrics.forgotten.Inc()
+		r.Log.Warn("Redis had forgotten an answer of Zoom's: it was committed again", zap.String("grant", string(a.ID)))
+	}
 	switch {
 	case err == nil:
-		a.committed = time.Now()
+		a.committed, a.had = time.Now(), true
 	case errors.Is(err, grant.ErrSuperseded), errors.Is(err, grant.ErrNotFound):
 		// Another replica may have to bring the one before it first. After two
 		// looks nobody will.
@@ -99,27 +107,28 @@ func (r *Rotator) commit(ctx context.Context, a *answer) error {
 	return err
 }
 
-// store brings an answer into Redis, by what it is the answer to.
-func (r *Rotator) store(ctx context.Context, a *answer) error {
-	err := bring(ctx, r.Store, a, r.Plan(a.Tokens))
+// store brings an answer into Redis, by what it is the answer to, and reports
+// whether it was not there.
+func (r *Rotator) store(ctx context.Context, a *answer) (missing bool, err error) {
+	missing, err = bring(ctx, r.Store, a, r.Plan(a.Tokens))
 	if errors.Is(err, errTooLate) {
 		r.Log.Error("the journal has brought an answer to a consent too late: the user has to register again",
 			zap.String("grant", string(a.ID)), zap.Duration("age", time.Since(a.Tokens.Issued)))
 	}
-	return err
+	return missing, err
 }
 
 // errTooLate means: nobody knows any more what came of the consent.
 var errTooLate = fmt.Errorf("the answer to a consent comes too late: %w", grant.ErrSuperseded)
 
-func bring(ctx context.Context, grants Grants, a *answer, due time.Time) error {
+func bring(ctx context.Context, grants Grants, a *answer, due time.Time) (missing bool, err error) {
 	if !a.OfConsent() {
-		return grants.Commit(ctx, a.ID, a.Spent, a.Tokens, due)
+		return grants.Recommit(ctx, a.ID, a.Spent, a.Tokens, due)
 	}
 	if time.Since(a.Tokens.Issued) > grant.ConsentMemory {
-		return errTooLate
+		return false, errTooLate
 	}
-	return grants.Accept(ctx, a.ID, grant.Consent{
+	return grants.Reaccept(ctx, a.ID, grant.Consent{
 		App: a.App, User: a.User, Fingerprint: a.Spent, Tokens: a.Tokens,
 		ZoomUser: a.zoomUser, ZoomAccount: a.zoomAccount,
 	}, due)
@@ -129,7 +138,8 @@ func bring(ctx context.Context, grants Grants, a *answer, due time.Time) error {
 // more. It may be repeated. It answers what [Grants] does; [grant.ErrSuperseded]
 // also to a consent that is too old.
 func Replay(ctx context.Context, grants Grants, e journal.Entry) error {
-	return bring(ctx, grants, &answer{Entry: e}, grant.Mature(e.Tokens.Issued, e.Tokens.Expires))
+	_, err := bring(ctx, grants, &answer{Entry: e}, grant.Mature(e.Tokens.Issued, e.Tokens.Expires))
+	return err
 }
 
 // forget ends the care for an answer. The journal still has it for a while.
@@ -157,6 +167,8 @@ func (r *Rotator) holding() time.Duration {
 		again := r.Journal.Entries()
 		for _, e := range again {
 			a := &answer{Entry: e}
+			before, known := r.safety.unsafe[a.key()]
+			a.had = r.safety.begun && (!known || before.had) // what nobody cares for any more was there
 			r.safety.unsafe[a.key()] = a
 		}
 		r.metrics.breaks.Inc()

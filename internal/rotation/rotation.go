@@ -38,11 +38,12 @@ var ErrUnknownApp = errors.New("the grant's Zoom app is not configured")
 var ErrShort = errors.New("no token is good for so long")
 
 // Grants is the record of every grant; see [store.Store] for what each method
-// answers. Accept, Commit, and Claim with the same owner, may be repeated.
+// answers. Reaccept, Recommit, and Claim with the same owner, may be repeated: that
+// is how one looks whether Redis still has an answer.
 type Grants interface {
-	Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) error
+	Reaccept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (missing bool, err error)
 	Claim(ctx context.Context, id grant.ID, owner string, terms grant.Terms) (grant.Claim, error)
-	Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) error
+	Recommit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (missing bool, err error)
 	Fail(ctx context.Context, c grant.Claim, outcome grant.Outcome, retryIn time.Duration, reason string) error
 }
 
@@ -154,9 +155,9 @@ type flight struct {
 func New(c Config) *Rotator {
 	c.setDefaults()
 	r := &Rotator{
-		Config: c, metrics: newMetrics(c.Metrics),
-		flights: make(map[grant.ID]*flight),
+		Config: c, flights: make(map[grant.ID]*flight),
 	}
+	r.metrics = newMetrics(c.Metrics, r)
 	r.SetApps(c.Apps)
 	r.safety.start(c.Journal.Entries())
 	return r
@@ -181,6 +182,7 @@ func (r *Rotator) SetApps(apps map[string]Zoom) {
 			p = newPace(r.MaxInFlight, r.MaxPerSecond)
 		}
 		r.apps.known[name] = app{endpoint, p}
+		r.metrics.begin(name)
 	}
 }
 

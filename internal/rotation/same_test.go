@@ -98,7 +98,12 @@ func TestMemoryIsTheStore(t *testing.T) {
 				}
 				answers = append(answers, tokens)
 				plan := now.Add(50 * time.Second)
-				same("commit", real.Commit(ctx, id, claim.Spent, tokens, plan), model.Commit(ctx, id, claim.Spent, tokens, plan))
+				missing, err := real.Recommit(ctx, id, claim.Spent, tokens, plan)
+				wantMissing, modelErr := model.Recommit(ctx, id, claim.Spent, tokens, plan)
+				same("commit", err, modelErr)
+				if missing != wantMissing {
+					t.Fatalf("the store says that the answer was missing: %v, the model: %v", missing, wantMissing)
+				}
 			},
 			"fail": func(t *rapid.T) {
 				claim := rapid.SampledFrom(claims).Draw(t, "claim")

@@ -64,11 +64,11 @@ func (z *Zoom) Check(fault func(setting, text string)) {
 	z.file = file
 }
 
-// Client returns a client for an app.
-func (z *Zoom) Client(a App, c *http.Client) *zoom.Client {
+// Client returns a client for an app, which m measures.
+func (z *Zoom) Client(a App, c *http.Client, m *zoom.Metrics) *zoom.Client {
 	return zoom.New(zoom.Config{
 		ClientID: a.ClientID, ClientSecret: a.ClientSecret,
-		OAuthURL: z.ZoomOAuthURL, APIURL: z.ZoomAPIURL, HTTP: c,
+		OAuthURL: z.ZoomOAuthURL, APIURL: z.ZoomAPIURL, HTTP: c, Metrics: m, App: a.Name,
 	})
 }
 

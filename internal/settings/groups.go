@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -169,6 +170,12 @@ func (s *Storage) Open(ctx context.Context, log *zap.Logger) (*store.Store, *jou
 		return nil, nil, errors.Join(err, s.Close(kept))
 	}
 	return opened, kept, nil
+}
+
+// Measure tells of Redis, of what is in it, and of the journal.
+func (s *Storage) Measure(opened *store.Store, kept *journal.Journal, metrics prometheus.Registerer) {
+	s.client.Measure(metrics)
+	metrics.MustRegister(store.NewCensus(opened), kept)
 }
 
 // Follow keeps the keyset and the login to Redis in step with their files until

@@ -96,9 +96,16 @@ func (s *Store) Unspend(ctx context.Context, id grant.ID, consent string, outcom
 // again, or was removed, since; [grant.ErrDeleting] when the user is being
 // removed.
 func (s *Store) Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) error {
+	_, err := s.Reaccept(ctx, id, c, due)
+	return err
+}
+
+// Reaccept is [Store.Accept] for an answer that has been accepted. It also reports
+// whether it was missing: then Redis has forgotten it.
+func (s *Store) Reaccept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (missing bool, err error) {
 	sealed, err := s.sealTokens(id, c.Tokens)
 	if err != nil {
-		return err
+		return false, err
 	}
 	word, replicas, err := s.runReplicated(ctx, acceptScript, id,
 		c.Fingerprint, millis(c.Tokens.Issued), millis(due), c.ZoomUser, c.ZoomAccount,
@@ -107,11 +114,11 @@ func (s *Store) Accept(ctx context.Context, id grant.ID, c grant.Consent, due ti
 		"refreshed", strconv.FormatInt(millis(c.Tokens.Issued), 10), "expires", strconv.FormatInt(millis(c.Tokens.Expires), 10))
 	switch {
 	case err != nil:
-		return fmt.Errorf("accepting grant %s: %w", id, err)
+		return false, fmt.Errorf("accepting grant %s: %w", id, err)
 	case word != "accepted" && word != "already":
-		return wordError(word)
+		return false, wordError(word)
 	case replicas < s.waitReplicas:
-		return fmt.Errorf("accepting grant %s: on %d replicas of %d: %w", id, replicas, s.waitReplicas, grant.ErrUnreplicated)
+		err = fmt.Errorf("accepting grant %s: on %d replicas of %d: %w", id, replicas, s.waitReplicas, grant.ErrUnreplicated)
 	}
-	return nil
+	return word == "accepted", err
 }

@@ -219,6 +219,7 @@ func (s *Store) decode(id grant.ID, fields map[string]string) (grant.Grant, erro
 		AccessExpires: d.time("expires", fields["expires"]),
 		Refreshed:     d.time("refreshed", fields["refreshed"]),
 		Created:       d.time("created", fields["created"]),
+		Consented:     d.time("consented", fields["consented"]),
 		Updated:       d.time("updated", fields["updated"]),
 		Version:       d.int("version", fields["version"]),
 	}

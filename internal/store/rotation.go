@@ -73,6 +73,7 @@ func (s *Store) Claim(ctx context.Context, id grant.ID, owner string, terms gran
 	var d decoder
 	claim.Refresh = s.openText(id, &d, fieldRefresh, texts[1])
 	claim.Failures = int(d.int("failures", texts[4]))
+	claim.Late = time.Duration(d.int("plan", texts[5])) * time.Millisecond
 	if d.err != nil {
 		return grant.Claim{}, fmt.Errorf("claiming grant %s: %w", id, d.err)
 	}
@@ -86,9 +87,16 @@ func (s *Store) Claim(ctx context.Context, id grant.ID, owner string, terms gran
 // were asked for; [grant.ErrSuperseded] or [grant.ErrNotFound] when it is of no
 // use any more.
 func (s *Store) Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) error {
+	_, err := s.Recommit(ctx, id, spent, tokens, due)
+	return err
+}
+
+// Recommit is [Store.Commit] for an answer that has been committed. It also reports
+// whether it was missing: then Redis has forgotten it.
+func (s *Store) Recommit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (missing bool, err error) {
 	sealed, err := s.sealTokens(id, tokens)
 	if err != nil {
-		return err
+		return false, err
 	}
 	args := []any{
 		spent, RefreshFingerprint(tokens.Refresh), sealed.refresh, sealed.access,
@@ -97,13 +105,13 @@ func (s *Store) Commit(ctx context.Context, id grant.ID, spent string, tokens gr
 	word, replicas, err := s.runReplicated(ctx, commitScript, id, args...)
 	switch {
 	case err != nil:
-		return fmt.Errorf("committing grant %s: %w", id, err)
+		return false, fmt.Errorf("committing grant %s: %w", id, err)
 	case word != "committed" && word != "already":
-		return wordError(word)
+		return false, wordError(word)
 	case replicas < s.waitReplicas:
-		return fmt.Errorf("committing grant %s: on %d replicas of %d: %w", id, replicas, s.waitReplicas, grant.ErrUnreplicated)
+		err = fmt.Errorf("committing grant %s: on %d replicas of %d: %w", id, replicas, s.waitReplicas, grant.ErrUnreplicated)
 	}
-	return nil
+	return word == "committed", err
 }
 
 // runReplicated runs a record script and waits until as many replicas have its
@@ -214,11 +222,15 @@ func (s *Store) Paused(ctx context.Context, app string) (time.Duration, error) {
 
 // Fail records that a claim failed and lets go of its lease. The next attempt
 // is made after retryIn, except for [grant.Gone]. A claim that is not the newest, or
-// whose token is not the stored one any more, changes nothing.
+// whose token is not the stored one any more, changes nothing, and is answered
+// [grant.ErrSuperseded].
 func (s *Store) Fail(ctx context.Context, c grant.Claim, outcome grant.Outcome, retryIn time.Duration, reason string) error {
-	_, _, err := s.run(ctx, failScript, c.ID, c.Owner, c.Spent, string(outcome), retryIn.Milliseconds(), reason)
-	if err != nil {
+	word, _, err := s.run(ctx, failScript, c.ID, c.Owner, c.Spent, string(outcome), retryIn.Milliseconds(), reason)
+	switch {
+	case err != nil:
 		return fmt.Errorf("recording the failure of grant %s: %w", c.ID, err)
+	case word == "stale":
+		return grant.ErrSuperseded
 	}
 	return nil
 }

@@ -69,6 +69,9 @@ var suite = map[string]func(*fixture){
 	"check keyset":                                     testCheckKeyset,
 	"sealed fields are bound to their grant":           testSealedFieldsAreBoundToTheirGrant,
 	"damaged record is an error not a panic":           testDamagedRecordIsAnErrorNotAPanic,
+	"census":                                           testCensus,
+	"what was forgotten is known":                      testWhatWasForgottenIsKnown,
+	"lateness is since the plan":                       testLatenessIsSinceThePlan,
 }
 
 // conform runs the suite's part on every kind of Redis that the store is for,
@@ -457,9 +460,7 @@ func testCommitIsByPredecessor(f *fixture) {
 	earlier.Issued = earlier.Issued.Add(-time.Minute)
 	wantError(f.t, f.Commit(ctx, g.ID, slow.Spent, earlier, future), grant.ErrSuperseded)
 	// A failure never beats a success.
-	if err := f.Fail(ctx, slow, grant.Gone, 0, "refused"); err != nil {
-		f.t.Fatal(err)
-	}
+	wantError(f.t, f.Fail(ctx, slow, grant.Gone, 0, "refused"), grant.ErrSuperseded)
 	if got := f.get(g.ID); got.Version != version || got.State != grant.Active {
 		f.t.Errorf("a stale failure changed the grant: %+v", got)
 	}

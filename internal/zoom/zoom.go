@@ -9,6 +9,7 @@
 package zoom
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -63,7 +64,7 @@ func (e *RefusedError) Temporary() bool {
 	return e.Status == http.StatusTooManyRequests || e.Status >= 500
 }
 
-// Config is what a client needs; every field is required.
+// Config is what a client needs; every field without a default is required.
 type Config struct {
 	ClientID string
 	// ClientSecret is the app's secret, or two, separated by a comma: when Zoom
@@ -73,6 +74,9 @@ type Config struct {
 	OAuthURL     *url.URL // https://zoom.us: /oauth/token and /oauth/revoke are under it
 	APIURL       *url.URL // https://api.zoom.us: /v2/users/me is under it
 	HTTP         *http.Client
+
+	Metrics *Metrics // nil: nothing is measured
+	App     string   // name of the app in the metrics
 }
 
 // Client talks to Zoom for one Zoom app. It is safe for concurrent use.
@@ -83,6 +87,9 @@ type Client struct {
 	revoke  string
 	me      string
 	http    *http.Client
+
+	metrics *Metrics
+	app     string
 }
 
 // New returns a client. It does no I/O.
@@ -90,11 +97,16 @@ func New(c Config) *Client {
 	httpClient := *c.HTTP
 	// A redirect would send a single-use token on to another place.
 	httpClient.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	if c.Metrics != nil {
+		httpClient.Transport = watched{cmp.Or(httpClient.Transport, http.DefaultTransport), c.Metrics}
+	}
+	c.Metrics.begin(c.App)
 	var secrets []secret.Text
 	for text := range strings.SplitSeq(c.ClientSecret.Reveal(), ",") {
 		secrets = append(secrets, secret.New(strings.TrimSpace(text)))
 	}
 	return &Client{
+		metrics: c.Metrics, app: c.App,
 		secrets: secrets,
 		using:   new(atomic.Int32),
 		oauth: oauth2.Config{
@@ -133,7 +145,9 @@ type Code struct {
 }
 
 // Exchange spends an authorization code.
-func (c *Client) Exchange(ctx context.Context, code Code) (Tokens, error) {
+func (c *Client) Exchange(ctx context.Context, code Code) (answer Tokens, err error) {
+	began := time.Now()
+	defer func() { c.metrics.ended(c.app, "exchange", began, err) }()
 	var options []oauth2.AuthCodeOption
 	if !code.Verifier.IsZero() {
 		options = append(options, oauth2.VerifierOption(code.Verifier.Reveal()))
@@ -146,7 +160,9 @@ func (c *Client) Exchange(ctx context.Context, code Code) (Tokens, error) {
 
 // Refresh spends a refresh token. Each works once, and its answer ends the
 // access token before it (devforum.zoom.us, 10375 and 72070).
-func (c *Client) Refresh(ctx context.Context, refresh secret.Text) (Tokens, error) {
+func (c *Client) Refresh(ctx context.Context, refresh secret.Text) (answer Tokens, err error) {
+	began := time.Now()
+	defer func() { c.metrics.ended(c.app, "refresh", began, err) }()
 	return c.tokens(ctx, "refreshing", func(ctx context.Context, oauth oauth2.Config) (*oauth2.Token, error) {
 		return oauth.TokenSource(ctx, &oauth2.Token{RefreshToken: refresh.Reveal()}).Token()
 	})
@@ -253,13 +269,14 @@ type User struct {
 }
 
 // Me asks whose access token it is.
-func (c *Client) Me(ctx context.Context, access secret.Text) (User, error) {
+func (c *Client) Me(ctx context.Context, access secret.Text) (user User, err error) {
+	began := time.Now()
+	defer func() { c.metrics.ended(c.app, "me", began, err) }()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.me, nil)
 	if err != nil {
 		return User{}, fmt.Errorf("asking whose token it is: %w", err)
 	}
 	request.Header.Set("Authorization", "Bearer "+access.Reveal())
-	var user User
 	if err := c.do(request, &user); err != nil {
 		return User{}, fmt.Errorf("asking whose token it is: %w", err)
 	}
@@ -270,9 +287,11 @@ func (c *Client) Me(ctx context.Context, access secret.Text) (User, error) {
 }
 
 // Revoke ends a grant at Zoom by one of its tokens.
-func (c *Client) Revoke(ctx context.Context, token secret.Text) error {
+func (c *Client) Revoke(ctx context.Context, token secret.Text) (err error) {
+	began := time.Now()
+	defer func() { c.metrics.ended(c.app, "revoke", began, err) }()
 	form := url.Values{"token": {token.Reveal()}}
-	err := c.eachSecret(func(clientSecret string) error {
+	err = c.eachSecret(func(clientSecret string) error {
 		request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.revoke, strings.NewReader(form.Encode()))
 		if err != nil {
 			return err

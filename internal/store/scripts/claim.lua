@@ -60,4 +60,4 @@ if get('lease') ~= by then -- else a replay of this very claim: answer it again
   redis.call('ZADD', due, lease_until, id) -- if the holder dies, the next one takes over
 end
 return {'claimed', get('app'), get('refresh'), get('refresh_fingerprint'),
-  get('uncertain') or '0', get('failures') or '0'}
+  get('uncertain') or '0', get('failures') or '0', text(at - number('plan'))}

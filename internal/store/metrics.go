@@ -1,0 +1,365 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+
+	"tokenprovider/internal/grant"
+)
+
+// Measure tells of the commands that are sent to Redis and of the connections to
+// it from now on. It is to be called before the connection is used by many.
+func (c *Connection) Measure(registerer prometheus.Registerer) {
+	m := &commands{
+		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:                        "tokenprovider_redis_command_duration_seconds",
+			Help:                        "How long Redis took to answer, by command; a script by its name.",
+			Buckets:                     []float64{0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1},
+			NativeHistogramBucketFactor: 1.1,
+		}, []string{"command"}),
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tokenprovider_redis_errors_total",
+			Help: "Commands and connections to Redis that failed, by kind of fault.",
+		}, []string{"kind"}),
+	}
+	for _, kind := range []string{faultUnreachable, faultTimeout, faultFull, faultReadOnly, faultRefused, faultLoading, faultPool, faultOther} {
+		m.errors.WithLabelValues(kind)
+	}
+	c.AddHook(m)
+	registerer.MustRegister(m.durations, m.errors, &pool{
+		client: c,
+		connections: prometheus.NewDesc("tokenprovider_redis_pool_connections",
+			"Connections to Redis, by whether they are in use.", []string{"state"}, nil),
+		timeouts: prometheus.NewDesc("tokenprovider_redis_pool_timeouts_total",
+			"Commands that got no connection to Redis in time, as all were in use.", nil, nil),
+	})
+}
+
+// commands is go-redis's hook around every command.
+type commands struct {
+	durations *prometheus.HistogramVec
+	errors    *prometheus.CounterVec
+}
+
+// What can be wrong with Redis.
+const (
+	faultUnreachable = "unreachable" // no connection, or it broke
+	faultTimeout     = "timeout"     // no answer in time
+	faultFull        = "full"        // maxmemory is reached: nothing can be written
+	faultReadOnly    = "read_only"   // a replica answers in place of the master
+	faultRefused     = "refused"     // password or permission
+	faultLoading     = "loading"     // Redis is starting, or a part of a cluster is down
+	faultPool        = "pool"        // all connections are in use
+	faultOther       = "other"
+)
+
+// DialHook implements [redis.Hook].
+func (m *commands) DialHook(next redis.DialHook) redis.DialHook {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		connection, err := next(ctx, network, addr)
+		m.failed(ctx, err)
+		return connection, err
+	}
+}
+
+// ProcessHook implements [redis.Hook].
+func (m *commands) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, command redis.Cmder) error {
+		began := time.Now()
+		err := next(ctx, command)
+		m.durations.WithLabelValues(label(command)).Observe(time.Since(began).Seconds())
+		if !introduces(command) {
+			m.failed(ctx, err)
+		}
+		return err
+	}
+}
+
+// ProcessPipelineHook implements [redis.Hook].
+func (m *commands) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, list []redis.Cmder) error {
+		began := time.Now()
+		err := next(ctx, list)
+		m.durations.WithLabelValues("pipeline").Observe(time.Since(began).Seconds())
+		if !slices.ContainsFunc(list, introduces) {
+			m.failed(ctx, err)
+		}
+		return err
+	}
+}
+
+// introduces reports whether a command introduces a new connection: go-redis asks
+// for what an older Redis does not know, and does without.
+func introduces(command redis.Cmder) bool { return command.Name() == "client" }
+
+func (m *commands) failed(ctx context.Context, err error) {
+	if kind := faultOf(ctx, err); kind != "" {
+		m.errors.WithLabelValues(kind).Inc()
+	}
+}
+
+// faultOf is what an error says of Redis, "" if nothing.
+func faultOf(ctx context.Context, err error) string {
+	var timeout interface{ Timeout() bool }
+	var answered redis.Error
+	switch {
+	case err == nil, errors.Is(err, redis.Nil), redis.HasErrorPrefix(err, "NOSCRIPT"), errors.Is(err, redis.ErrClosed),
+		errors.Is(err, context.Canceled), errors.Is(ctx.Err(), context.Canceled):
+		return ""
+	case redis.IsOOMError(err):
+		return faultFull
+	case redis.IsReadOnlyError(err):
+		return faultReadOnly
+	case redis.IsAuthError(err), redis.IsPermissionError(err):
+		return faultRefused
+	case redis.IsLoadingError(err), redis.IsClusterDownError(err), redis.IsMasterDownError(err):
+		return faultLoading
+	case errors.Is(err, redis.ErrPoolTimeout):
+		return faultPool
+	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded):
+		return faultTimeout
+	case errors.As(err, &answered):
+		return faultOther
+	}
+	return faultUnreachable
+}
+
+// plain are the commands that are told by their names; any other is "other".
+var plain = map[string]bool{
+	"get": true, "set": true, "hget": true, "hgetall": true, "hmget": true, "pttl": true, "ping": true, "info": true,
+	"xrange": true, "zrange": true, "zrangebylex": true, "eval": true, "evalsha": true, "hello": true,
+}
+
+// label is what a command is called.
+func label(command redis.Cmder) string {
+	name := command.Name()
+	if name == "evalsha" {
+		if args := command.Args(); len(args) > 1 {
+			if sum, ok := args[1].(string); ok && scriptNames[sum] != "" {
+				return scriptNames[sum]
+			}
+		}
+	}
+	if plain[name] {
+		return name
+	}
+	return "other"
+}
+
+// pool tells of the connections when it is asked.
+type pool struct {
+	client                redis.UniversalClient
+	connections, timeouts *prometheus.Desc
+}
+
+// Describe implements [prometheus.Collector].
+func (p *pool) Describe(descriptions chan<- *prometheus.Desc) {
+	descriptions <- p.connections
+	descriptions <- p.timeouts
+}
+
+// Collect implements [prometheus.Collector].
+func (p *pool) Collect(metrics chan<- prometheus.Metric) {
+	stats := p.client.PoolStats()
+	gauge := func(state string, n uint32) {
+		metrics <- prometheus.MustNewConstMetric(p.connections, prometheus.GaugeValue, float64(n), state)
+	}
+	gauge("idle", stats.IdleConns)
+	gauge("used", stats.TotalConns-min(stats.IdleConns, stats.TotalConns))
+	metrics <- prometheus.MustNewConstMetric(p.timeouts, prometheus.CounterValue, float64(stats.Timeouts))
+}
+
+// Census tells what there is in Redis, and how Redis is, when it is asked. Every
+// replica of every program tells it, so that one that has died takes nothing away
+// from who watches: whoever reads it takes the maximum. What Redis does not say is
+// not told at all.
+type Census struct {
+	store *Store
+
+	mu     sync.Mutex
+	at     time.Time
+	latest *count // nil: Redis could not be asked
+
+	up, states, due, oldest, clock, memory, limit *prometheus.Desc
+}
+
+const (
+	censusAge  = 10 * time.Second // how old what is told may be: a scrape or two share one look
+	censusTime = 2 * time.Second  // for a look, at most
+)
+
+// NewCensus returns the census of a store. It does no I/O.
+func NewCensus(s *Store) *Census {
+	describe := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("tokenprovider_"+name, help, labels, nil)
+	}
+	return &Census{
+		store:  s,
+		up:     describe("redis_up", "1 if Redis answered when it was asked for this scrape, else 0."),
+		states: describe("grants", "Grants there are, by state.", "state"),
+		due:    describe("grants_due", "Grants whose renewal is due now."),
+		oldest: describe("grants_oldest_due_seconds", "How long ago the plan was to renew the grant that is overdue longest, of those next in turn; 0: none is."),
+		clock:  describe("redis_clock_offset_seconds", "By how much Redis's clock is before this process's."),
+		memory: describe("redis_memory_bytes", "Memory that Redis uses, of the fullest master."),
+		limit:  describe("redis_memory_limit_bytes", "Redis's maxmemory, of the fullest master; 0: none."),
+	}
+}
+
+// Describe implements [prometheus.Collector].
+func (c *Census) Describe(descriptions chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.up, c.states, c.due, c.oldest, c.clock, c.memory, c.limit} {
+		descriptions <- d
+	}
+}
+
+// Collect implements [prometheus.Collector].
+func (c *Census) Collect(metrics chan<- prometheus.Metric) {
+	now := c.look()
+	tell := func(d *prometheus.Desc, value float64, labels ...string) {
+		metrics <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	if now == nil {
+		tell(c.up, 0)
+		return
+	}
+	tell(c.up, 1)
+	for state, n := range now.states {
+		tell(c.states, float64(n), string(state))
+	}
+	tell(c.due, float64(now.due))
+	tell(c.oldest, now.oldest.Seconds())
+	tell(c.clock, now.offset.Seconds())
+	if now.memory > 0 { // the embedded Redis does not say
+		tell(c.memory, now.memory)
+		tell(c.limit, now.limit)
+	}
+}
+
+// look returns the latest count, nil if Redis could not be asked.
+func (c *Census) look() *count {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.at) < censusAge && c.latest != nil {
+		return c.latest
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), censusTime)
+	defer cancel()
+	c.latest, c.at = nil, time.Now()
+	if counted, err := c.store.count(ctx); err == nil {
+		c.latest = counted
+	}
+	return c.latest
+}
+
+// count is what there is in Redis.
+type count struct {
+	states        map[grant.State]int64
+	due           int64
+	oldest        time.Duration
+	offset        time.Duration // of Redis's clock
+	memory, limit float64
+}
+
+// count counts the grants, in two round trips: the sizes of the indexes, and the
+// plans of the grants that are next in turn in each shard. Their place in the due
+// index would not tell how late they are, as each failure moves it.
+func (s *Store) count(ctx context.Context) (*count, error) {
+	began := time.Now()
+	clock, err := s.redis.Time(ctx).Result()
+	if err != nil {
+		return nil, fmt.Errorf("asking Redis for the time: %w", err)
+	}
+	now := &count{states: map[grant.State]int64{}, offset: clock.Sub(began.Add(time.Since(began) / 2))}
+	var sizes [grant.Shards]map[grant.State]*redis.IntCmd
+	var due [grant.Shards]*redis.IntCmd
+	var next [grant.Shards]*redis.StringSliceCmd
+	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for shard := range grant.Shards {
+			sizes[shard] = map[grant.State]*redis.IntCmd{}
+			for _, state := range grant.States() {
+				sizes[shard][state] = pipe.ZCard(ctx, usersKey(shard, state))
+			}
+			due[shard] = pipe.ZCount(ctx, shardKey(shard, "due"), "-inf", strconv.FormatInt(millis(clock), 10))
+			next[shard] = pipe.ZRange(ctx, shardKey(shard, "due"), 0, 0)
+		}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("counting grants: %w", err)
+	}
+	var plans []*redis.StringCmd
+	_, err = s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for shard := range grant.Shards {
+			for state, size := range sizes[shard] {
+				now.states[state] += size.Val()
+			}
+			now.due += due[shard].Val()
+			for _, id := range next[shard].Val() {
+				plans = append(plans, pipe.HGet(ctx, grantKey(grant.ID(id)), "plan"))
+			}
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, redis.Nil) { // removed since
+		return nil, fmt.Errorf("looking for what is overdue: %w", err)
+	}
+	for _, plan := range plans {
+		if at, err := plan.Int64(); err == nil {
+			now.oldest = max(now.oldest, clock.Sub(time.UnixMilli(at)))
+		}
+	}
+	return now, s.weigh(ctx, now)
+}
+
+// weigh asks the masters for their memory.
+func (s *Store) weigh(ctx context.Context, now *count) error {
+	var mu sync.Mutex
+	ask := func(ctx context.Context, master redis.Cmdable) error {
+		info, err := master.Info(ctx, "memory").Result()
+		var answered redis.Error
+		if errors.As(err, &answered) { // the embedded Redis does not know the section
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("asking Redis for its memory: %w", err)
+		}
+		used, _ := strconv.ParseFloat(infoField(info, "used_memory"), 64)
+		limit, _ := strconv.ParseFloat(infoField(info, "maxmemory"), 64)
+		mu.Lock()
+		defer mu.Unlock()
+		if fuller := limit > 0 && (now.limit == 0 || used/limit > now.memory/now.limit); fuller || now.limit == 0 && limit == 0 && used > now.memory {
+			now.memory, now.limit = used, limit
+		}
+		return nil
+	}
+	if cluster, ok := s.redis.(*redis.ClusterClient); ok {
+		return cluster.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error { return ask(ctx, master) })
+	}
+	return ask(ctx, s.redis)
+}
+
+// scriptNames are the scripts' names, by the sums that Redis knows them by.
+var scriptNames = func() map[string]string {
+	names := map[string]string{}
+	for name, script := range map[string]recordScript{
+		"accept": acceptScript, "spend": spendScript, "unspend": unspendScript, "postpone": postponeScript, "seen": seenScript,
+		"claim": claimScript, "commit": commitScript, "fail": failScript, "change": changeScript, "remove": removeScript,
+		"handed": handedScript, "replan": replanScript, "deauthorize": deauthorizeScript,
+	} {
+		names[script.server.Hash()], names[script.cluster.Hash()] = name, name
+	}
+	for name, script := range map[string]*redis.Script{
+		"pause": pauseScript, "due": dueScript, "unlock": unlockScript, "extend": extendScript,
+	} {
+		names[script.Hash()] = name
+	}
+	return names
+}()

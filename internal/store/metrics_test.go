@@ -1,0 +1,224 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/metricstest"
+	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/store"
+)
+
+func testCensus(f *fixture) {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(store.NewCensus(f.Store))
+	late, failing := f.link(f.consent("ann", past)), f.link(f.consent("bob", past.Add(-time.Minute)))
+	f.link(f.consent("cid", future))
+	f.consent("dan", future)
+	// A failure moves bob's next try, but not since when he is overdue.
+	if err := f.Fail(f.t.Context(), f.claimDue(failing.ID, "a"), grant.Unspent, time.Minute, "Zoom is down"); err != nil {
+		f.t.Fatal(err)
+	}
+	for series, want := range map[string]float64{
+		`redis_up`: 1, `grants{state="active"}`: 2, `grants{state="degraded"}`: 1, `grants{state="pending"}`: 1,
+		`grants{state="deleting"}`: 0, `grants{state="reauthorization_required"}`: 0, `grants_due`: 1,
+	} {
+		if got := metricstest.Value(f.t, registry, "tokenprovider_"+series); got != want {
+			f.t.Errorf("%s is %v, want %v", series, got, want)
+		}
+	}
+	overdue := time.Duration(metricstest.Value(f.t, registry, "tokenprovider_grants_oldest_due_seconds") * float64(time.Second))
+	if want := time.Since(past) + time.Minute; overdue < want-5*time.Second || overdue > want {
+		f.t.Errorf("the oldest is overdue for %v, want %v", overdue, want)
+	}
+	if offset := metricstest.Value(f.t, registry, "tokenprovider_redis_clock_offset_seconds"); offset < -1 || offset > 1 {
+		f.t.Errorf("Redis's clock is %v s before ours, and is the same", offset)
+	}
+	if err := f.Fail(f.t.Context(), f.claimDue(late.ID, "a"), grant.Gone, 0, "gone"); err != nil {
+		f.t.Fatal(err)
+	}
+	if got := metricstest.Value(f.t, registry, `tokenprovider_grants{state="active"}`); got != 2 {
+		f.t.Errorf("%v active within the age of what is told, want it as it was", got)
+	}
+}
+
+func testWhatWasForgottenIsKnown(f *fixture) {
+	ctx := f.t.Context()
+	g := f.consent("ann", past)
+	claim := f.claimDue(g.ID, "a")
+	for i, want := range []bool{true, false} {
+		if missing, err := f.Recommit(ctx, g.ID, claim.Spent, tokens(1), future); err != nil || missing != want {
+			f.t.Errorf("commit %d: missing %v, %v", i+1, missing, err)
+		}
+	}
+	if _, err := f.Recommit(ctx, g.ID, "another", tokens(2), future); !errors.Is(err, grant.ErrSuperseded) {
+		f.t.Errorf("an answer of no use: %v", err)
+	}
+	id, consent := grant.NewID(app, "bob"), grant.Consent{App: app, User: "bob", Fingerprint: "code", Tokens: tokens(3)}
+	for i, want := range []bool{true, false} {
+		if missing, err := f.Reaccept(ctx, id, consent, future); err != nil || missing != want {
+			f.t.Errorf("consent %d: missing %v, %v", i+1, missing, err)
+		}
+	}
+}
+
+func testLatenessIsSinceThePlan(f *fixture) {
+	g := f.consent("ann", past)
+	claim := f.claimDue(g.ID, "a")
+	if late := time.Since(past); claim.Late < late-5*time.Second || claim.Late > late {
+		f.t.Errorf("late by %v, want %v", claim.Late, late)
+	}
+	early := f.consent("bob", time.Now().Add(30*time.Minute))
+	claim, err := f.Claim(f.t.Context(), early.ID, "b", grant.Terms{Lease: lease, GoodUntil: time.Now().Add(2 * time.Hour)})
+	if errors.Is(err, grant.ErrFresh) {
+		return // in the first tenth of its life
+	}
+	if err != nil || claim.Late > -29*time.Minute {
+		f.t.Errorf("late by %v, %v: it is half an hour before its plan", claim.Late, err)
+	}
+}
+
+// TestCensusOfARedisThatIsAway: what is not known is not told.
+func TestCensusOfARedisThatIsAway(t *testing.T) {
+	redis := redistest.Start(t)
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(store.NewCensus(store.New(redis.Client(), newKeyset(t))))
+	redis.Freeze()
+	began := time.Now()
+	if up := metricstest.Value(t, registry, "tokenprovider_redis_up"); up != 0 {
+		t.Errorf("redis_up is %v", up)
+	}
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("a scrape takes %v while Redis is frozen", took)
+	}
+	if metricstest.Has(t, registry, `tokenprovider_grants{state="active"}`) || metricstest.Has(t, registry, "tokenprovider_grants_due") {
+		t.Error("grants are told that nobody can count")
+	}
+	redis.Thaw()
+	if up := metricstest.Value(t, registry, "tokenprovider_redis_up"); up != 1 {
+		t.Errorf("redis_up is %v once it is back", up)
+	}
+	if memory := metricstest.Value(t, registry, "tokenprovider_redis_memory_bytes"); memory < 100_000 {
+		t.Errorf("Redis uses %v bytes", memory)
+	}
+}
+
+// TestClocks: a Redis whose clock is ten minutes behind.
+func TestClocks(t *testing.T) {
+	embedded := miniredis.RunT(t)
+	embedded.SetTime(time.Now().Add(-10 * time.Minute))
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(store.NewCensus(store.New(redistest.Client(t, "redis://"+embedded.Addr()), newKeyset(t))))
+	if offset := metricstest.Value(t, registry, "tokenprovider_redis_clock_offset_seconds"); offset > -595 || offset < -605 {
+		t.Errorf("the offset is %v s, want -600", offset)
+	}
+}
+
+// measured is a store whose connection is measured.
+func measured(t *testing.T, redis *redistest.Server) (*store.Store, func(series string) float64) {
+	t.Helper()
+	client, registry := redis.Client(), prometheus.NewRegistry()
+	client.Measure(registry)
+	return store.New(client, newKeyset(t)), func(series string) float64 {
+		t.Helper()
+		return metricstest.Value(t, registry, "tokenprovider_"+series)
+	}
+}
+
+func TestCommandsAreMeasured(t *testing.T) {
+	s, value := measured(t, redistest.Start(t))
+	f := &fixture{Store: s, t: t}
+	g := f.consent("ann", past)
+	for range 2 {
+		f.claimDue(g.ID, "a")
+	}
+	if n := value(`redis_command_duration_seconds{command="claim"}`); n < 2 {
+		t.Errorf("%v claims, want 2", n)
+	}
+	if n := value(`redis_command_duration_seconds{command="hgetall"}`); n != 1 {
+		t.Errorf("%v reads of a grant, want 1", n)
+	}
+	for _, kind := range []string{"unreachable", "timeout", "full", "read_only", "refused", "loading", "pool", "other"} {
+		if n := value(`redis_errors_total{kind="` + kind + `"}`); n != 0 {
+			t.Errorf("%v errors of kind %s, where all is well", n, kind)
+		}
+	}
+	if idle, used := value(`redis_pool_connections{state="idle"}`), value(`redis_pool_connections{state="used"}`); idle < 1 || used != 0 {
+		t.Errorf("%v connections are idle and %v in use", idle, used)
+	}
+}
+
+func TestFaultsOfRedis(t *testing.T) {
+	for kind, cause := range map[string]func(*redistest.Server, *store.Store){
+		"full": func(r *redistest.Server, s *store.Store) {
+			if err := r.Client().ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"refused": func(r *redistest.Server, _ *store.Store) {
+			client := r.Client()
+			if err := client.ConfigSet(t.Context(), "requirepass", "another").Err(); err != nil {
+				t.Fatal(err)
+			}
+			_ = client.Do(t.Context(), "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no").Err() // ends this connection, too
+		},
+		"unreachable": func(r *redistest.Server, _ *store.Store) { r.Kill() },
+		"timeout":     func(r *redistest.Server, _ *store.Store) { r.Freeze() },
+		"read_only": func(r *redistest.Server, _ *store.Store) {
+			if err := r.Client().ReplicaOf(t.Context(), "127.0.0.1", "1").Err(); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			redis := redistest.Start(t)
+			s, value := measured(t, redis)
+			id := (&fixture{Store: s, t: t}).consent("ann", past).ID
+			cause(redis, s)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			if _, err := s.Claim(ctx, id, "a", grant.Terms{Lease: lease}); err == nil {
+				t.Error("claimed")
+			}
+			if n := value(`redis_errors_total{kind="` + kind + `"}`); n < 1 {
+				t.Errorf("no error of kind %s is told", kind)
+			}
+			for _, other := range []string{"full", "timeout", "read_only", "refused", "other"} {
+				if n := value(`redis_errors_total{kind="` + other + `"}`); n > 0 && other != kind {
+					t.Errorf("%v errors of kind %s are told", n, other)
+				}
+			}
+			if kind == "timeout" {
+				redis.Thaw()
+			}
+		})
+	}
+}
+
+// TestACallerWhoLeavesIsNoFault of Redis's.
+func TestACallerWhoLeavesIsNoFault(t *testing.T) {
+	redis := redistest.Start(t)
+	s, value := measured(t, redis)
+	if err := s.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	redis.Freeze()
+	defer redis.Thaw()
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	if err := s.Ping(ctx); err == nil {
+		t.Error("answered")
+	}
+	for _, kind := range []string{"unreachable", "timeout", "other"} {
+		if n := value(`redis_errors_total{kind="` + kind + `"}`); n != 0 {
+			t.Errorf("%v errors of kind %s", n, kind)
+		}
+	}
+}

@@ -1,0 +1,128 @@
+package tokenserver_test
+
+import (
+	"fmt"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"tokenprovider/internal/metricstest"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
+	"tokenprovider/tokenserver"
+)
+
+// measured is a handler and its cache that are measured.
+func measured(t *testing.T, test func(m *memory, want func(series string, value float64))) {
+	t.Helper()
+	inBubble(t, 10, func(m *memory) {
+		registry := prometheus.NewRegistry()
+		m.cache.Measure(registry)
+		m.handler = tokenserver.New(tokenserver.Config{Cache: m.cache, HandOuter: goodOnes{}, Log: zap.NewNop(), Metrics: registry})
+		test(m, func(series string, value float64) {
+			m.t.Helper()
+			synctest.Wait()
+			if got := metricstest.Value(m.t, registry, "tokenprovider_"+series); got != value {
+				m.t.Errorf("%s is %v, want %v", series, got, value)
+			}
+		})
+	})
+}
+
+func TestCallbacksAreCounted(t *testing.T) {
+	measured(t, func(m *memory, want func(string, float64)) {
+		m.cache.Live()
+		_, path := m.add("ann")
+		want(`callbacks_total{outcome="served"}`, 0) // there from the start, for increase()
+		for range 3 {
+			m.get(path)
+		}
+		want(`callbacks_total{outcome="served"}`, 3)
+		want(`callbacks_total{outcome="served"}`, 3) // however often it is asked for
+		want(`callback_duration_seconds{served="true"}`, 3)
+		want(`served_token_life_seconds`, 3)
+		m.get(path + "x")
+		want(`callbacks_total{outcome="unknown"}`, 1)
+		want(`callback_duration_seconds{served="false"}`, 1)
+		want(`callbacks_waiting`, 0)
+	})
+}
+
+func TestReadsOfTheCacheAreCounted(t *testing.T) {
+	measured(t, func(m *memory, want func(string, float64)) {
+		id, path := m.add("ann")
+		want(`cache_following`, 0)
+		m.cache.Live()
+		want(`cache_following`, 1)
+		m.get(path)
+		m.get(path)
+		want(`cache_reads_total{reason="miss"}`, 1)
+		want(`cache_records`, 1)
+		other := path[:len(path)-4] + "AAAA"
+		m.get(other)
+		want(`cache_reads_total{reason="secret"}`, 1)
+		m.cache.Lost(fmt.Errorf("gone"))
+		want(`cache_following`, 0)
+		m.get(path)
+		want(`cache_reads_total{reason="unverified"}`, 1)
+		m.set(func() { m.err = store.ErrDown })
+		m.get(path)
+		m.get(path) // not asked again: Redis is known to be away
+		want(`cache_reads_total{reason="unverified"}`, 2)
+		want(`cache_unverified_total`, 2)
+		m.cache.Changed(id)
+		m.cache.Changed(id) // is not in memory any more
+		want(`cache_invalidations_total`, 1)
+	})
+}
+
+// TestTokensEndedInUse: a token that was handed out a moment ago and was renewed
+// is counted; one that is left alone for 3 s is not, nor any other change.
+func TestTokensEndedInUse(t *testing.T) {
+	const ended = `tokens_ended_in_use_total`
+	measured(t, func(m *memory, want func(string, float64)) {
+		m.cache.Live()
+		id, path := m.add("ann")
+		renew := func(token string) {
+			m.set(func() {
+				serving := m.records[id]
+				serving.Access = secret.New(token)
+				m.records[id] = serving
+			})
+			m.cache.Changed(id)
+		}
+		m.get(path)
+		time.Sleep(3 * time.Second)
+		renew("two")
+		want(ended, 0)
+		m.get(path)
+		m.cache.Changed(id) // the same token
+		want(ended, 0)
+		m.get(path)
+		time.Sleep(2900 * time.Millisecond)
+		renew("three")
+		want(ended, 1)
+		renew("four") // nobody has the third
+		want(ended, 1)
+	})
+}
+
+// TestNothingIsMeasured: a handler without metrics serves, and refuses.
+func TestNothingIsMeasured(t *testing.T) {
+	inBubble(t, 10, func(m *memory) {
+		m.cache.Live()
+		_, path := m.add("ann")
+		m.handler = tokenserver.New(tokenserver.Config{Cache: m.cache, HandOuter: goodOnes{}, Log: zap.NewNop()})
+		m.want(path, 200, "token-of-ann", 1)
+		m.want(path, 200, "token-of-ann", 0)
+		w := httptest.NewRecorder()
+		m.handler.ServeHTTP(w, httptest.NewRequest("POST", path, nil))
+		if w.Code != 405 {
+			t.Errorf("answered %d", w.Code)
+		}
+	})
+}
