@@ -77,7 +77,6 @@ func (i *importing) run(ctx context.Context, s *session) error {
 	}
 	defer func() { _ = connection.Close() }()
 	progress := s.progress("lines")
-	defer progress.done()
 	run := &intake.Import{
 		Registrar: registrarv1.NewRegistrarServiceClient(connection), State: state, Format: format,
 		PerMinute: i.PerMinute, Concurrency: i.Concurrency, Try: 30 * time.Second, Patience: i.Patience,

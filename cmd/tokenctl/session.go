@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 	"unicode"
@@ -166,7 +167,9 @@ type progress struct {
 	bar   bool
 	what  string
 	begun time.Time
-	told  time.Time
+
+	mu   sync.Mutex
+	told time.Time
 }
 
 func (s *session) progress(what string) *progress {
@@ -177,13 +180,15 @@ func (s *session) progress(what string) *progress {
 	return p
 }
 
-// at tells that n of all is done; all may be 0 if nobody knows.
+// at tells that n of all is done; all may be 0 if nobody knows. Many may call it.
 func (p *progress) at(n, all int) {
 	now := time.Now()
 	every := 10 * time.Second
 	if p.bar {
 		every = 100 * time.Millisecond
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if now.Sub(p.told) < every {
 		return
 	}
