@@ -116,6 +116,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		lifecycle.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.Apps, setApps) }),
 		lifecycle.Loop("storage's secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
 		lifecycle.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
+		lifecycle.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "registrar", settings.Version()) }),
 		lifecycle.Loop("resealer", resealer.Run),
 		lifecycle.Loop("certificates", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.certificates, log, "server's certificates") }),
 		lifecycle.Loop("policy", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.policy, log, "policy") }),

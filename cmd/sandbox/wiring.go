@@ -129,6 +129,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
 		lifecycle.Part{Name: "registrations", Stop: service.Close},
 		lifecycle.Loop("refresher", refresher.Run),
+		lifecycle.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "tokenserver", settings.Version()) }),
 		lifecycle.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, time.Second) }),
 		lifecycle.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
 		lifecycle.HTTP("callbacks", log, listeners[2], handler),

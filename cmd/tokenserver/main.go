@@ -155,6 +155,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		lifecycle.Loop("storage's secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
 		lifecycle.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
 		lifecycle.Loop("refresher", refresher.Run),
+		lifecycle.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "tokenserver", settings.Version()) }),
 		lifecycle.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
 		lifecycle.HTTP("callbacks", log, public, ready.Draining(handler)),
 		ready.Part(),

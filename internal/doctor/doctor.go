@@ -154,6 +154,7 @@ func (c Config) Checks() []Check {
 		{"redis permissions", c.permissions},
 		{"clock of redis", c.redisClock},
 		{"keyset", c.keyset},
+		{"processes", c.processes},
 		{"grants", c.grants},
 		{"renewals", c.renewals},
 		{"pauses", c.pauses},

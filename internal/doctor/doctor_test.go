@@ -192,7 +192,7 @@ func TestAllIsWell(t *testing.T) {
 		switch check {
 		case "callback url": // no TLS, on loopback
 			want = doctor.Warning
-		case "registrar":
+		case "registrar", "processes":
 			want = doctor.NotChecked
 		}
 		if f.Verdict != want {
@@ -247,7 +247,7 @@ func TestRedisIsDown(t *testing.T) {
 	if f := findings["redis"]; f.Verdict != doctor.Fault || !strings.Contains(f.Found, "connection refused") {
 		t.Errorf("redis: %s, %q", f.Verdict, f.Found)
 	}
-	for _, check := range []string{"redis persistence", "redis memory", "redis replication", "redis permissions", "clock of redis", "keyset", "grants", "renewals", "pauses"} {
+	for _, check := range []string{"redis persistence", "redis memory", "redis replication", "redis permissions", "clock of redis", "keyset", "processes", "grants", "renewals", "pauses"} {
 		if f := findings[check]; f.Verdict != doctor.NotChecked || !strings.Contains(f.Found, "Redis does not answer") {
 			t.Errorf("%s: %s, %q; want that Redis does not answer", check, f.Verdict, f.Found)
 		}
@@ -663,6 +663,64 @@ func TestRenewalsAreOverdue(t *testing.T) {
 	w.want("renewals", doctor.Warning, "1 renewal overdue, the oldest for 40s")
 	w.consent("later", time.Now().Add(-time.Hour))
 	w.want("renewals", doctor.Fault, "2 renewals overdue, the oldest for 1h0m")
+}
+
+// TestProcesses: two that live, one that has not said so for a while, and what is
+// left when they end.
+func TestProcesses(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	w.want("processes", doctor.NotChecked, "none has been heard of")
+	var living sync.WaitGroup
+	attend := func(program, version string) (end func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		living.Go(func() { w.grants.Attend(ctx, program, version) })
+		for !slices.ContainsFunc(w.processes(), func(p store.Process) bool { return p.Program == program }) {
+			time.Sleep(10 * time.Millisecond)
+		}
+		return cancel
+	}
+	endServer := attend("tokenserver", "v1")
+	w.want("processes", doctor.Fault, "no registrar lives: nobody can be registered; 1 token server")
+	endRegistrar := attend("registrar", "v1")
+	w.want("processes", doctor.OK, "1 token server, 1 registrar, of one version")
+
+	long := time.Now().Add(-time.Minute).UnixMilli()
+	if err := w.Redis.HSet(t.Context(), "tp1:processes", "tokenserver stuck-pod/1", fmt.Sprint(long, " v1")).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w.want("processes", doctor.Warning, "not heard of: tokenserver stuck-pod/1 for 1m")
+	now := time.Now().UnixMilli()
+	if err := w.Redis.HSet(t.Context(), "tp1:processes", "tokenserver young-pod/1", fmt.Sprint(now, " v2")).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w.want("processes", doctor.Warning, "2 token servers, 1 registrar, of versions v1 and v2")
+
+	forgotten := time.Now().Add(-2 * time.Hour).UnixMilli()
+	if err := w.Redis.HSet(t.Context(), "tp1:processes", "tokenserver old-pod/1", fmt.Sprint(forgotten, " v1"), "registrar 7", "nonsense").Err(); err != nil {
+		t.Fatal(err)
+	}
+	endServer()
+	endRegistrar()
+	living.Wait()
+	if left := w.processes(); len(left) != 3 {
+		t.Errorf("left behind: %v", left)
+	}
+	endServer = attend("tokenserver", "v2")
+	if left := w.processes(); len(left) != 3 || slices.ContainsFunc(left, func(p store.Process) bool { return p.Name == "old-pod/1" }) {
+		t.Errorf("who was silent for two hours is not forgotten: %v", left)
+	}
+	endServer()
+	living.Wait()
+}
+
+func (w *world) processes() []store.Process {
+	w.t.Helper()
+	all, err := w.grants.Processes(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return all
 }
 
 func TestPauses(t *testing.T) {

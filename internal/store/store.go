@@ -20,6 +20,7 @@
 //	tp1:resealing                 lock: somebody seals again
 //	tp1:pause:APP                 why no replica calls Zoom for an app just now;
 //	                              recall:list and recall:other, the same for Recall
+//	tp1:processes                 hash: which processes live, and when each last said so
 //	rate:tp1:recall:KIND          requests to Recall of late (redis_rate's)
 //	tp1:reconcile                 hash: how far the reconciliation has come
 //	tp1:reconciling               lock: somebody reconciles
@@ -192,6 +193,7 @@ var (
 	hastenScript      = record("hasten")
 	reviveScript      = record("revive")
 	pauseScript       = script("", "pause")
+	attendScript      = script("", "attend")
 	dueScript         = script("", "due")
 	unlockScript      = script("", "unlock")
 	extendScript      = script("", "extend")
