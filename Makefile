@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 TOOL := go tool -modfile=tools/go.mod
 
-.PHONY: help test model chaos chaos-registrar bench-registrar bench-rotation bench bench-rotating bench-push bench-reseal fuzz wrk cover lint proto verify vuln sandbox build redis image chart-docs chart-test
+.PHONY: help test model chaos chaos-registrar bench-registrar bench-rotation bench bench-rotating bench-push bench-observing bench-reseal drill fuzz wrk cover lint proto verify vuln sandbox build redis image chart-docs chart-test
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,11 +36,18 @@ bench: redis wrk ## the callback beside a bare handler, under load
 bench-rotating: redis wrk ## the callback's tail while 100,000 tokens are renewed
 	go test -run '^$$' -bench Rotating -benchtime 1x ./internal/e2e -race-built=false -rounds 3 -seconds 5
 
+bench-observing: redis wrk ## the callback with metrics and without, with traces and without
+	go test -run '^$$' -bench Observing -benchtime 1x ./internal/e2e -race-built=false -rounds 9 -seconds 3
+
 bench-push: redis ## how soon one process sees what another has changed
 	go test -run '^$$' -bench Push -benchtime 1x ./internal/e2e -race-built=false
 
 bench-reseal: redis ## replacing the key of 100,000 grants while callbacks come
 	go test -run '^$$' -bench Reseal -benchtime 1x -timeout 20m ./internal/e2e -race-built=false
+
+drill: redis ## what goes wrong at night, caused in running stacks under Prometheus with the chart's rules
+	go -C tools/prometheus build -tags remove_all_sd -o $(CURDIR)/bin/prometheus github.com/prometheus/prometheus/cmd/prometheus
+	go test -tags drill -timeout 60m -v -run TestDrill ./internal/e2e -race-built=false -prometheus $(CURDIR)/bin/prometheus
 
 fuzz: ## what the world can send, for a minute each
 	for target in FuzzURL FuzzVerifier FuzzEvents; do go test -run '^$$' -fuzz "^$$target$$" -fuzztime 1m ./tokenserver || exit 1; done
@@ -49,8 +56,8 @@ cover: ## judge the coverage that the last `make test` has measured
 	.ci/coverage cover.out 85
 
 lint: ## vet and golangci-lint
-	go vet -tags chart ./...
-	$(TOOL) golangci-lint run --build-tags chart ./...
+	go vet -tags chart,drill ./...
+	$(TOOL) golangci-lint run --build-tags chart,drill ./...
 	cd tools/image && go vet ./... && go tool -modfile=../go.mod golangci-lint run --disable depguard ./...
 
 proto: ## generate the Go code of the API

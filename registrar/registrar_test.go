@@ -27,6 +27,7 @@ import (
 	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/rotation"
 	"tokenprovider/internal/seal"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
 	"tokenprovider/internal/zoom"
@@ -90,13 +91,7 @@ func surroundings(t testing.TB) *world {
 	})
 	zoomServer, recallServer := httptest.NewServer(w.zoom), httptest.NewServer(w.recall)
 	w.zoomURL, w.recallURL = parse(t, zoomServer.URL), parse(t, recallServer.URL)
-	json, err := seal.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if w.keyset, err = seal.Parse(json); err != nil {
-		t.Fatal(err)
-	}
+	w.keyset = sealtest.Keyset(t)
 	core, logs := observer.New(zap.DebugLevel)
 	w.log, w.logs = zap.New(core), logs
 

@@ -17,7 +17,7 @@ import (
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/seal"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
 	"tokenprovider/tokenserver"
@@ -36,14 +36,7 @@ import (
 // 0.61 or more is found with a probability of 0.95. What does take another way,
 // a callback that is served from memory, must be told apart: it is the control.
 func TestTimeTellsNothing(t *testing.T) {
-	json, err := seal.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
-		t.Fatal(err)
-	}
+	keyset := sealtest.Keyset(t)
 	grants := store.New(redistest.Start(t).Client(), keyset)
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	now := time.Now()

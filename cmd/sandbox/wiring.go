@@ -72,11 +72,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	zoomURL, recallURL := mustURL(urls[0]), mustURL(urls[1])
 	s.tokens, s.ops, s.registrar = urls[2], urls[3], listeners[4].Addr().String()
 
-	json, err := seal.Generate()
-	if err != nil {
-		return nil, err
-	}
-	keyset, err := seal.Parse(json)
+	keyset, err := seal.New()
 	if err != nil {
 		return nil, err
 	}

@@ -183,11 +183,7 @@ func (c Config) keysetOrAny() *seal.Keyset {
 	if c.Keyset != nil {
 		return c.Keyset
 	}
-	json, err := seal.Generate()
-	if err != nil {
-		return &seal.Keyset{}
-	}
-	keyset, err := seal.Parse(json)
+	keyset, err := seal.New()
 	if err != nil {
 		return &seal.Keyset{}
 	}

@@ -40,6 +40,7 @@ import (
 	"tokenprovider/internal/recalltest"
 	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/seal"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
 	"tokenprovider/internal/zoom"
@@ -69,19 +70,6 @@ func parse(t *testing.T, raw string) *url.URL {
 	return parsed
 }
 
-func newKeyset(t *testing.T) *seal.Keyset {
-	t.Helper()
-	json, err := seal.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return keyset
-}
-
 // tokenServer answers as a token server does to a callback that it does not know.
 func tokenServer(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
@@ -100,7 +88,7 @@ func start(t *testing.T, redisArgs ...string) *world {
 		return parse(t, server.URL)
 	}
 	w.ZoomURL, w.RecallURL, w.Callback = serve(w.zoom), serve(w.recall), serve(http.HandlerFunc(tokenServer))
-	w.Redis, w.Keyset, w.HTTP = w.redis.Client(), newKeyset(t), w.client
+	w.Redis, w.Keyset, w.HTTP = w.redis.Client(), sealtest.Keyset(t), w.client
 	w.Recall = recall.New(recall.Config{APIURL: w.RecallURL, APIKey: secret.New("recall-key"), HTTP: w.client})
 	w.Apps = []doctor.App{w.app("default", zoomtest.DefaultClientSecret)}
 	w.JournalDir = t.TempDir()
@@ -401,7 +389,7 @@ func TestKeyset(t *testing.T) {
 
 	// Only some records are of another keyset.
 	w = start(t)
-	other := store.New(w.Redis, newKeyset(t))
+	other := store.New(w.Redis, sealtest.Keyset(t))
 	if err := other.Accept(t.Context(), grant.NewID("default", "stranger"), grant.Consent{
 		App: "default", User: "stranger", Fingerprint: "x", Tokens: tokens("stranger"),
 	}, time.Now()); err != nil {
@@ -760,7 +748,7 @@ func TestJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.want("journal", doctor.OK, "1 answer, all of them in Redis")
-	w.Keyset = newKeyset(t)
+	w.Keyset = sealtest.Keyset(t)
 	w.want("journal", doctor.Fault, "opening entry")
 	w.JournalDir = filepath.Join(w.JournalDir, "missing")
 	w.want("journal", doctor.NotChecked, "no folder missing here")

@@ -13,7 +13,7 @@ import (
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/seal"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
 )
@@ -23,14 +23,7 @@ import (
 func BenchmarkIdle(b *testing.B) {
 	const grants, watch = 100_000, time.Minute
 	redis := redistest.Start(b, "--appendfsync", "no")
-	json, err := seal.Generate()
-	if err != nil {
-		b.Fatal(err)
-	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
-		b.Fatal(err)
-	}
+	json, keyset := sealtest.JSON(b)
 	file := b.TempDir() + "/keyset.json"
 	if err := os.WriteFile(file, json, 0o600); err != nil {
 		b.Fatal(err)

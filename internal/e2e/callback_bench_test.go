@@ -36,14 +36,35 @@ var (
 )
 
 // bareEnv makes this test binary a bare server instead: "constant" answers with
-// the same bytes as a token server, "get" reads them from Redis first.
+// the same bytes as a token server, "get" reads them from Redis first; the others
+// are those of [observed].
 const bareEnv = "E2E_BARE"
 
 // bare is the baseline: net/http, and nothing that is ours.
 func bare(kind string) {
+	var handler http.Handler
+	switch kind {
+	case "measured", "unmeasured":
+		handler = observed(kind)
+	default:
+		handler = baseline(kind)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(listener.Addr())
+	server := &http.Server{
+		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: 20 * time.Second, IdleTimeout: 2 * time.Minute,
+	}
+	panic(server.Serve(listener))
+}
+
+func baseline(kind string) http.HandlerFunc {
 	token := strings.Repeat("x", 806)
 	client := goredis.NewClient(&goredis.Options{Addr: os.Getenv("E2E_REDIS")})
-	handler := func(w http.ResponseWriter, r *http.Request) {
+	return func(w http.ResponseWriter, r *http.Request) {
 		body := token
 		if kind == "get" {
 			value, err := client.Get(r.Context(), "bare").Result()
@@ -58,22 +79,12 @@ func bare(kind string) {
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 		_, _ = io.WriteString(w, body)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(err)
-	}
-	fmt.Println(listener.Addr())
-	server := &http.Server{
-		Handler: http.HandlerFunc(handler), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-		WriteTimeout: 20 * time.Second, IdleTimeout: 2 * time.Minute,
-	}
-	panic(server.Serve(listener))
 }
 
-func startBare(b *testing.B, kind, redis string) (address string, pid int) {
+func startBare(b *testing.B, kind, redis string, env ...string) (address string, pid int) {
 	b.Helper()
 	command := exec.Command(os.Args[0])
-	command.Env = append(os.Environ(), bareEnv+"="+kind, "E2E_REDIS="+redis)
+	command.Env = append(append(os.Environ(), bareEnv+"="+kind, "E2E_REDIS="+redis), env...)
 	stdout, err := command.StdoutPipe()
 	if err != nil {
 		b.Fatal(err)

@@ -21,6 +21,7 @@ import (
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/seal"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
 )
@@ -34,6 +35,7 @@ type vault struct {
 	redis  *redistest.Server
 	keyset *seal.Keyset
 	store  *store.Store
+	file   string // of the keyset
 	env    []string
 	paths  []string
 	client *http.Client
@@ -41,19 +43,12 @@ type vault struct {
 
 func newVault(t testing.TB, grants int, redisArgs ...string) *vault {
 	t.Helper()
-	json, err := seal.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
-		t.Fatal(err)
-	}
+	json, keyset := sealtest.JSON(t)
 	file := filepath.Join(t.TempDir(), "keyset.json")
 	if err := os.WriteFile(file, json, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	v := &vault{t: t, redis: redistest.Start(t, redisArgs...), keyset: keyset, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
+	v := &vault{t: t, redis: redistest.Start(t, redisArgs...), keyset: keyset, file: file, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
 	t.Cleanup(v.client.CloseIdleConnections)
 	v.store = v.other()
 	v.paths = fill(t, v.store, grants, time.Hour)
@@ -280,11 +275,11 @@ type backend struct {
 	ready bool
 }
 
-func (p *proxy) add(base, ops string) {
+// add adds a backend, and returns what takes it away again.
+func (p *proxy) add(base, ops string) (drop func()) {
 	target, err := url.Parse(base)
 	if err != nil {
-		p.t.Error(err)
-		return
+		p.t.Fatal(err)
 	}
 	b := &backend{ReverseProxy: httputil.NewSingleHostReverseProxy(target)}
 	b.Transport = &http.Transport{MaxIdleConnsPerHost: 32}
@@ -292,21 +287,41 @@ func (p *proxy) add(base, ops string) {
 	p.backends = append(p.backends, b)
 	p.mu.Unlock()
 	go func() {
-		for p.t.Context().Err() == nil {
-			request, err := http.NewRequestWithContext(p.t.Context(), http.MethodGet, ops+"/readyz", nil)
-			if err != nil {
-				return
-			}
-			response, err := http.DefaultClient.Do(request)
-			if err == nil {
-				_ = response.Body.Close()
-			}
+		for p.t.Context().Err() == nil && !p.dropped(b) {
+			ready := p.ask(ops)
 			p.mu.Lock()
-			b.ready = err == nil && response.StatusCode == http.StatusOK
+			b.ready = ready
 			p.mu.Unlock()
 			time.Sleep(100 * time.Millisecond)
 		}
 	}()
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.backends = slices.DeleteFunc(p.backends, func(other *backend) bool { return other == b })
+	}
+}
+
+func (p *proxy) dropped(b *backend) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !slices.Contains(p.backends, b)
+}
+
+// ask asks a backend whether it is ready, as patiently as Kubernetes does.
+func (p *proxy) ask(ops string) bool {
+	ctx, cancel := context.WithTimeout(p.t.Context(), time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, ops+"/readyz", nil)
+	if err != nil {
+		return false
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return false
+	}
+	_ = response.Body.Close()
+	return response.StatusCode == http.StatusOK
 }
 
 func (p *proxy) ready() (n int) {

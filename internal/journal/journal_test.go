@@ -14,21 +14,9 @@ import (
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/journal"
 	"tokenprovider/internal/seal"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 )
-
-func newKeyset(t *testing.T) *seal.Keyset {
-	t.Helper()
-	json, err := seal.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return keyset
-}
 
 func open(t *testing.T, folder string, keyset *seal.Keyset, keep time.Duration) *journal.Journal {
 	t.Helper()
@@ -87,7 +75,7 @@ func copyOf(t *testing.T, folder string) string {
 }
 
 func TestEntriesOutliveACrash(t *testing.T) {
-	folder, keyset := t.TempDir(), newKeyset(t)
+	folder, keyset := t.TempDir(), sealtest.Keyset(t)
 	j := open(t, folder, keyset, time.Minute)
 	want := []journal.Entry{add(t, j, 1), add(t, j, 2), add(t, j, 3)}
 	j.Settle(want[1].ID, want[1].Spent)
@@ -105,7 +93,7 @@ func TestEntriesOutliveACrash(t *testing.T) {
 }
 
 func TestNothingIsInClear(t *testing.T) {
-	folder, keyset := t.TempDir(), newKeyset(t)
+	folder, keyset := t.TempDir(), sealtest.Keyset(t)
 	add(t, open(t, folder, keyset, 0), 1)
 	for _, path := range files(t, folder) {
 		content, err := os.ReadFile(path)
@@ -119,13 +107,13 @@ func TestNothingIsInClear(t *testing.T) {
 			t.Errorf("mode %v, %v", info.Mode(), err)
 		}
 	}
-	if _, err := journal.Open(copyOf(t, folder), newKeyset(t), 0); !errors.Is(err, seal.ErrOpen) {
+	if _, err := journal.Open(copyOf(t, folder), sealtest.Keyset(t), 0); !errors.Is(err, seal.ErrOpen) {
 		t.Errorf("another keyset: %v, want ErrOpen", err)
 	}
 }
 
 func TestCutOffEntryIsPassedOver(t *testing.T) {
-	folder, keyset := t.TempDir(), newKeyset(t)
+	folder, keyset := t.TempDir(), sealtest.Keyset(t)
 	j := open(t, folder, keyset, 0)
 	want := []journal.Entry{add(t, j, 1)}
 	path := files(t, folder)[0]
@@ -159,7 +147,7 @@ func TestCutOffEntryIsPassedOver(t *testing.T) {
 }
 
 func TestOneProcessAFolder(t *testing.T) {
-	folder, keyset := t.TempDir(), newKeyset(t)
+	folder, keyset := t.TempDir(), sealtest.Keyset(t)
 	j := open(t, folder, keyset, 0)
 	if _, err := journal.Open(folder, keyset, 0); !errors.Is(err, journal.ErrLocked) {
 		t.Errorf("a second process: %v, want ErrLocked", err)
@@ -171,7 +159,7 @@ func TestOneProcessAFolder(t *testing.T) {
 }
 
 func TestCloseLeavesOnlyWhatIsNotSettled(t *testing.T) {
-	folder, keyset := t.TempDir(), newKeyset(t)
+	folder, keyset := t.TempDir(), sealtest.Keyset(t)
 	j := open(t, folder, keyset, time.Hour)
 	one, two := add(t, j, 1), add(t, j, 2)
 	j.Settle(one.ID, one.Spent)
@@ -204,7 +192,7 @@ func TestCloseLeavesOnlyWhatIsNotSettled(t *testing.T) {
 }
 
 func TestConcurrentEntriesAreAllKept(t *testing.T) {
-	folder, keyset := t.TempDir(), newKeyset(t)
+	folder, keyset := t.TempDir(), sealtest.Keyset(t)
 	j := open(t, folder, keyset, 0)
 	const n = 200
 	var wg sync.WaitGroup
@@ -226,11 +214,11 @@ func TestDiskThatCannotBeWritten(t *testing.T) {
 	if err := os.WriteFile(blocked, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := journal.Open(filepath.Join(blocked, "journal"), newKeyset(t), 0); err == nil {
+	if _, err := journal.Open(filepath.Join(blocked, "journal"), sealtest.Keyset(t), 0); err == nil {
 		t.Error("a folder inside a file")
 	}
 	gone := filepath.Join(folder, "gone")
-	j := open(t, gone, newKeyset(t), 0)
+	j := open(t, gone, sealtest.Keyset(t), 0)
 	if err := os.RemoveAll(gone); err != nil {
 		t.Fatal(err)
 	}
@@ -240,14 +228,7 @@ func TestDiskThatCannotBeWritten(t *testing.T) {
 }
 
 func BenchmarkAdd(b *testing.B) {
-	json, err := seal.Generate()
-	if err != nil {
-		b.Fatal(err)
-	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
-		b.Fatal(err)
-	}
+	keyset := sealtest.Keyset(b)
 	j, err := journal.Open(b.TempDir(), keyset, 0)
 	if err != nil {
 		b.Fatal(err)

@@ -7,10 +7,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tokenprovider/internal/metricstest"
+	"tokenprovider/internal/sealtest"
 )
 
 func TestJournalTellsOfWhatWaits(t *testing.T) {
-	keyset, folder := newKeyset(t), t.TempDir()
+	keyset, folder := sealtest.Keyset(t), t.TempDir()
 	j := open(t, folder, keyset, time.Hour)
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(j)

@@ -16,6 +16,7 @@ import (
 	"tokenprovider/internal/keyset"
 	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/seal"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
 )
@@ -29,10 +30,7 @@ type file struct {
 
 func newFile(t *testing.T) *file {
 	t.Helper()
-	json, err := seal.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
+	json, _ := sealtest.JSON(t)
 	f := &file{t, filepath.Join(t.TempDir(), "keyset.json"), nil}
 	f.write(json)
 	return f
@@ -110,10 +108,7 @@ func TestKeysetIsReadAgain(t *testing.T) {
 	until(t, "the new key seals", func() bool { return keys.Primary() == id })
 
 	// Another keyset would make everything that is stored unreadable.
-	other, err := seal.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
+	other, _ := sealtest.JSON(t)
 	for _, useless := range [][]byte{other, []byte("hunter2"), {}} {
 		good := f.json
 		logs.TakeAll()

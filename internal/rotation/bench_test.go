@@ -23,7 +23,7 @@ import (
 	"tokenprovider/internal/journal"
 	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/rotation"
-	"tokenprovider/internal/seal"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
 	"tokenprovider/internal/zoom"
@@ -70,14 +70,7 @@ const (
 
 func benchRefresh(b *testing.B, latency time.Duration) {
 	base := startZoom(b, latency)
-	json, err := seal.Generate()
-	if err != nil {
-		b.Fatal(err)
-	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
-		b.Fatal(err)
-	}
+	keyset := sealtest.Keyset(b)
 	client := redistest.Start(b, "--appendfsync", "everysec").Client()
 	grants := store.New(client, keyset)
 	kept, err := journal.Open(b.TempDir(), keyset, 0)

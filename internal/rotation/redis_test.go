@@ -17,7 +17,7 @@ import (
 	"tokenprovider/internal/journal"
 	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/rotation"
-	"tokenprovider/internal/seal"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
 	"tokenprovider/internal/zoom"
@@ -27,14 +27,7 @@ import (
 // TestReplicasRenewEachGrantOnce runs two replicas on a real Redis against the
 // strict Zoom.
 func TestReplicasRenewEachGrantOnce(t *testing.T) {
-	json, err := seal.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
-		t.Fatal(err)
-	}
+	keyset := sealtest.Keyset(t)
 	stand := zoomtest.New(zoomtest.Options{Latency: 20 * time.Millisecond})
 	server := httptest.NewServer(stand)
 	defer server.Close()

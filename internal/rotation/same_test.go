@@ -11,7 +11,7 @@ import (
 
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/seal"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
 )
@@ -20,14 +20,7 @@ import (
 // calls at the same times get the same answers. The model is worth no more than
 // this.
 func TestMemoryIsTheStore(t *testing.T) {
-	json, err := seal.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
-		t.Fatal(err)
-	}
+	keyset := sealtest.Keyset(t)
 	embedded := miniredis.RunT(t)
 	client := redistest.Client(t, "redis://"+embedded.Addr())
 	real := store.New(client, keyset)

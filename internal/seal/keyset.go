@@ -31,6 +31,15 @@ type Key struct {
 // Generate makes a new keyset with one AES-256-GCM key, in JSON and in clear.
 func Generate() ([]byte, error) { return Wrapping{}.Generate() }
 
+// New returns a new keyset that nobody keeps.
+func New() (*Keyset, error) {
+	json, err := Generate()
+	if err != nil {
+		return nil, err
+	}
+	return Parse(json)
+}
+
 // Generate makes a new keyset with one AES-256-GCM key, in JSON.
 func (w Wrapping) Generate() ([]byte, error) {
 	handle, err := keyset.NewHandle(aead.AES256GCMKeyTemplate())

@@ -8,21 +8,14 @@ import (
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/seal"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
 )
 
 // BenchmarkServing is a callback's one read, beside the read of one plain key.
 func BenchmarkServing(b *testing.B) {
-	json, err := seal.Generate()
-	if err != nil {
-		b.Fatal(err)
-	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
-		b.Fatal(err)
-	}
+	keyset := sealtest.Keyset(b)
 	client := redistest.Start(b, "--appendfsync", "no").Client()
 	s := store.New(client, keyset)
 	address := callback.NewAddress(grant.NewID("default", "ann"))

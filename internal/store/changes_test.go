@@ -14,6 +14,7 @@ import (
 
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/store"
 )
 
@@ -197,7 +198,7 @@ func testDeauthorized(f *fixture) {
 // TestSilentRedis follows a Redis that stops answering without a word.
 func TestSilentRedis(t *testing.T) {
 	server := redistest.Start(t)
-	f := &fixture{store.New(server.Client(), newKeyset(t)), nil, t}
+	f := &fixture{store.New(server.Client(), sealtest.Keyset(t)), nil, t}
 	why := make(chan error, 100)
 	told := &silent{follower{make(chan string, 1000)}, why}
 	ctx, cancel := context.WithCancel(t.Context())

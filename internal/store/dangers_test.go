@@ -9,6 +9,7 @@ import (
 	"github.com/alicebob/miniredis/v2"
 
 	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/store"
 )
 
@@ -26,7 +27,7 @@ func TestDangers(t *testing.T) {
 	}
 	look := func(url string) string {
 		t.Helper()
-		dangers, err := store.New(redistest.Client(t, url), newKeyset(t)).Dangers(t.Context())
+		dangers, err := store.New(redistest.Client(t, url), sealtest.Keyset(t)).Dangers(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -76,10 +77,10 @@ func TestDangers(t *testing.T) {
 // TestKeysetMarkIsGone: without its mark, a record tells a wrong keyset.
 func TestKeysetMarkIsGone(t *testing.T) {
 	server := redistest.Start(t)
-	right := newKeyset(t)
+	right := sealtest.Keyset(t)
 	f := &fixture{store.New(server.Client(), right), server.Client(), t}
 	f.consent("ann", future)
-	wrong := store.New(server.Client(), newKeyset(t))
+	wrong := store.New(server.Client(), sealtest.Keyset(t))
 	if err := wrong.CheckKeyset(t.Context()); !errors.Is(err, store.ErrKeyset) {
 		t.Errorf("a wrong keyset: %v, want ErrKeyset", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/metricstest"
 	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/store"
 )
 
@@ -88,7 +89,7 @@ func testLatenessIsSinceThePlan(f *fixture) {
 func TestCensusOfARedisThatIsAway(t *testing.T) {
 	redis := redistest.Start(t)
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(store.NewCensus(store.New(redis.Client(), newKeyset(t))))
+	registry.MustRegister(store.NewCensus(store.New(redis.Client(), sealtest.Keyset(t))))
 	redis.Freeze()
 	began := time.Now()
 	if up := metricstest.Value(t, registry, "tokenprovider_redis_up"); up != 0 {
@@ -114,7 +115,7 @@ func TestClocks(t *testing.T) {
 	embedded := miniredis.RunT(t)
 	embedded.SetTime(time.Now().Add(-10 * time.Minute))
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(store.NewCensus(store.New(redistest.Client(t, "redis://"+embedded.Addr()), newKeyset(t))))
+	registry.MustRegister(store.NewCensus(store.New(redistest.Client(t, "redis://"+embedded.Addr()), sealtest.Keyset(t))))
 	if offset := metricstest.Value(t, registry, "tokenprovider_redis_clock_offset_seconds"); offset > -595 || offset < -605 {
 		t.Errorf("the offset is %v s, want -600", offset)
 	}
@@ -125,7 +126,7 @@ func measured(t *testing.T, redis *redistest.Server) (*store.Store, func(series 
 	t.Helper()
 	client, registry := redis.Client(), prometheus.NewRegistry()
 	client.Measure(registry)
-	return store.New(client, newKeyset(t)), func(series string) float64 {
+	return store.New(client, sealtest.Keyset(t)), func(series string) float64 {
 		t.Helper()
 		return metricstest.Value(t, registry, "tokenprovider_"+series)
 	}

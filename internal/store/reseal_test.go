@@ -10,6 +10,7 @@ import (
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/seal"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
 )
@@ -23,14 +24,7 @@ type keys struct {
 
 func newKeys(t *testing.T) *keys {
 	t.Helper()
-	json, err := seal.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
-		t.Fatal(err)
-	}
+	json, keyset := sealtest.JSON(t)
 	return &keys{t, json, keyset}
 }
 

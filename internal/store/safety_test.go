@@ -11,6 +11,7 @@ import (
 
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/store"
 )
 
@@ -164,7 +165,7 @@ func testRebuildDue(f *fixture) {
 
 func TestContinuity(t *testing.T) {
 	server := redistest.Start(t)
-	s := store.New(server.Client(), newKeyset(t))
+	s := store.New(server.Client(), sealtest.Keyset(t))
 	ctx, id := t.Context(), grant.NewID(app, "ann")
 	check := func() {
 		t.Helper()
@@ -206,7 +207,7 @@ func TestTakeOverIsABreak(t *testing.T) {
 		t.Fatal(err)
 	}
 	replica := redistest.Start(t, "--replicaof", host+" "+port)
-	s := store.New(replica.Client(), newKeyset(t))
+	s := store.New(replica.Client(), sealtest.Keyset(t))
 	if err := s.CheckContinuity(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +229,7 @@ func TestCommitWaitsForReplicas(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyset := newKeyset(t)
+	keyset := sealtest.Keyset(t)
 	f := &fixture{store.New(master.Client(), keyset), master.Client(), t}
 	g := f.consent("ann", past)
 	f.WaitReplicas(1)

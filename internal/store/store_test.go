@@ -17,6 +17,7 @@ import (
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/seal"
+	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
 )
@@ -87,7 +88,7 @@ func conform(t *testing.T, test func(*fixture)) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			client := connect(t)
-			test(&fixture{store.New(client, newKeyset(t)), client, t})
+			test(&fixture{store.New(client, sealtest.Keyset(t)), client, t})
 		})
 	}
 }
@@ -115,19 +116,6 @@ func TestConformance(t *testing.T) {
 	for name, test := range suite {
 		t.Run(name, func(t *testing.T) { conform(t, test) })
 	}
-}
-
-func newKeyset(t *testing.T) *seal.Keyset {
-	t.Helper()
-	json, err := seal.Generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyset, err := seal.Parse(json)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return keyset
 }
 
 func tokens(n int) grant.Tokens {
@@ -707,7 +695,7 @@ func testCheckKeyset(f *fixture) {
 		}
 	}
 	g := f.consent("ann", past)
-	stranger := store.New(f.client, newKeyset(f.t))
+	stranger := store.New(f.client, sealtest.Keyset(f.t))
 	wantError(f.t, stranger.CheckKeyset(ctx), store.ErrKeyset)
 	_, err := stranger.Serving(ctx, g.ID)
 	wantError(f.t, err, seal.ErrOpen)
@@ -761,7 +749,7 @@ func testDamagedRecordIsAnErrorNotAPanic(f *fixture) {
 
 func TestNothingSecretIsStoredInClear(t *testing.T) {
 	server := redistest.Start(t)
-	f := &fixture{store.New(server.Client(), newKeyset(t)), server.Client(), t}
+	f := &fixture{store.New(server.Client(), sealtest.Keyset(t)), server.Client(), t}
 	g := f.consent("ann", past)
 	address := callback.NewAddress(g.ID)
 	keys := []grant.CallbackKey{address.Key()}
@@ -785,7 +773,7 @@ func TestNothingSecretIsStoredInClear(t *testing.T) {
 
 func TestRedisDown(t *testing.T) {
 	server := redistest.Start(t)
-	s := store.New(server.Client(), newKeyset(t))
+	s := store.New(server.Client(), sealtest.Keyset(t))
 	if err := s.Ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}

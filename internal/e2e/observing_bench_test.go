@@ -1,0 +1,105 @@
+package e2e_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/lifecycle"
+	"tokenprovider/internal/seal"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
+	"tokenprovider/tokenserver"
+)
+
+// BenchmarkObserving loads the token server's handler with metrics and without, and
+// the token server with one trace in a hundred and without, in turn. It needs wrk.
+func BenchmarkObserving(b *testing.B) {
+	v := newVault(b, benchTokens, "--appendfsync", "no")
+	var traces atomic.Int64 // requests with traces
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		traces.Add(1)
+	}))
+	defer collector.Close()
+	tracing := []string{
+		"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL, "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
+		"OTEL_TRACES_SAMPLER=traceidratio", "OTEL_TRACES_SAMPLER_ARG=0.01",
+	}
+	handler := func(name, kind string) *contestant {
+		address, pid := startBare(b, kind, v.redis.URL(), "E2E_KEYSET="+v.file)
+		return &contestant{name: name, base: "http://" + address, pid: pid, paths: v.paths}
+	}
+	tokenServer := func(name string, env ...string) *contestant {
+		p, base, _ := v.tokenServer(env...)
+		return &contestant{name: name, base: base, pid: p.command.Process.Pid, paths: v.paths}
+	}
+	all := []*contestant{
+		handler("without metrics", "unmeasured"),
+		handler("with metrics", "measured"),
+		tokenServer("without traces"),
+		tokenServer("1 % traced", tracing...),
+		tokenServer("nothing in memory, without traces", "CACHE_SIZE=1"),
+		tokenServer("nothing in memory, 1 % traced", append(tracing, "CACHE_SIZE=1")...),
+	}
+	for b.Loop() {
+		for range *benchRounds {
+			for _, c := range all {
+				c.load(b)
+			}
+		}
+	}
+	report(b, all)
+	if traces.Load() == 0 {
+		b.Error("no trace has come")
+	}
+}
+
+// observed is the token server's handler in this binary, where its metrics can be
+// left out.
+func observed(kind string) http.Handler {
+	text, err := os.ReadFile(os.Getenv("E2E_KEYSET"))
+	if err != nil {
+		panic(err)
+	}
+	keyset, err := seal.Parse(text)
+	if err != nil {
+		panic(err)
+	}
+	connection, err := store.Connect(secret.New(os.Getenv("E2E_REDIS")))
+	if err != nil {
+		panic(err)
+	}
+	grants := store.New(connection, keyset)
+	cache, err := tokenserver.NewCache(grants, 100_000, zap.NewNop())
+	if err != nil {
+		panic(err)
+	}
+	go grants.Follow(context.Background(), cache)
+	config := tokenserver.Config{Cache: cache, HandOuter: never{}, Log: zap.NewNop()}
+	if kind == "measured" {
+		metrics := lifecycle.Metrics("tokenserver")
+		cache.Measure(metrics)
+		config.Metrics = metrics
+	}
+	return tokenserver.New(config)
+}
+
+// never renews no token.
+type never struct{}
+
+func (never) Ready(serving *grant.Serving, ttl time.Duration, now time.Time) bool {
+	return serving.Expires.Sub(now) >= ttl
+}
+
+func (never) HandOut(context.Context, grant.ID, grant.Serving, time.Duration) (grant.Serving, error) {
+	return grant.Serving{}, grant.ErrReauthorize
+}
