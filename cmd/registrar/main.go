@@ -59,9 +59,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	c.Measure(grants, kept, metrics)
 	registrar.MeasureCertificates(c.certificates, metrics)
 	client, zoomMetrics := lifecycle.Outbound(20*time.Second), zoom.NewMetrics(metrics)
+	clocks := c.Clocks(grants, client, log)
 	rotator := rotation.New(rotation.Config{
 		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
-		RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
+		Aside: clocks.Wrong, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
 	gate := registrar.Gate{Quota: grants, PerMinute: c.RecallRateLimit, Log: log.Named("recall"), Metrics: registrar.NewGateMetrics(metrics), Patience: 2 * time.Second}
 	background := gate
@@ -102,7 +103,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	ready := &lifecycle.Readiness{Check: grants.Ping}
+	ready := &lifecycle.Readiness{Check: func(ctx context.Context) error {
+		return errors.Join(clocks.Wrong(), grants.Ping(ctx))
+	}}
 	log.Info("registrar started", zap.String("version", settings.Version()),
 		zap.Stringer("grpc", internal.Addr()), zap.Stringer("ops", ops.Addr()))
 	c.tellAccess(log)
@@ -116,6 +119,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		lifecycle.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.Apps, setApps) }),
 		lifecycle.Loop("storage's secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
 		lifecycle.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
+		lifecycle.Loop("clocks", clocks.Run),
 		lifecycle.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "registrar", settings.Version()) }),
 		lifecycle.Loop("resealer", resealer.Run),
 		lifecycle.Loop("certificates", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.certificates, log, "server's certificates") }),

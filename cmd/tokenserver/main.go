@@ -105,11 +105,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	metrics := lifecycle.Metrics("tokenserver")
 	c.Measure(grants, kept, metrics)
+	client, zoomMetrics := lifecycle.Outbound(0), zoom.NewMetrics(metrics)
+	clocks := c.Clocks(grants, client, log)
 	rotator := rotation.New(rotation.Config{
 		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
-		RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
+		Aside: clocks.Wrong, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
-	client, zoomMetrics := lifecycle.Outbound(0), zoom.NewMetrics(metrics)
 	setApps := func(list []settings.App) {
 		atZoom := map[string]rotation.Zoom{}
 		for _, app := range list {
@@ -135,6 +136,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	})
 	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log.Named("refresher")}
 	ready := &lifecycle.Readiness{Drain: c.DrainDelay, Check: func(ctx context.Context) error {
+		if err := clocks.Wrong(); err != nil {
+			return err
+		}
 		if cache.Warm() { // what is in memory can be served whether Redis is there or not
 			return nil
 		}
@@ -155,6 +159,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		lifecycle.Loop("storage's secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
 		lifecycle.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
 		lifecycle.Loop("refresher", refresher.Run),
+		lifecycle.Loop("clocks", clocks.Run),
 		lifecycle.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "tokenserver", settings.Version()) }),
 		lifecycle.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
 		lifecycle.HTTP("callbacks", log, public, ready.Draining(handler)),

@@ -5,14 +5,12 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"tokenprovider/internal/clock"
 )
 
-// How far a clock may be from ours. Recall's signatures are refused beyond 5
-// minutes, and tokens are served until 2 minutes before their end.
-const (
-	smallSkew = 3 * time.Second
-	largeSkew = 30 * time.Second
-)
+// smallSkew is how far a clock may be from ours without a word.
+const smallSkew = 3 * time.Second
 
 func judgeSkew(whose string, theirs, ours time.Time, error time.Duration) Finding {
 	skew := theirs.Sub(ours)
@@ -26,7 +24,7 @@ func judgeSkew(whose string, theirs, ours time.Time, error time.Duration) Findin
 	}
 	const mend = "set the clocks by NTP: tokens are taken for good when they are not, and signed callbacks are refused"
 	switch away := skew.Abs() - error; {
-	case away > largeSkew:
+	case away > clock.Tolerance:
 		return fault(mend, "%s clock is %s", whose, text)
 	case away > smallSkew:
 		return warning(mend, "%s clock is %s", whose, text)
@@ -52,23 +50,13 @@ func (c Config) httpClock(ctx context.Context, who string, base *url.URL) Findin
 	if base == nil {
 		return notChecked("the settings do not say where %s is", who)
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodHead, base.JoinPath("/").String(), nil)
-	if err != nil {
-		return notChecked("%s cannot be asked", who)
-	}
 	asked := c.Now()
-	response, err := c.http().Do(request)
+	theirs, err := clock.Of(ctx, c.http(), base)
 	if err != nil {
-		return notChecked("%s cannot be reached from here", who)
+		return notChecked("%s does not say the time, or cannot be reached from here", who)
 	}
-	_ = response.Body.Close()
 	took := c.Now().Sub(asked)
-	theirs, err := http.ParseTime(response.Header.Get("Date"))
-	if err != nil {
-		return notChecked("%s does not say the time", who)
-	}
-	// A Date has no fractions of a second.
-	return judgeSkew(who+"'s", theirs.Add(500*time.Millisecond), asked.Add(took/2), took/2+600*time.Millisecond)
+	return judgeSkew(who+"'s", theirs, asked.Add(took/2), took/2+600*time.Millisecond)
 }
 
 // http is a client that follows no redirects.

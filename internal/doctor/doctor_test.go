@@ -700,6 +700,11 @@ func TestProcesses(t *testing.T) {
 	}
 	endServer()
 	living.Wait()
+
+	if err := w.Redis.ConfigSet(t.Context(), "maxmemory", "1mb").Err(); err != nil { // less than it has
+		t.Fatal(err)
+	}
+	w.want("processes", doctor.NotChecked, "Redis takes no writes")
 }
 
 func (w *world) processes() []store.Process {

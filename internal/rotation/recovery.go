@@ -155,8 +155,8 @@ func (r *Rotator) forgetLocked(a *answer) {
 }
 
 // holding returns for how long no token may be spent because Redis may have
-// forgotten which ones are spent already. While it is so, every replica commits
-// again what its journal has.
+// forgotten which ones are spent already, or because this process has to stand
+// aside. In the first case every replica commits again what its journal has.
 func (r *Rotator) holding() time.Duration {
 	breaks, now := r.Store.Breaks(), time.Now()
 	r.safety.mu.Lock()
@@ -178,7 +178,11 @@ func (r *Rotator) holding() time.Duration {
 	if !r.safety.begun {
 		return time.Second
 	}
-	return max(0, r.safety.resume.Sub(now))
+	hold := r.safety.resume.Sub(now)
+	if r.Aside != nil && r.Aside() != nil {
+		hold = max(hold, time.Second)
+	}
+	return max(0, hold)
 }
 
 // Run keeps the rotator safe until ctx ends: it commits what the journal has

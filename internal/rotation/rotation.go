@@ -95,6 +95,10 @@ type Config struct {
 	Log     *zap.Logger
 	Metrics prometheus.Registerer
 
+	// Aside says why this process may spend no token now, and nil if it may. Nil: it
+	// always may.
+	Aside func() error
+
 	RefreshBefore time.Duration // how long before expiry a token is to be renewed
 	MaxInFlight   int           // flights by plan at once, for each app; 0: 256
 	MaxPerSecond  int           // flights by plan started in a second, for each app; 0: 1000

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -72,6 +73,7 @@ type bench struct {
 	zoom    *script
 	logs    *observer.ObservedLogs
 	metrics *prometheus.Registry
+	aside   func() error // of replicas to come
 }
 
 // bubble runs a test on virtual time.
@@ -97,7 +99,7 @@ func (b *bench) replica() *rotation.Rotator {
 	b.logs = logs
 	r := rotation.New(rotation.Config{
 		Store: b.memory, Journal: newPaper(), Apps: map[string]rotation.Zoom{"default": b.zoom},
-		Log: zap.New(core), Metrics: b.metrics, RefreshBefore: 5 * time.Minute,
+		Log: zap.New(core), Metrics: b.metrics, RefreshBefore: 5 * time.Minute, Aside: b.aside,
 	})
 	b.metrics = prometheus.NewRegistry()
 	ctx, cancel := context.WithCancel(b.t.Context())
@@ -248,6 +250,40 @@ func TestGrantThatIsGoneIsToldOnce(t *testing.T) {
 		}
 		if b.zoom.asked() != 1 || b.logs.FilterMessage("the user must authorize again").Len() != 1 {
 			t.Errorf("Zoom was asked %d times", b.zoom.asked())
+		}
+	})
+}
+
+// TestWhoStandsAsideSpendsNothing: neither by plan nor for a callback; what is good
+// is handed out, and afterwards everything goes on.
+func TestWhoStandsAsideSpendsNothing(t *testing.T) {
+	bubble(t, func(b *bench) {
+		var aside atomic.Bool
+		aside.Store(true)
+		b.aside = func() error {
+			if aside.Load() {
+				return errors.New("the clock is wrong")
+			}
+			return nil
+		}
+		r := b.replica()
+		time.Sleep(time.Minute)
+		due, old := b.put("ann", 57*time.Minute), b.put("bob", 59*time.Minute)
+		if r.Room() != 0 {
+			t.Error("there is room for renewals")
+		}
+		if _, err := b.handOut(r, old, grant.MinTTL); err == nil {
+			t.Error("a token is handed out that is too old")
+		}
+		b.wantToken(r, due, "plain-access-of-ann")
+		if b.zoom.asked() != 0 {
+			t.Errorf("Zoom was asked %d times", b.zoom.asked())
+		}
+		aside.Store(false)
+		b.wantToken(r, old, "plain-access-1")
+		time.Sleep(10 * time.Second) // whoever was given ann's token has used it
+		if err := b.byPlan(r, due); err != nil || b.zoom.asked() != 2 {
+			t.Errorf("Zoom was asked %d times, %v", b.zoom.asked(), err)
 		}
 	})
 }

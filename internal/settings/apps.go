@@ -15,8 +15,10 @@ import (
 
 	"go.uber.org/zap"
 
+	"tokenprovider/internal/clock"
 	"tokenprovider/internal/reload"
 	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
 	"tokenprovider/internal/zoom"
 )
 
@@ -30,6 +32,12 @@ type Zoom struct {
 	ZoomAPIURL           *url.URL    `name:"zoom-api-url" env:"ZOOM_API_URL" default:"https://api.zoom.us" help:"Where Zoom's API is."`
 
 	file *reload.Value[appsFile]
+}
+
+// Clocks returns what watches this machine's clock, by Redis's and Zoom's.
+func (z *Zoom) Clocks(grants *store.Store, client *http.Client, log *zap.Logger) *clock.Watch {
+	atZoom := func(ctx context.Context) (time.Time, error) { return clock.Of(ctx, client, z.ZoomOAuthURL) }
+	return &clock.Watch{Redis: grants.Now, Zoom: atZoom, Log: log.Named("clock")}
 }
 
 // App is a Zoom OAuth app.
