@@ -663,7 +663,9 @@ func TestProcesses(t *testing.T) {
 	attend := func(program, version string) (end func()) {
 		ctx, cancel := context.WithCancel(t.Context())
 		living.Go(func() { w.grants.Attend(ctx, program, version) })
-		for !slices.ContainsFunc(w.processes(), func(p store.Process) bool { return p.Program == program }) {
+		for !slices.ContainsFunc(w.processes(), func(p store.Process) bool {
+			return p.Program == program && strings.HasSuffix(p.Name, fmt.Sprint("/", os.Getpid()))
+		}) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		return cancel
@@ -701,6 +703,9 @@ func TestProcesses(t *testing.T) {
 	endServer()
 	living.Wait()
 
+	if err := w.Redis.HDel(t.Context(), "tp1:processes", "tokenserver young-pod/1").Err(); err != nil {
+		t.Fatal(err)
+	}
 	if err := w.Redis.ConfigSet(t.Context(), "maxmemory", "1mb").Err(); err != nil { // less than it has
 		t.Fatal(err)
 	}
