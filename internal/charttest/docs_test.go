@@ -80,9 +80,10 @@ func TestGuide(t *testing.T) {
 	}
 }
 
-// TestGuideNames: each value and each setting that the guide tells of exists.
+// TestGuideNames: each value and each setting that the guide and the runbooks
+// tell of exists.
 func TestGuideNames(t *testing.T) {
-	text := read(t, guide)
+	text := read(t, guide) + read(t, runbooks)
 	paths, settings := values(t), known(t, "tokenserver")
 	for name := range known(t, "registrar") {
 		settings[name] = ""
@@ -133,7 +134,7 @@ func TestReadme(t *testing.T) {
 // the Go release that the tools are pinned to or a newer one.
 func TestDockerfile(t *testing.T) {
 	docker, builder := read(t, "../../Dockerfile"), read(t, "../../tools/image/main.go")
-	for _, want := range []string{"65532:65532", "tokenserver", "registrar", "tokenctl", "-s -w -buildid=", "-buildvcs=true", "org.opencontainers.image.title", "org.opencontainers.image.version"} {
+	for _, want := range []string{"65532:65532", "PATH=/", "tokenserver", "registrar", "tokenctl", "-s -w -buildid=", "-buildvcs=true", "org.opencontainers.image.title", "org.opencontainers.image.version"} {
 		if !strings.Contains(docker, want) || !strings.Contains(builder, want) {
 			t.Errorf("%s is not in both", want)
 		}
