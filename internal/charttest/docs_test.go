@@ -115,6 +115,24 @@ func TestGuideNames(t *testing.T) {
 	}
 }
 
+// TestGuideValues: the chart takes the values that the guide shows beside its
+// commands.
+func TestGuideValues(t *testing.T) {
+	blocks := regexp.MustCompile("(?s)\n```yaml\n(.*?)```").FindAllStringSubmatch(read(t, guide), -1)
+	if len(blocks) == 0 {
+		t.Error("the guide shows no values")
+	}
+	for i, block := range blocks {
+		path := filepath.Join(t.TempDir(), "values.yaml")
+		if err := os.WriteFile(path, []byte(block[1]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if len(render(t, "--values", scenario("minimal"), "--values", path)) == 0 {
+			t.Errorf("block %d makes nothing", i)
+		}
+	}
+}
+
 // TestReadme: the chart's README is what its values.yaml makes.
 func TestReadme(t *testing.T) {
 	folder := t.TempDir()
