@@ -206,13 +206,15 @@ func checkQueries(t *testing.T, scraped string) {
 		}
 		labels[match[1]] = append(labels[match[1]], "namespace", "pod") // a scrape adds these
 	}
-	metric := regexp.MustCompile(`\b(tokenprovider[_:][a-z_0-9:]+|process_[a-z_]+|go_[a-z_]+)(?:\{([^}]*)\})?`)
+	labels["ALERTS_FOR_STATE"] = []string{"alertname", "severity", "namespace", "pod"} // Prometheus's own
+	labels["ALERTS"] = append([]string{"alertstate"}, labels["ALERTS_FOR_STATE"]...)
+	metric := regexp.MustCompile(`\b(ALERTS(?:_FOR_STATE)?|tokenprovider[_:][a-z_0-9:]+|process_[a-z_]+|go_[a-z_]+)(?:\{([^}]*)\})?`)
 	matcher := regexp.MustCompile(`([a-z_]+)(?:=|!=|=~|!~)"`)
 	grouping := regexp.MustCompile(`by \(([a-z_, ]+)\)`)
 	all := queries(t)
 	for where, expr := range all {
 		found := metric.FindAllStringSubmatch(expr, -1)
-		if len(found) == 0 && !strings.Contains(expr, `ALERTS{alertname=~"TokenProvider.*"`) {
+		if len(found) == 0 {
 			t.Errorf("%s asks for no metric of ours: %s", where, expr)
 		}
 		var theirs []string // labels of any of them
