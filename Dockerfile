@@ -25,5 +25,6 @@ LABEL org.opencontainers.image.title="token-provider" \
       org.opencontainers.image.version="${VERSION}"
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build --chmod=0555 /out/ /
+ENV PATH=/
 USER 65532:65532
 CMD ["/tokenctl", "--help"]

@@ -70,7 +70,7 @@ func (d *doctorCommand) config() (doctor.Config, func()) {
 	if d.ZoomAppsFile != "" || d.ZoomClientID != "" && !d.ZoomClientSecret.IsZero() {
 		for _, app := range d.Apps(settings.App{OAuthApp: d.RecallOAuthAppID}, "").List() {
 			if app.ClientID != "" {
-				c.Apps = append(c.Apps, doctor.App{Name: app.Name, ClientID: app.ClientID, OAuthApp: app.OAuthApp, Zoom: d.Zoom.Client(app, client, nil)})
+				c.Apps = append(c.Apps, doctor.App{Name: app.Name, ClientID: app.ClientID, OAuthApp: app.OAuthApp, Zoom: d.Client(app, client, nil)})
 			}
 		}
 	}

@@ -89,7 +89,7 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 	}
 	apps := map[string]registrar.App{}
 	for _, app := range r.Apps(settings.App{OAuthApp: r.RecallOAuthAppID}, "").List() {
-		apps[app.Name] = registrar.App{Zoom: r.Zoom.Client(app, client, nil), OAuthApp: app.OAuthApp}
+		apps[app.Name] = registrar.App{Zoom: r.Client(app, client, nil), OAuthApp: app.OAuthApp}
 	}
 	service := registrar.New(registrar.Config{
 		Store: grants, Rotator: rotator, Apps: apps, Recall: recallClient, Log: log,

@@ -51,7 +51,7 @@ type table struct {
 }
 
 func (s *session) table(head ...string) *table {
-	writer := io.Writer(io.Discard)
+	writer := io.Discard
 	if !s.json {
 		writer = s.stdout
 	}
@@ -140,7 +140,7 @@ func (c confirmed) confirm(ctx context.Context, s *session, what string) error {
 	if c.Yes {
 		return nil
 	}
-	if !term.IsTerminal(int(s.stdin.Fd())) { //nolint:gosec // a file's number is small
+	if !term.IsTerminal(int(s.stdin.Fd())) {
 		return settings.Faults{"--yes: not given, and there is no terminal to ask at: " + what}
 	}
 	_, _ = fmt.Fprintf(s.stderr, "%s\nType yes to do it: ", what)
@@ -175,7 +175,7 @@ type progress struct {
 func (s *session) progress(what string) *progress {
 	p := &progress{w: s.stderr, what: what, begun: time.Now(), told: time.Now()}
 	if file, ok := s.stderr.(*os.File); ok {
-		p.bar = term.IsTerminal(int(file.Fd())) //nolint:gosec // a file's number is small
+		p.bar = term.IsTerminal(int(file.Fd()))
 	}
 	return p
 }

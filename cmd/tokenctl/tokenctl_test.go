@@ -63,19 +63,42 @@ func TestEveryCommandIsWhole(t *testing.T) {
 	}
 }
 
-// TestDocs holds docs/tokenctl.md against the commands.
-func TestDocs(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "tokenctl.md"))
+// doc reads a page of docs/.
+func doc(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	commands := leaves(t)
+	return string(text)
+}
+
+// TestDocs holds the pages that tell of commands against the commands.
+func TestDocs(t *testing.T) {
+	text, commands := doc(t, "tokenctl.md"), leaves(t)
 	for name := range commands {
-		if !strings.Contains(string(text), "tokenctl "+name) {
+		if !strings.Contains(text, "tokenctl "+name) {
 			t.Errorf("docs/tokenctl.md does not know tokenctl %s", name)
 		}
 	}
-	for _, found := range regexp.MustCompile("(?m)(?:^\\$ |`)(?:bin/)?tokenctl ([a-z]+(?: [a-z]+)?)((?: [^\n`|]*)?)").FindAllStringSubmatch(string(text), -1) {
+	for _, page := range []string{"tokenctl.md", "runbooks.md", "operations.md", "deploy.md"} {
+		checkCommands(t, page, commands)
+	}
+	for _, variable := range regexp.MustCompile("`(REGISTRAR_[A-Z_]+)`").FindAllStringSubmatch(text, -1) {
+		if !slices.ContainsFunc(commands["users list"].Flags, func(f *kong.Flag) bool { return slices.Contains(f.Envs, variable[1]) }) {
+			t.Errorf("docs/tokenctl.md names %s, which there is not", variable[1])
+		}
+	}
+}
+
+// checkCommands: each command that a page tells of exists, with its flags.
+func checkCommands(t *testing.T, page string, commands map[string]*kong.Node) {
+	t.Helper()
+	told := regexp.MustCompile("(?m)(?:^\\$ |`|^bin/|-- )(?:bin/)?tokenctl ([a-z]+(?: [a-z]+)?)((?: [^\n`|]*)?)").FindAllStringSubmatch(doc(t, page), -1)
+	if len(told) == 0 {
+		t.Errorf("docs/%s tells of no command", page)
+	}
+	for _, found := range told {
 		name, rest := found[1], found[2]
 		leaf := commands[name]
 		if leaf == nil {
@@ -83,18 +106,13 @@ func TestDocs(t *testing.T) {
 			leaf, rest = commands[first], " "+more+rest
 		}
 		if leaf == nil {
-			t.Errorf("docs/tokenctl.md tells of tokenctl %s, which there is not", name)
+			t.Errorf("docs/%s tells of tokenctl %s, which there is not", page, name)
 			continue
 		}
 		for _, flag := range regexp.MustCompile(` --([a-z-]+)`).FindAllStringSubmatch(rest, -1) {
 			if flagOf(leaf, "--"+flag[1]) == nil {
-				t.Errorf("docs/tokenctl.md: tokenctl %s has no --%s", name, flag[1])
+				t.Errorf("docs/%s: tokenctl %s has no --%s", page, name, flag[1])
 			}
-		}
-	}
-	for _, variable := range regexp.MustCompile("`(REGISTRAR_[A-Z_]+)`").FindAllStringSubmatch(string(text), -1) {
-		if !slices.ContainsFunc(commands["users list"].Flags, func(f *kong.Flag) bool { return slices.Contains(f.Envs, variable[1]) }) {
-			t.Errorf("docs/tokenctl.md names %s, which there is not", variable[1])
 		}
 	}
 }

@@ -168,7 +168,7 @@ func (u *usersList) run(ctx context.Context, s *session) error {
 		if u.Limit > 0 {
 			size = min(size, u.Limit-seen)
 		}
-		page, err := users.ListUsers(ctx, &registrarv1.ListUsersRequest{State: fromState(u.State), PageSize: int32(size), PageToken: token}) //nolint:gosec // at most 500
+		page, err := users.ListUsers(ctx, &registrarv1.ListUsersRequest{State: fromState(u.State), PageSize: int32(size), PageToken: token})
 		if err != nil {
 			return called(err)
 		}
@@ -462,7 +462,7 @@ func theOne(ctx context.Context, grants *store.Store, n named) (grant.Grant, err
 		if len(apps) > 1 {
 			return grant.Grant{}, settings.Faults{"--zoom-app: not given, and there are several Zoom apps"}
 		}
-		for app = range apps { //nolint:revive // there is one at most
+		for app = range apps {
 		}
 	}
 	g, err := grants.Get(ctx, grant.NewID(app, n.User))

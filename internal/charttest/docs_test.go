@@ -80,9 +80,10 @@ func TestGuide(t *testing.T) {
 	}
 }
 
-// TestGuideNames: each value and each setting that the guide tells of exists.
+// TestGuideNames: each value and each setting that the guide and the runbooks
+// tell of exists.
 func TestGuideNames(t *testing.T) {
-	text := read(t, guide)
+	text := read(t, guide) + read(t, runbooks)
 	paths, settings := values(t), known(t, "tokenserver")
 	for name := range known(t, "registrar") {
 		settings[name] = ""
@@ -114,6 +115,24 @@ func TestGuideNames(t *testing.T) {
 	}
 }
 
+// TestGuideValues: the chart takes the values that the guide shows beside its
+// commands.
+func TestGuideValues(t *testing.T) {
+	blocks := regexp.MustCompile("(?s)\n```yaml\n(.*?)```").FindAllStringSubmatch(read(t, guide), -1)
+	if len(blocks) == 0 {
+		t.Error("the guide shows no values")
+	}
+	for i, block := range blocks {
+		path := filepath.Join(t.TempDir(), "values.yaml")
+		if err := os.WriteFile(path, []byte(block[1]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if len(render(t, "--values", scenario("minimal"), "--values", path)) == 0 {
+			t.Errorf("block %d makes nothing", i)
+		}
+	}
+}
+
 // TestReadme: the chart's README is what its values.yaml makes.
 func TestReadme(t *testing.T) {
 	folder := t.TempDir()
@@ -133,7 +152,7 @@ func TestReadme(t *testing.T) {
 // the Go release that the tools are pinned to or a newer one.
 func TestDockerfile(t *testing.T) {
 	docker, builder := read(t, "../../Dockerfile"), read(t, "../../tools/image/main.go")
-	for _, want := range []string{"65532:65532", "tokenserver", "registrar", "tokenctl", "-s -w -buildid=", "-buildvcs=true", "org.opencontainers.image.title", "org.opencontainers.image.version"} {
+	for _, want := range []string{"65532:65532", "PATH=/", "tokenserver", "registrar", "tokenctl", "-s -w -buildid=", "-buildvcs=true", "org.opencontainers.image.title", "org.opencontainers.image.version"} {
 		if !strings.Contains(docker, want) || !strings.Contains(builder, want) {
 			t.Errorf("%s is not in both", want)
 		}

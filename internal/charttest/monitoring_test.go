@@ -15,8 +15,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// queries are the PromQL expressions of the chart's rules and dashboards, by
-// where they stand.
+// queries are the PromQL expressions of the chart's rules and dashboards and of
+// the runbooks, by where they stand.
 func queries(t *testing.T) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -50,31 +50,80 @@ func queries(t *testing.T) map[string]string {
 	}
 	for _, path := range dashboards {
 		var board struct {
-			Panels []struct {
-				Title   string
-				Targets []struct{ Expr string }
-				Panels  []struct {
-					Title   string
-					Targets []struct{ Expr string }
-				}
-			}
+			Annotations struct{ List []struct{ Name, Expr string } }
+			Panels      []panel
 		}
 		text, err := os.ReadFile(path)
 		if err != nil || json.Unmarshal(text, &board) != nil {
 			t.Fatalf("%s: %v", path, err)
 		}
-		for _, p := range board.Panels {
+		for _, a := range board.Annotations.List {
+			all[fmt.Sprintf("annotation %q", a.Name)] = a.Expr
+		}
+		for _, p := range flat(board.Panels) {
 			for i, target := range p.Targets {
 				all[fmt.Sprintf("panel %q %d", p.Title, i)] = target.Expr
 			}
-			for _, inner := range p.Panels {
-				for i, target := range inner.Targets {
-					all[fmt.Sprintf("panel %q %d", inner.Title, i)] = target.Expr
+		}
+	}
+	for i, span := range regexp.MustCompile("`([^`\n]*tokenprovider[_:][^`\n]*)`").FindAllStringSubmatch(read(t, runbooks), -1) {
+		all[fmt.Sprintf("runbook %d", i)] = span[1]
+	}
+	return all
+}
+
+// panel is what there is of a dashboard's panel here; a row has others in it.
+type panel struct {
+	Title, Description, Type string
+	Targets                  []struct{ Expr string }
+	FieldConfig              struct {
+		Defaults struct {
+			Thresholds struct {
+				Steps []struct {
+					Color string
+					Value *float64
 				}
 			}
 		}
 	}
+	Panels []panel
+}
+
+// flat puts the panels of rows that are folded beside the others.
+func flat(panels []panel) (all []panel) {
+	for _, p := range panels {
+		all = append(append(all, p), flat(p.Panels)...)
+	}
 	return all
+}
+
+// TestDashboard: every panel says what is normal, and four say who is at fault.
+func TestDashboard(t *testing.T) {
+	var board struct{ Panels []panel }
+	if err := json.Unmarshal([]byte(read(t, chart+"/dashboards/token-provider.json")), &board); err != nil {
+		t.Fatal(err)
+	}
+	who, under := []string{}, ""
+	for _, p := range flat(board.Panels) {
+		switch {
+		case p.Type == "row":
+			under = p.Title
+			continue
+		case p.Description == "" || len(p.Targets) == 0:
+			t.Errorf("%s says not what is normal, or asks for nothing", p.Title)
+		case under != "Who is it?":
+			continue
+		}
+		who = append(who, p.Title)
+		steps := p.FieldConfig.Defaults.Thresholds.Steps
+		if p.Type != "stat" || len(p.Targets) != 1 || !strings.HasSuffix(p.Targets[0].Expr, " or vector(0)") ||
+			len(steps) != 2 || steps[0].Color != "green" || steps[1].Color != "red" || steps[1].Value == nil || *steps[1].Value != 1 {
+			t.Errorf("%s is not green at 0 and red at 1, whatever is told", p.Title)
+		}
+	}
+	if !slices.Equal(who, []string{"Zoom", "Recall", "Redis", "Us"}) {
+		t.Errorf("who it is: %v", who)
+	}
 }
 
 // TestRules: promtool understands the rules, and they fire when they should.
@@ -107,7 +156,7 @@ func TestRules(t *testing.T) {
 		t.Fatal(err)
 	}
 	for where := range queries(t) {
-		if kind, name, _ := strings.Cut(where, " "); kind != "panel" && !strings.Contains(string(text), `"`+name+`"`) {
+		if kind, name, _ := strings.Cut(where, " "); (kind == "alert" || kind == "record") && !strings.Contains(string(text), `"`+name+`"`) {
 			t.Errorf("%s is not in the PrometheusRule", name)
 		}
 	}
@@ -119,7 +168,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestQueriesParse: what a dashboard asks is PromQL.
+// TestQueriesParse: what a dashboard or a runbook asks is PromQL.
 func TestQueriesParse(t *testing.T) {
 	type rule struct {
 		Record string `yaml:"record"`
@@ -157,7 +206,9 @@ func checkQueries(t *testing.T, scraped string) {
 		}
 		labels[match[1]] = append(labels[match[1]], "namespace", "pod") // a scrape adds these
 	}
-	metric := regexp.MustCompile(`\b(tokenprovider[_:][a-z_0-9:]+|process_[a-z_]+|go_[a-z_]+)(?:\{([^}]*)\})?`)
+	labels["ALERTS_FOR_STATE"] = []string{"alertname", "severity", "namespace", "pod"} // Prometheus's own
+	labels["ALERTS"] = append([]string{"alertstate"}, labels["ALERTS_FOR_STATE"]...)
+	metric := regexp.MustCompile(`\b(ALERTS(?:_FOR_STATE)?|tokenprovider[_:][a-z_0-9:]+|process_[a-z_]+|go_[a-z_]+)(?:\{([^}]*)\})?`)
 	matcher := regexp.MustCompile(`([a-z_]+)(?:=|!=|=~|!~)"`)
 	grouping := regexp.MustCompile(`by \(([a-z_, ]+)\)`)
 	all := queries(t)

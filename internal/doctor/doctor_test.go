@@ -477,7 +477,7 @@ func TestCallback(t *testing.T) {
 		if c == nil {
 			server.Start()
 		} else {
-			server.TLS = &tls.Config{Certificates: []tls.Certificate{*c}} //nolint:gosec // a test's
+			server.TLS = &tls.Config{Certificates: []tls.Certificate{*c}}
 			server.StartTLS()
 		}
 		t.Cleanup(server.Close)

@@ -28,7 +28,7 @@ func Replace(path string, json []byte) (backup string, err error) {
 	if err != nil {
 		return "", err
 	}
-	before, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	before, err := os.ReadFile(path)
 	if err != nil {
 		return "", err
 	}

@@ -214,7 +214,7 @@ func (s *Storage) await(ctx context.Context, log *zap.Logger, opened *store.Stor
 		log.Warn("waiting for Redis", zap.Error(err))
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("Redis did not answer within REDIS_START_TIMEOUT (%v): %w", s.RedisStartTimeout, err) //nolint:staticcheck // a name
+			return fmt.Errorf("Redis did not answer within REDIS_START_TIMEOUT (%v): %w", s.RedisStartTimeout, err)
 		case <-time.After(wait):
 		}
 	}

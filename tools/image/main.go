@@ -234,6 +234,7 @@ func assemble(s source, arch string, layers ...v1.Layer) (v1.Image, error) {
 	config.Author, config.OS, config.Architecture, config.Created = "", "linux", arch, v1.Time{Time: s.time}
 	config.Config = v1.Config{
 		User: user, WorkingDir: "/", Cmd: []string{"/tokenctl", "--help"},
+		Env: []string{"PATH=/"}, // for `kubectl exec … -- tokenctl`
 		Labels: map[string]string{
 			"org.opencontainers.image.title":       "token-provider",
 			"org.opencontainers.image.description": "Serves Zoom access tokens to Recall.ai, and keeps them fresh: tokenserver, registrar, tokenctl",

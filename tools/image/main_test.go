@@ -101,8 +101,8 @@ func look(t *testing.T, image v1.Image, arch string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if config.Architecture != arch || config.Config.User != "65532:65532" {
-		t.Errorf("%s, user %q", config.Architecture, config.Config.User)
+	if config.Architecture != arch || config.Config.User != "65532:65532" || !slices.Contains(config.Config.Env, "PATH=/") {
+		t.Errorf("%s, user %q, environment %q", config.Architecture, config.Config.User, config.Config.Env)
 	}
 	for label, want := range map[string]string{"title": "token-provider", "version": "1.2.3"} {
 		if got := config.Config.Labels["org.opencontainers.image."+label]; got != want {

@@ -1,0 +1,86 @@
+//go:build chart
+
+package charttest
+
+import (
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+)
+
+const runbooks = "../../docs/runbooks.md"
+
+// TestRunbooks: each alert has a section that its link leads to, each section has
+// an alert, and each says what whoever is on call needs to know.
+func TestRunbooks(t *testing.T) {
+	text := read(t, runbooks)
+	sections, anchors, names := map[string]string{}, []string{}, []string{}
+	parts := regexp.MustCompile(`(?m)^## `).Split(text, -1)
+	for _, part := range parts[1:] {
+		heading, body, _ := strings.Cut(part, "\n")
+		anchors = append(anchors, strings.ReplaceAll(strings.ToLower(heading), " ", "-"))
+		if strings.HasPrefix(heading, "TokenProvider") {
+			sections[heading] = body
+			names = append(names, heading)
+		}
+	}
+	for i, name := range names {
+		if slices.Contains(names[:i], name) {
+			t.Errorf("%s has two sections", name)
+		}
+	}
+	rules, err := filepath.Glob(chart + "/rules/*.yaml")
+	if err != nil || len(rules) == 0 {
+		t.Fatalf("%d files of rules, %v", len(rules), err)
+	}
+	alerts := 0
+	for _, path := range rules {
+		var file struct {
+			Groups []struct {
+				Rules []struct {
+					Alert       string
+					Annotations map[string]string
+				}
+			}
+		}
+		if err := yaml.Unmarshal([]byte(read(t, path)), &file); err != nil {
+			t.Fatal(err)
+		}
+		for _, group := range file.Groups {
+			for _, r := range group.Rules {
+				if r.Alert == "" {
+					continue
+				}
+				alerts++
+				body, ok := sections[r.Alert]
+				delete(sections, r.Alert)
+				if !ok {
+					t.Errorf("docs/runbooks.md has no section %s", r.Alert)
+				}
+				for _, part := range []string{"**Users feel:**", "**Make sure:**", "**Mend:**", "**Do not**", "**Over**"} {
+					if ok && strings.Count(body, part) != 1 {
+						t.Errorf("%s does not say once: %s", r.Alert, part)
+					}
+				}
+				if anchor, ours := strings.CutPrefix(r.Annotations["runbook_url"], "docs/runbooks.md#"); !ours || anchor != strings.ToLower(r.Alert) {
+					t.Errorf("%s leads to %q", r.Alert, r.Annotations["runbook_url"])
+				}
+			}
+		}
+	}
+	if alerts < 20 {
+		t.Errorf("%d alerts only", alerts)
+	}
+	for name := range sections {
+		t.Errorf("docs/runbooks.md has a section %s, and there is no such alert", name)
+	}
+	for _, link := range regexp.MustCompile(`\]\(#([^)]*)\)`).FindAllStringSubmatch(text, -1) {
+		if !slices.Contains(anchors, link[1]) {
+			t.Errorf("docs/runbooks.md leads to #%s, where nothing is", link[1])
+		}
+	}
+}
