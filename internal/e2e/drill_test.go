@@ -545,7 +545,7 @@ func blame(t *testing.T) map[string]string {
 		}
 	}
 	if len(panels) != 4 {
-		t.Errorf("the dashboard has %d of 4 panels that say who it is", len(panels))
+		t.Fatalf("the dashboard has %d of 4 panels that say who it is", len(panels))
 	}
 	return panels
 }
