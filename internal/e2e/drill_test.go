@@ -213,7 +213,7 @@ func (d *drill) clientTLS() *tls.Config {
 			pair, err := tls.X509KeyPair(d.files.read("client.crt"), d.files.read("client.key"))
 			return &pair, err
 		},
-		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection does it, by the authority of the moment
+		InsecureSkipVerify: true, // VerifyConnection does it, by the authority of the moment
 		VerifyConnection: func(state tls.ConnectionState) error {
 			roots := x509.NewCertPool()
 			roots.AppendCertsFromPEM(d.files.read("ca.crt"))
@@ -574,7 +574,7 @@ func watch(t *testing.T, drills []*drill) *prometheus {
 	if err := os.WriteFile(path, []byte(config.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // to find a free port
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -588,7 +588,7 @@ func watch(t *testing.T, drills []*drill) *prometheus {
 	t.Cleanup(func() { _ = command.Process.Kill(); _ = command.Wait() })
 	p := &prometheus{t, "http://" + address}
 	until(t, "Prometheus is ready", 30*time.Second, func() bool {
-		response, err := http.Get(p.base + "/-/ready") //nolint:noctx // bounded by until
+		response, err := http.Get(p.base + "/-/ready")
 		if err == nil {
 			_ = response.Body.Close()
 		}
@@ -598,7 +598,7 @@ func watch(t *testing.T, drills []*drill) *prometheus {
 }
 
 func (p *prometheus) ask(path string, into any) {
-	response, err := http.Get(p.base + path) //nolint:noctx // on loopback
+	response, err := http.Get(p.base + path)
 	if err != nil {
 		p.t.Error(err)
 		return
