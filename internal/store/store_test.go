@@ -73,6 +73,7 @@ var suite = map[string]func(*fixture){
 	"census":                                           testCensus,
 	"what was forgotten is known":                      testWhatWasForgottenIsKnown,
 	"lateness is since the plan":                       testLatenessIsSinceThePlan,
+	"processes that live are known":                    testProcessesThatLiveAreKnown,
 }
 
 // conform runs the suite's part on every kind of Redis that the store is for,
