@@ -37,7 +37,8 @@ type Cache struct {
 
 	era    atomic.Int64 // a time during which every change is told; 0: not now
 	eras   int64        // that there were
-	outage outage
+	outage outage       // nothing is read
+	slow   outage       // nothing is read that can be done without
 	good   atomic.Int64 // until when the longest-lived token is good, in ms
 }
 
@@ -109,7 +110,7 @@ func (c *Cache) get(ctx context.Context, id grant.ID) (r *record, fresh bool, er
 // verify reads again a record that is not to be trusted, and makes do with it if
 // Redis cannot be read.
 func (c *Cache) verify(ctx context.Context, id grant.ID, r *record) (*record, bool, error) {
-	if c.outage.on(time.Now()) {
+	if now := time.Now(); c.outage.on(now) || c.slow.on(now) {
 		c.metrics.madeDo()
 		return r, false, nil
 	}
@@ -127,7 +128,7 @@ func (c *Cache) verify(ctx context.Context, id grant.ID, r *record) (*record, bo
 			return nil, true, read.Err
 		}
 	case <-ctx.Done():
-		c.outage.begin(time.Now())
+		c.slow.begin(time.Now())
 	}
 	c.metrics.madeDo()
 	return r, false, nil
@@ -149,6 +150,7 @@ func (c *Cache) read(ctx context.Context, id grant.ID) (*record, error) {
 	switch {
 	case errors.Is(err, grant.ErrNotFound):
 		c.outage.end()
+		c.slow.end()
 		return nil, errors.Join(otter.ErrNotFound, err)
 	case errors.Is(err, store.ErrDown):
 		c.outage.begin(time.Now())
@@ -157,6 +159,7 @@ func (c *Cache) read(ctx context.Context, id grant.ID) (*record, error) {
 		return nil, err
 	}
 	c.outage.end()
+	c.slow.end()
 	good := serving.Expires.Add(-grant.MinTTL).UnixMilli()
 	for {
 		longest := c.good.Load()
@@ -182,6 +185,7 @@ func (c *Cache) Warm() bool { return time.Now().UnixMilli() < c.good.Load() }
 // Live implements [store.Follower].
 func (c *Cache) Live() {
 	c.outage.end()
+	c.slow.end()
 	c.eras++
 	c.era.Store(c.eras)
 	c.log.Info("following the changes of grants")
@@ -204,8 +208,8 @@ func (c *Cache) Lost(why error) {
 	}
 }
 
-// outage remembers that Redis could not be read, so that not every request has
-// to find out. During one, a single request a second tries.
+// outage remembers that Redis could not be read, or took too long, so that not every
+// request has to find out. During one, a single request a second tries.
 type outage struct{ next atomic.Int64 } // when to try again, in ns; 0: no outage
 
 const retryOutage = time.Second

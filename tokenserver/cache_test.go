@@ -234,6 +234,25 @@ func TestSilentRedisIsNotAsked(t *testing.T) {
 	})
 }
 
+// TestSlowReadKeepsNobodyFromTheirs: what can be done without is not read for a
+// moment; what is not in memory is.
+func TestSlowReadKeepsNobodyFromTheirs(t *testing.T) {
+	inBubble(t, 10, func(m *memory) {
+		m.cache.Live()
+		_, ann := m.add("ann")
+		_, bob := m.add("bob")
+		m.want(ann, 200, "token-of-ann", 1)
+		m.cache.Lost(errors.New("connection cut"))
+		hang := make(chan struct{})
+		m.set(func() { m.slow = hang })
+		m.want(ann, 200, "token-of-ann", 1)
+		m.want(ann, 200, "token-of-ann", 0)
+		m.set(func() { m.slow = nil })
+		m.want(bob, 200, "token-of-bob", 1)
+		close(hang)
+	})
+}
+
 func TestNewSecretOpensBeforeItsChangeIsTold(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
 		m.cache.Live()

@@ -238,7 +238,7 @@ func TestOperatorLooksAtAStack(t *testing.T) {
 		t.Errorf("doctor with wrong settings: exit status %d", status)
 	}
 	contains(t, out, "FAULT        settings", "KEYSET_FILE: the file cannot be read", "FAULT        zoom app default", "  → ", "ok           redis")
-	contains(t, fault, "faults in 19 checks")
+	contains(t, fault, "faults in 20 checks")
 
 	for _, env := range [][]string{o.env, o.without("REGISTRAR_ADDR")} { // by the registrar, and by Redis
 		status, out, fault := o.run(env, "users", "list")
