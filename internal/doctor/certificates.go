@@ -77,7 +77,7 @@ func (c Config) expiry(certificates []*x509.Certificate, mend string) Finding {
 // registrar asks a registrar for its health, by the way that clients take.
 func (c Config) registrar(ctx context.Context) Finding {
 	if c.Registrar == nil {
-		return notChecked("REGISTRAR_ADDR is not set")
+		return notChecked("REGISTRAR_ADDR is not set: set it, with a client's certificate, where a client of the registrar runs")
 	}
 	var caller peer.Peer
 	answer, err := healthpb.NewHealthClient(c.Registrar).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.Peer(&caller), grpc.WaitForReady(false))
@@ -85,7 +85,7 @@ func (c Config) registrar(ctx context.Context) Finding {
 	case status.Code(err) == codes.DeadlineExceeded:
 		return fault("see that REGISTRAR_ADDR can be reached from here", "no answer in time")
 	case err != nil:
-		return fault("see that it runs, that REGISTRAR_ADDR is right, and that both certificates are good", "%s", status.Convert(err).Message())
+		return fault("see that it runs, that REGISTRAR_ADDR is right, and that both certificates are good; if it serves plaintext, set REGISTRAR_INSECURE=true", "%s", status.Convert(err).Message())
 	case answer.GetStatus() != healthpb.HealthCheckResponse_SERVING:
 		return fault("see its log: most often Redis does not answer it", "it answers that it is not ready")
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -145,8 +146,8 @@ func (c Config) Checks() []Check {
 	if c.Redis != nil {
 		c.store = store.New(c.Redis, c.keysetOrAny())
 	}
-	checks := []Check{
-		{"settings", c.settings},
+	checks := c.settings()
+	checks = append(checks, []Check{
 		{"redis", c.redis},
 		{"redis persistence", c.persistence},
 		{"redis memory", c.memory},
@@ -160,6 +161,11 @@ func (c Config) Checks() []Check {
 		{"pauses", c.pauses},
 		{"journal", c.journal},
 		{"clock of zoom", func(ctx context.Context) Finding { return c.httpClock(ctx, "Zoom", c.ZoomURL) }},
+	}...)
+	if len(c.Apps) == 0 {
+		checks = append(checks, Check{"zoom app", func(context.Context) Finding {
+			return notChecked("ZOOM_CLIENT_ID and ZOOM_CLIENT_SECRET, or ZOOM_APPS_FILE, are not set, or of no use")
+		}})
 	}
 	for _, app := range c.Apps {
 		checks = append(checks, Check{"zoom app " + app.Name, func(ctx context.Context) Finding { return c.zoomApp(ctx, app) }})
@@ -190,15 +196,25 @@ func (c Config) keysetOrAny() *seal.Keyset {
 	return keyset
 }
 
-func (c Config) settings(context.Context) Finding {
-	if len(c.Faults) == 0 {
-		return ok("all that is set can be read")
+// settings is a check for each setting that is wrong.
+func (c Config) settings() (checks []Check) {
+	for _, line := range c.Faults {
+		name, text, _ := strings.Cut(line, ": ")
+		mend := "put it right: --help says what it may be"
+		switch {
+		case strings.Contains(text, "not set"):
+			mend = "set it as the programs have it: run this where they run, or with their environment"
+		case strings.Contains(text, "file cannot be read"):
+			mend = "name a file that is there and can be read; in a pod, see that its Secret has the key"
+		case strings.Contains(text, "choose one"):
+			mend = "take one of the two away"
+		}
+		checks = append(checks, Check{"setting " + name, func(context.Context) Finding { return fault(mend, "%s", text) }})
 	}
-	text := c.Faults[0]
-	for _, other := range c.Faults[1:] {
-		text += "; " + other
+	if len(checks) == 0 {
+		checks = []Check{{"settings", func(context.Context) Finding { return ok("all that is set and looked at here can be read") }}}
 	}
-	return fault("set them as the programs have them: run this where they run, or with their environment", "%s", text)
+	return checks
 }
 
 // count is "1 grant" or "2 grants".

@@ -2,8 +2,6 @@ package doctor
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -13,6 +11,7 @@ import (
 
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
+	"tokenprovider/internal/noanswer"
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/zoom"
@@ -31,13 +30,21 @@ func (c Config) zoomApp(ctx context.Context, app App) Finding {
 		return fault("copy client id and secret from the app's page in Zoom's marketplace: until then nothing is renewed, and tokens end within an hour. No user has to consent again",
 			"Zoom refuses client id or secret (invalid_client)")
 	case errors.Is(err, zoom.ErrUnsent):
-		return fault("see that ZOOM_OAUTH_URL can be reached from here: DNS, firewall, proxy", "%v", err)
+		return fault("see that ZOOM_OAUTH_URL can be reached from here: DNS, firewall, proxy, NetworkPolicy", "%v", plainly(err))
 	case errors.As(err, &refused) && refused.Temporary():
-		return warning("wait: renewals go on by themselves when Zoom answers again; see status.zoom.us", "%v", err)
+		return warning("wait: renewals go on by themselves when Zoom answers again; see status.zoom.us", "%v", plainly(err))
 	case err != nil:
-		return warning("try again; see status.zoom.us", "%v", err)
+		return warning("try again; see status.zoom.us", "%v", plainly(err))
 	}
 	return warning("see that ZOOM_OAUTH_URL is Zoom's", "Zoom has taken a token that is none")
+}
+
+// plainly is what Zoom said, without what was asked for it.
+func plainly(err error) error {
+	if inner := errors.Unwrap(err); inner != nil {
+		return inner
+	}
+	return err
 }
 
 // recallFault is what an error of Recall's means, apart from its own subject.
@@ -50,7 +57,7 @@ func recallFault(err error) Finding {
 	case errors.As(err, &refused) && (refused.Status == http.StatusTooManyRequests || refused.Status >= 500):
 		return warning("wait: registrations go on by themselves when Recall answers again; see status.recall.ai", "%v", err)
 	case errors.Is(err, recall.ErrUncertain):
-		return fault("see that RECALL_API_URL can be reached from here: DNS, firewall, proxy; see status.recall.ai", "%v", err)
+		return fault("see that RECALL_API_URL can be reached from here: DNS, firewall, proxy, NetworkPolicy; see status.recall.ai", "%v", err)
 	}
 	return fault("see that RECALL_API_URL is Recall's", "%v", err)
 }
@@ -99,6 +106,9 @@ func (c Config) callback(ctx context.Context) Finding {
 	if c.Callback == nil {
 		return notChecked("CALLBACK_BASE_URL is not set here: only the registrar needs it")
 	}
+	if c.Callback.Host == "" {
+		return notChecked("CALLBACK_BASE_URL is of no use")
+	}
 	target := callback.NewAddress(grant.NewID("", "")).URL(c.Callback)
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, target.Reveal(), nil)
 	if err != nil {
@@ -117,6 +127,8 @@ func (c Config) callback(ctx context.Context) Finding {
 			"something answers 404, but not the token server")
 	case response.StatusCode >= 300 && response.StatusCode < 400:
 		return fault("set CALLBACK_BASE_URL to where it redirects to, or stop the redirect: Recall may not follow it", "it answers %d, a redirect", response.StatusCode)
+	case response.StatusCode == http.StatusServiceUnavailable && response.Header.Get("Cache-Control") == "no-store":
+		return fault("see what is said of redis: the token server cannot ask it either", "the token server answers 503")
 	case response.StatusCode >= 500:
 		return fault("see that a token server runs and is ready, and that the ingress finds it", "it answers %d", response.StatusCode)
 	case response.StatusCode != http.StatusNotFound:
@@ -138,25 +150,12 @@ func loopback(host string) bool {
 
 // unreached says why there is no answer. The error's own words hold the URL.
 func unreached(err error) Finding {
-	var invalid x509.CertificateInvalidError
-	var name x509.HostnameError
-	var unknown x509.UnknownAuthorityError
-	var record tls.RecordHeaderError
-	var dns *net.DNSError
-	var timeout interface{ Timeout() bool }
-	switch {
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return fault("renew the certificate of the ingress: Recall gets no token", "its certificate has expired, or is not valid yet")
-	case errors.As(err, &invalid), errors.As(err, &unknown):
-		return fault("give the ingress a certificate of a public authority, with its chain: Recall gets no token", "its certificate is of no authority that this machine knows")
-	case errors.As(err, &name):
-		return fault("give the ingress a certificate with the name in CALLBACK_BASE_URL: Recall gets no token", "its certificate is for another name")
-	case errors.As(err, &record), strings.Contains(err.Error(), "HTTP response to HTTPS client"):
-		return fault("put TLS before it, or use the port that has it", "what answers there does not speak TLS")
-	case errors.As(err, &dns):
-		return fault("see that the name in CALLBACK_BASE_URL resolves", "its name does not resolve from here")
-	case errors.As(err, &timeout) && timeout.Timeout():
-		return fault("see that CALLBACK_BASE_URL can be reached: firewall, ingress, load balancer", "no answer in time")
+	why := noanswer.Why(err)
+	mend := "see that CALLBACK_BASE_URL can be reached: DNS, firewall, ingress, load balancer"
+	if strings.Contains(why, "certificate") {
+		mend = "give the ingress a certificate of a public authority, with its chain, that is good and has the name in CALLBACK_BASE_URL: Recall gets no token"
+	} else if strings.Contains(why, "TLS") {
+		mend = "put TLS before it, or use the port that has it"
 	}
-	return fault("see that CALLBACK_BASE_URL can be reached: firewall, ingress, load balancer", "no connection")
+	return fault(mend, "it cannot be reached: %s", why)
 }

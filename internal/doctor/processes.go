@@ -30,7 +30,13 @@ func (c Config) processes(ctx context.Context) Finding {
 		return notChecked(redisSilent)
 	}
 	if len(all) == 0 {
-		return notChecked("none has been heard of within the hour")
+		sample, err := c.store.Apps(ctx)
+		if err != nil {
+			return notChecked(redisSilent)
+		}
+		if len(sample) == 0 {
+			return notChecked("none lives, and there are no grants yet")
+		}
 	}
 	live, versions := map[string]int{}, map[string]bool{}
 	var silent []string

@@ -81,7 +81,7 @@ func (c Config) persistence(ctx context.Context) Finding {
 	if f != nil {
 		return *f
 	}
-	const mend = "set appendonly yes and appendfsync everysec: without it a restart of Redis loses every grant since the last snapshot, and with it users, as old refresh tokens are spent"
+	const mend = "on the running Redis: " + store.AppendOnly + ". Without it a restart loses every grant since the last snapshot, and with it users, as old refresh tokens are spent"
 	return each(servers, func(s store.Server) Finding {
 		switch {
 		case s.Version == "":
@@ -93,7 +93,7 @@ func (c Config) persistence(ctx context.Context) Finding {
 		case !s.AppendOnly:
 			return fault(mend, "there is no append-only file")
 		case s.AppendFsync == "no":
-			return warning("set appendfsync everysec", "appendfsync is no: a crash of the machine loses up to half a minute")
+			return warning("redis-cli config set appendfsync everysec, and config rewrite", "appendfsync is no: a crash of the machine loses up to half a minute")
 		case s.AppendFsync == "":
 			return ok("append-only file; how often it is synced cannot be seen (CONFIG is not allowed)")
 		}
@@ -119,13 +119,13 @@ func (c Config) memory(ctx context.Context) Finding {
 		case s.Eviction == "":
 			return notChecked("Redis does not say")
 		case s.Eviction != "noeviction" && s.MemoryMax > 0:
-			return fault("set maxmemory-policy noeviction", "maxmemory-policy is %s: Redis throws grants away when it is full; %s", s.Eviction, used)
+			return fault("redis-cli config set maxmemory-policy noeviction, and config rewrite", "maxmemory-policy is %s: Redis throws grants away when it is full; %s", s.Eviction, used)
 		case s.Eviction != "noeviction":
-			return warning("set maxmemory-policy noeviction", "maxmemory-policy is %s: with a maxmemory, Redis would throw grants away; %s", s.Eviction, used)
+			return warning("redis-cli config set maxmemory-policy noeviction, and config rewrite", "maxmemory-policy is %s: with a maxmemory, Redis would throw grants away; %s", s.Eviction, used)
 		case share >= 98:
-			return fault("raise maxmemory: when it is reached nothing can be renewed or registered", "noeviction, %s", used)
+			return fault("raise maxmemory (redis-cli config set maxmemory, and config rewrite): when it is reached nothing can be renewed or registered", "noeviction, %s", used)
 		case share >= 85:
-			return warning("raise maxmemory: when it is reached nothing can be renewed or registered", "noeviction, %s", used)
+			return warning("raise maxmemory (redis-cli config set maxmemory, and config rewrite): when it is reached nothing can be renewed or registered", "noeviction, %s", used)
 		}
 		return ok("noeviction, %s", used)
 	})
@@ -175,7 +175,7 @@ func (c Config) permissions(ctx context.Context) Finding {
 	case strings.Contains(err.Error(), "NOPERM"):
 		return fault("give the user of REDIS_URL ~tp1:* ~rate:tp1:* &tp1:* and +@all -@dangerous +info", "Redis does not let its user write: %v", err)
 	case strings.Contains(err.Error(), "OOM"):
-		return fault("raise maxmemory", "Redis is full: %v", err)
+		return fault("raise maxmemory: redis-cli config set maxmemory, and config rewrite", "Redis is full: %v", err)
 	default:
 		return fault("see Redis's own log; is REDIS_URL that of the master?", "Redis cannot be written: %v", err)
 	}

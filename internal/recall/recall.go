@@ -22,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"tokenprovider/internal/noanswer"
 	"tokenprovider/internal/retryafter"
 	"tokenprovider/internal/secret"
 )
@@ -32,7 +33,7 @@ var (
 	// ErrUnauthorized means: Recall refuses the API key. The operator has to mend that.
 	ErrUnauthorized = errors.New("Recall refuses the API key") //nolint:staticcheck // a name
 	// ErrUncertain means: no usable answer came. Recall may have done what it was asked.
-	ErrUncertain = errors.New("no usable answer from Recall")
+	ErrUncertain = errors.New("no answer from Recall")
 )
 
 // ConflictError means: the Zoom user or account already has a credential at Recall.
@@ -384,7 +385,7 @@ func (c *Client) do(ctx context.Context, kind Kind, method string, target *url.U
 		if ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrUncertain, ctx.Err())
 		}
-		return ErrUncertain
+		return fmt.Errorf("%w (%s)", ErrUncertain, noanswer.Why(err))
 	}
 	defer func() { _ = response.Body.Close() }()
 	text, err := io.ReadAll(io.LimitReader(response.Body, 8<<20))

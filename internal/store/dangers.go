@@ -15,6 +15,11 @@ type Danger struct {
 	Text  string // what is wrong, and what to do
 }
 
+// AppendOnly is how a Redis gets an append-only file. A Redis with a snapshot that is
+// started with appendonly yes for the first time makes an empty file, and reads that
+// (redis.io, persistence: how to switch to AOF).
+const AppendOnly = "redis-cli config set appendonly yes, and config rewrite once info persistence has aof_rewrite_in_progress:0; do not restart it in between, and do not begin with redis.conf: Redis would start empty"
+
 // Dangers looks at how each master of Redis is set up. What it may not ask, as
 // with some managed services, it does not find.
 func (s *Store) Dangers(ctx context.Context) ([]Danger, error) {
@@ -38,7 +43,7 @@ func (n subscription) dangers(ctx context.Context) (found []Danger, err error) {
 
 	memory, err := n.server.Info(ctx, "memory").Result()
 	if policy := infoField(memory, "maxmemory_policy"); err == nil && policy != "" && policy != "noeviction" {
-		danger(true, "Redis evicts grants when its memory is full (maxmemory-policy "+policy+"): set maxmemory-policy noeviction")
+		danger(true, "Redis evicts grants when its memory is full (maxmemory-policy "+policy+"): redis-cli config set maxmemory-policy noeviction, and config rewrite")
 	}
 	if err = unlessRefused(err); err != nil {
 		return nil, err
@@ -49,11 +54,11 @@ func (n subscription) dangers(ctx context.Context) (found []Danger, err error) {
 		saves, configErr := n.server.ConfigGet(ctx, "save").Result()
 		switch {
 		case configErr != nil:
-			danger(false, "Redis keeps no append-only file: after a crash it may have forgotten minutes; set appendonly yes, or make sure that its replicas survive it")
+			danger(false, "Redis keeps no append-only file: after a crash it may have forgotten minutes; make sure that its replicas survive it, or, while it runs: "+AppendOnly)
 		case saves["save"] == "":
-			danger(true, "Redis keeps nothing on disk: a restart loses every grant; set appendonly yes")
+			danger(true, "Redis keeps nothing on disk: a restart loses every grant; while it runs: "+AppendOnly)
 		default:
-			danger(false, "Redis writes to disk now and then only (save "+saves["save"]+"): a crash loses the grants of the minutes before; set appendonly yes")
+			danger(false, "Redis writes to disk now and then only (save "+saves["save"]+"): a crash loses the grants of the minutes before; while it runs: "+AppendOnly)
 		}
 	}
 	if err = unlessRefused(err); err != nil {

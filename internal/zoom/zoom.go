@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/oauth2"
 
+	"tokenprovider/internal/noanswer"
 	"tokenprovider/internal/retryafter"
 	"tokenprovider/internal/secret"
 )
@@ -237,20 +238,10 @@ func verdict(response *http.Response, code string) error {
 
 // lost says what is known when there is no answer.
 func lost(err error, sent bool) error {
-	var timeout interface{ Timeout() bool }
-	cause := "no usable answer"
-	switch {
-	case errors.Is(err, context.Canceled):
-		cause = "cancelled"
-	case errors.As(err, &timeout) && timeout.Timeout():
-		cause = "time-out"
-	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
-		cause = "connection closed"
-	}
 	if !sent {
-		return fmt.Errorf("%w (%s)", ErrUnsent, cause)
+		return fmt.Errorf("%w (%s)", ErrUnsent, noanswer.Why(err))
 	}
-	return fmt.Errorf("%w (%s)", ErrUncertain, cause)
+	return fmt.Errorf("%w (%s)", ErrUncertain, noanswer.Why(err))
 }
 
 // plainCode lets through only what looks like an OAuth error code (RFC 6749,
