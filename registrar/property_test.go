@@ -182,8 +182,8 @@ func (r *interleaving) live(user string, steps int) (expected string) {
 			}) {
 			case codes.OK:
 				expected = zoomUser
-			default: // its answer has died with a registrar
-				expected = "?"
+			default: // its answer has died with a registrar: nobody asks with that code again
+				expected, last = "?", nil
 			}
 		case step == 3:
 			// Whatever was registered is answered again, unless the user was removed.

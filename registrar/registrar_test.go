@@ -97,7 +97,7 @@ func surroundings(t testing.TB) *world {
 
 	// The token server has a rotator of its own.
 	grants := store.New(w.redis.Client(), w.keyset)
-	rotator, closeRotator := w.rotator(grants, t.TempDir(), &http.Client{Transport: &http.Transport{}})
+	rotator, closeRotator := w.rotator(grants, t.TempDir(), &http.Client{Transport: &http.Transport{}}, &life{})
 	cache, err := tokenserver.NewCache(grants, 1000, w.log)
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +120,7 @@ func (w *world) client(name, clientSecret string, http *http.Client) *zoom.Clien
 	return zoom.New(zoom.Config{ClientID: name, ClientSecret: secret.New(clientSecret), OAuthURL: w.zoomURL, APIURL: w.zoomURL, HTTP: http})
 }
 
-func (w *world) rotator(grants *store.Store, folder string, http *http.Client) (*rotation.Rotator, func(time.Duration)) {
+func (w *world) rotator(grants *store.Store, folder string, http *http.Client, of *life) (*rotation.Rotator, func(time.Duration)) {
 	w.t.Helper()
 	kept, err := journal.Open(folder, w.keyset, time.Minute)
 	for end := time.Now().Add(5 * time.Second); errors.Is(err, journal.ErrLocked) && time.Now().Before(end); {
@@ -131,7 +131,7 @@ func (w *world) rotator(grants *store.Store, folder string, http *http.Client) (
 		w.t.Fatal(err)
 	}
 	rotator := rotation.New(rotation.Config{
-		Store: grants, Journal: kept, Log: w.log, Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
+		Store: grants, Journal: paper{kept, of}, Log: w.log, Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
 		Hold: time.Nanosecond, Settle: time.Nanosecond,
 		Apps: map[string]rotation.Zoom{
 			"default": w.client(zoomtest.DefaultClientID, zoomtest.DefaultClientSecret, http),

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
+	"tokenprovider/internal/journal"
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/recalltest"
 	"tokenprovider/internal/redistest"
@@ -66,7 +67,7 @@ func (w *world) join(o replicaOptions) *replica {
 	connection.AddHook(r.life)
 	r.store = store.New(connection, w.keyset)
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &mortal{&http.Transport{}, r.life}}
-	rotator, closeRotator := w.rotator(r.store, o.folder, client)
+	rotator, closeRotator := w.rotator(r.store, o.folder, client, r.life)
 	r.rotator = rotator
 	known := map[string]registrar.App{
 		"default": {Zoom: w.client(zoomtest.DefaultClientID, zoomtest.DefaultClientSecret, client), OAuthApp: recalltest.DefaultOAuthApp},
@@ -174,6 +175,20 @@ func (l *life) call(name string, do func() error) error {
 	}
 	if dead {
 		return errDead
+	}
+	return err
+}
+
+// paper is a journal that counts what came too late for it.
+type paper struct {
+	*journal.Journal
+	life *life
+}
+
+func (p paper) Add(e journal.Entry) error {
+	err := p.Journal.Add(e)
+	if err != nil && e.OfConsent() {
+		p.life.swallowed.Add(1)
 	}
 	return err
 }
