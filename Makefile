@@ -11,7 +11,7 @@ sandbox: ## everything in one process, without any set-up
 	go run ./cmd/sandbox
 
 test: redis ## all tests, with the race detector, against a real redis-server
-	go test -race -timeout 15m -coverprofile cover.out -coverpkg ./internal/store,./internal/grant,./tokenserver,./registrar ./...
+	go test -race -parallel 4 -timeout 15m -coverprofile cover.out -coverpkg ./internal/store,./internal/grant,./tokenserver,./registrar ./...
 
 model: ## 20,000 random schedules of the rotation protocol; SEED=n for others
 	go test -run 'TestModel$$' ./internal/rotation -schedules 20000 -seed $(or $(SEED),1)

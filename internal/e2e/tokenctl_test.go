@@ -237,8 +237,8 @@ func TestOperatorLooksAtAStack(t *testing.T) {
 	if status != 1 {
 		t.Errorf("doctor with wrong settings: exit status %d", status)
 	}
-	contains(t, out, "FAULT        settings", "KEYSET_FILE: the file cannot be read", "FAULT        zoom app default", "  → ", "ok           redis")
-	contains(t, fault, "faults in 20 checks")
+	contains(t, out, "FAULT        setting KEYSET_FILE", "the file cannot be read", "FAULT        setting JOURNAL_DIR", "FAULT        zoom app default", "  → ", "ok           redis")
+	contains(t, fault, "faults in 21 checks")
 
 	for _, env := range [][]string{o.env, o.without("REGISTRAR_ADDR")} { // by the registrar, and by Redis
 		status, out, fault := o.run(env, "users", "list")
