@@ -579,6 +579,23 @@ func TestSandboxOnce(t *testing.T) {
 	}
 }
 
+// TestSandboxStandsIn: the settings that it prints are those of its stand-ins.
+func TestSandboxStandsIn(t *testing.T) {
+	t.Parallel()
+	p := launch(t, "sandbox", nil)
+	env := []string{"REDIS_URL=" + redistest.Start(t).URL(), "KEYSET_FILE=/missing"}
+	for _, name := range []string{"ZOOM_OAUTH_URL", "ZOOM_API_URL", "ZOOM_CLIENT_ID", "ZOOM_CLIENT_SECRET", "RECALL_API_URL", "RECALL_OAUTH_APP_ID", "RECALL_API_KEY"} {
+		env = append(env, name+"="+p.await(name+`=(\S+)`))
+	}
+	doctor := launch(t, "tokenctl", env, "doctor")
+	doctor.wait()
+	for _, check := range []string{"zoom app default", "recall key", "recall app default"} {
+		if !regexp.MustCompile(`(?m)^ok +` + check).MatchString(doctor.said()) {
+			t.Errorf("%s is not ok:\n%s", check, doctor.said())
+		}
+	}
+}
+
 func TestHelpAndVersion(t *testing.T) {
 	t.Parallel()
 	for _, program := range []string{"tokenserver", "registrar", "tokenctl", "sandbox"} {
