@@ -85,8 +85,10 @@ func TestGuide(t *testing.T) {
 func TestGuideNames(t *testing.T) {
 	text := read(t, guide) + read(t, runbooks)
 	paths, settings := values(t), known(t, "tokenserver")
-	for name := range known(t, "registrar") {
-		settings[name] = ""
+	for _, more := range []map[string]string{known(t, "registrar"), known(t, "tokenctl", "doctor")} {
+		for name := range more {
+			settings[name] = ""
+		}
 	}
 	for _, match := range regexp.MustCompile("`([a-z][A-Za-z]*(?:\\.[A-Za-z]+)+)`").FindAllStringSubmatch(text, -1) {
 		name := match[1]
