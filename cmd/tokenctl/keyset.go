@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 
 	"tokenprovider/internal/keyset"
 	"tokenprovider/internal/seal"
@@ -28,7 +29,7 @@ func (k *keysetCreate) run(ctx context.Context, s *session) error {
 		return fmt.Errorf("keyset create: %w", err)
 	}
 	if err := keyset.Create(k.File, json); err != nil {
-		return fmt.Errorf("keyset create: %w", err)
+		return fmt.Errorf("keyset create: %w", orAnother(err))
 	}
 	s.say("Wrote %s. Keep a copy of it somewhere safe: without it every grant in Redis is lost.", k.File)
 	return s.object(map[string]string{"file": k.File})
@@ -216,8 +217,15 @@ func (k *keysetDisable) run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	if n := counts[k.Key]; n > 0 || mark == k.Key {
-		return fmt.Errorf("keyset disable: key %d has sealed something of %d grants, and the mark of the keyset: %t: run tokenctl reseal first", k.Key, n, mark == k.Key)
+	var needed []string
+	if n := counts[k.Key]; n > 0 {
+		needed = append(needed, "something of "+count(n, "grant"))
+	}
+	if mark == k.Key {
+		needed = append(needed, "the mark by which a keyset is known in Redis")
+	}
+	if len(needed) > 0 {
+		return fmt.Errorf("keyset disable: key %d has sealed %s: run tokenctl reseal first", k.Key, strings.Join(needed, ", and "))
 	}
 	if counts[0] > 0 {
 		return fmt.Errorf("keyset disable: nobody knows what has sealed something of %d grants", counts[0])

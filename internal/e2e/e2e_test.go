@@ -545,8 +545,8 @@ func TestKeysetIsNeverOverwritten(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v, want 0600", info.Mode(), err)
 	}
-	if status := launch(t, "tokenctl", nil, "keyset", "create", path).wait(); status != 1 {
-		t.Errorf("exit status %d, want 1", status)
+	if p := launch(t, "tokenctl", nil, "keyset", "create", path); p.wait() != 1 || !strings.Contains(p.said(), "file exists: choose another name") {
+		t.Errorf("a file that there is: %q", p.said())
 	}
 	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
 		t.Error("the keyset was overwritten")
