@@ -488,12 +488,30 @@ func TestOperatorReplacesAKey(t *testing.T) {
 	contains(t, o.ok("keyset", "promote", young, "--yes"), "tokenctl keyset disable "+old)
 	o.refused(1, "seals already", "keyset", "promote", young, "--yes")
 	o.refused(1, "has sealed something of 2 grants, and the mark by which a keyset is known in Redis: run tokenctl reseal first", "keyset", "disable", old, "--yes")
+	o.refused(1, "has sealed something of 2 grants", "keyset", "disable", old, "--check")
 	contains(t, o.ok("doctor"), "it opens a sample of 2 grants")
 	contains(t, o.ok("reseal"), "2 grants looked at, 2 sealed again by key "+young)
 	if again := objects(t, o.ok("reseal", "-o", "json"))[0]; again["resealed"] != 0.0 || again["grants"] != 2.0 || again["broken"] != 0.0 {
 		t.Errorf("again: %v", again)
 	}
 	o.refused(2, "--yes: not given", "keyset", "disable", old)
+	// Redis in one place, the file in another, which is a Secret's where Redis is.
+	file, err := os.ReadFile(o.keyset())
+	if err != nil {
+		t.Fatal(err)
+	}
+	contains(t, o.ok("keyset", "disable", old, "--check"), "Nothing in Redis is sealed by key "+old)
+	if now, err := os.ReadFile(o.keyset()); err != nil || !bytes.Equal(now, file) {
+		t.Errorf("--check has changed the file, %v", err)
+	}
+	elsewhere := filepath.Join(o.folder, "copy.json")
+	if err := os.WriteFile(elsewhere, file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if status, out, fault := o.run([]string{"KEYSET_FILE=" + elsewhere}, "keyset", "disable", old, "--offline", "--yes"); status != 0 || !strings.Contains(out, "is disabled") {
+		t.Errorf("without Redis: exit status %d, %s%s", status, out, fault)
+	}
+	o.refused(2, "can't be used together", "keyset", "disable", old, "--check", "--offline")
 	contains(t, o.ok("keyset", "disable", old, "--yes"), "is disabled")
 	o.refused(1, "is disabled already", "keyset", "disable", old, "--yes")
 	o.refused(1, "is disabled: enable it first", "keyset", "promote", old, "--yes")
