@@ -229,6 +229,14 @@ func TestNotes(t *testing.T) {
 	if strings.Contains(said, "Still missing") {
 		t.Errorf("something is missing where nothing is:\n%s", said)
 	}
+	if !strings.Contains(said, "tokens-tls, keys tls.crt and tls.key   <-- not there yet") || !strings.Contains(said, "Recall calls https://tokens.example.com: have its DNS name") {
+		t.Errorf("the notes do not tell of the callback's certificate:\n%s", said)
+	}
+	must(t, "kubectl", "create", "secret", "generic", "tokens-tls", "--namespace", ns, "--from-literal=tls.crt=hunter2")
+	said = must(t, "helm4", "upgrade", "full", chart, "--namespace", ns, "--values", scenario("full"))
+	if !strings.Contains(said, "tokens-tls, keys tls.crt and tls.key\n") {
+		t.Errorf("the notes do not see the callback's certificate:\n%s", said)
+	}
 	said = must(t, "helm4", "install", "journals", chart, "--namespace", ns, "--values", scenario("cluster-redis"))
 	if !strings.Contains(said, "exec statefulset/journals-token-provider-registrar -- tokenctl doctor") || strings.Contains(said, "deployment/") {
 		t.Errorf("the notes tell of Deployments, and there are StatefulSets:\n%s", said)

@@ -51,13 +51,21 @@ func TestGuide(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		own := filepath.Join(folder, "token-provider") // in the home that the guide works in
+		if err := os.Mkdir(own, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if output, err := exec.CommandContext(t.Context(), "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+			"-subj", "/CN=tokens.example.com", "-keyout", filepath.Join(own, "tokens.key"), "-out", filepath.Join(own, "tokens.crt")).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, output)
+		}
 		for _, name := range []string{"redis-url", "zoom-client-secret", "recall-api-key", "recall-verification-secrets", "zoom-webhook-secret-token"} {
-			if err := os.WriteFile(filepath.Join(folder, name), []byte("hunter2"), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(own, name), []byte("hunter2"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
 		c := exec.CommandContext(t.Context(), "bash", "-c", commands)
-		c.Dir, c.Env = folder, append(os.Environ(), "PATH="+folder+"/path:"+os.Getenv("PATH"))
+		c.Dir, c.Env = folder, append(os.Environ(), "HOME="+folder, "PATH="+folder+"/path:"+os.Getenv("PATH"))
 		output, err := c.CombinedOutput()
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", helm, err, output)
@@ -65,7 +73,7 @@ func TestGuide(t *testing.T) {
 		if strings.Contains(string(output), "hunter2") {
 			t.Error("a secret is shown")
 		}
-		installed := read(t, filepath.Join(folder, "installed"))
+		installed := read(t, filepath.Join(own, "installed"))
 		if strings.Count(installed, "deployed") < 2 || !strings.Contains(installed, "token-provider-redis") {
 			t.Errorf("%s: installed is only %s", helm, installed)
 		}
