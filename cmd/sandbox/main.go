@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"tokenprovider/internal/lifecycle"
+	"tokenprovider/internal/recalltest"
 	"tokenprovider/internal/settings"
 	"tokenprovider/internal/zoomtest"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
@@ -77,6 +78,7 @@ const (
 	user        = "ann"
 	zoomUser    = "zoom-user-ann"
 	redirectURI = "https://app.example/oauth/zoom"
+	recallKey   = "recall-key" // the one that the stand-in takes
 )
 
 // play is the story that the sandbox tells.
@@ -118,6 +120,7 @@ func (s *sandbox) play(ctx context.Context, n *narrator, once bool) error {
 			fmt.Sprintf(`grpcurl -plaintext -d '{"user_id":"bob","authorization_code":{"code":%q,"redirect_uri":%q}}' %s tokenprovider.registrar.v1.RegistrarService/RegisterUser`,
 				s.zoom.Consent(zoomtest.DefaultClientID, "zoom-user-bob", redirectURI, ""), redirectURI, s.registrar),
 			fmt.Sprintf("curl -s %s/metrics | grep tokenprovider_", s.ops))
+		n.try("Or run bin/tokenserver, bin/registrar and bin/tokenctl against these stand-ins, with:", s.settings()...)
 		_, _ = fmt.Fprintln(n.w)
 	}
 	n.say("wait", "tokens live for %v here and are renewed after %v: the refresh token works once, the old access token dies", tokenLife, tokenLife/10)
@@ -161,6 +164,15 @@ func (s *sandbox) keepTelling(ctx context.Context, n *narrator) error {
 			return err
 		}
 		n.say("refresher", "renewed a token, the %s since the start", ordinal(count+1))
+	}
+}
+
+// settings are the programs' settings for the stand-ins, which are nobody's secrets.
+func (s *sandbox) settings() []string {
+	return []string{
+		fmt.Sprintf("export ZOOM_OAUTH_URL=%s ZOOM_API_URL=%s RECALL_API_URL=%s", s.zoomURL, s.zoomURL, s.recallURL),
+		fmt.Sprintf("export ZOOM_CLIENT_ID=%s ZOOM_CLIENT_SECRET=%s", zoomtest.DefaultClientID, zoomtest.DefaultClientSecret),
+		fmt.Sprintf("export RECALL_OAUTH_APP_ID=%s RECALL_API_KEY=%s", recalltest.DefaultOAuthApp, recallKey),
 	}
 }
 

@@ -44,12 +44,14 @@ type sandbox struct {
 	tokens    string // base URL of the token server
 	ops       string // base URL of health and metrics
 	registrar string // address of the gRPC service
+	zoomURL   string // base URL of the stand-in
+	recallURL string // base URL of the stand-in
 }
 
 // start listens everywhere and puts the parts together; lifecycle.Run runs them.
 func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	s := &sandbox{log: log, zoom: zoomtest.New(zoomtest.Options{AccessTokenLife: tokenLife})}
-	s.recall = recalltest.New(recalltest.Options{Identify: s.identify})
+	s.recall = recalltest.New(recalltest.Options{APIKey: recallKey, Identify: s.identify})
 
 	embedded := miniredis.NewMiniRedis()
 	if err := embedded.Start(); err != nil {
@@ -69,6 +71,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		}
 		listeners[i], urls[i] = listener, "http://"+listener.Addr().String()
 	}
+	s.zoomURL, s.recallURL = urls[0], urls[1]
 	zoomURL, recallURL := mustURL(urls[0]), mustURL(urls[1])
 	s.tokens, s.ops, s.registrar = urls[2], urls[3], listeners[4].Addr().String()
 
@@ -109,7 +112,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		Store: grants, Rotator: rotator, Log: log, CallbackBase: mustURL(s.tokens),
 		Apps: map[string]registrar.App{settings.DefaultApp: {Zoom: zoomClient, OAuthApp: recalltest.DefaultOAuthApp}},
 		Recall: recall.New(recall.Config{
-			APIURL: recallURL, APIKey: secret.New("recall-key"), HTTP: outbound,
+			APIURL: recallURL, APIKey: secret.New(recallKey), HTTP: outbound,
 		}),
 	})
 	server, _, err := registrar.NewServer(service, &registrar.Access{Plaintext: true})

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,9 @@ func (*export) Help() string {
 
 Example:
 
-  tokenctl export grants-$(date +%F).backup`
+  tokenctl export grants-$(date +%F).backup
+
+  kubectl exec -i deploy/token-provider-registrar -- tokenctl export - >grants.backup`
 }
 
 func (e *export) run(ctx context.Context, s *session) (err error) {
@@ -37,7 +40,7 @@ func (e *export) run(ctx context.Context, s *session) (err error) {
 	if e.File != "-" {
 		file, err := os.OpenFile(e.File, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
-			return fmt.Errorf("export: %w", err)
+			return fmt.Errorf("export: %w", orAnother(err))
 		}
 		defer func() {
 			err = errors.Join(err, file.Sync(), file.Close())
@@ -80,7 +83,7 @@ func (e *export) run(ctx context.Context, s *session) (err error) {
 }
 
 type restore struct {
-	File      string `arg:"" help:"Backup to put back."`
+	File      string `arg:"" help:"Backup to put back. -: standard input."`
 	OnlyCheck bool   `name:"check" help:"Only see whether the backup is whole and opens."`
 	Resume    bool   `help:"Go on with a restore that was broken off: what is there already stays as it is."`
 	confirmed
@@ -101,18 +104,34 @@ Examples:
 
   tokenctl restore grants-2026-11-24.backup --check
 
-  tokenctl restore grants-2026-11-24.backup`
+  tokenctl restore grants-2026-11-24.backup
+
+  tokenctl restore - --yes <grants-2026-11-24.backup`
 }
 
 // Spares implements [settings.Sparing].
 func (r *restore) Spares(setting string) bool { return r.OnlyCheck && setting == "REDIS_URL" }
 
-func (r *restore) run(ctx context.Context, s *session) error {
+// backup opens the backup, which is read twice: once to see that it is whole. What
+// comes by standard input is therefore kept in memory, sealed as it is.
+func (r *restore) backup(s *session) (io.ReadSeeker, func(), error) {
+	if r.File == "-" {
+		text, err := io.ReadAll(s.stdin)
+		return bytes.NewReader(text), func() {}, err
+	}
 	file, err := os.Open(r.File)
+	if err != nil {
+		return nil, nil, err
+	}
+	return file, func() { _ = file.Close() }, nil
+}
+
+func (r *restore) run(ctx context.Context, s *session) error {
+	file, closing, err := r.backup(s)
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	defer func() { _ = file.Close() }()
+	defer closing()
 	header, all, err := backup.Read(file, r.Keyset(), nil)
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
@@ -153,7 +172,7 @@ func (r *restore) run(ctx context.Context, s *session) error {
 		progress.at(seen, all)
 		return errors.Join(err, ctx.Err())
 	}); err != nil {
-		return fmt.Errorf("restore: after %d grants: %w; go on with --resume", seen, err)
+		return fmt.Errorf("restore: after %d grants: %w; run it again with --resume to go on", seen, err)
 	}
 	progress.done()
 	s.say("%d grants are back, %d were there. Each is degraded until its refresh token was tried; see: tokenctl users list --state degraded, and --state reauthorization_required.", revived, seen-revived)

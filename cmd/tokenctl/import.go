@@ -91,8 +91,10 @@ func (i *importing) run(ctx context.Context, s *session) error {
 		rows.row(strconv.Itoa(r.Line), r.User, r.Reason)
 	}
 	rows.flush()
-	s.say("%d lines: %d registered and active, %d pending, %d done before, %d refused",
-		report.Lines, report.Active, report.Pending, report.Before, len(report.Refusals))
+	if !errors.Is(err, intake.ErrFile) {
+		s.say("%d lines: %d registered and active, %d pending, %d done before, %d refused",
+			report.Lines, report.Active, report.Pending, report.Before, len(report.Refusals))
+	}
 	if printing := s.object(map[string]any{
 		"lines": report.Lines, "active": report.Active, "pending": report.Pending, "before": report.Before,
 		"refused": len(report.Refusals), "complete": err == nil,
@@ -102,6 +104,8 @@ func (i *importing) run(ctx context.Context, s *session) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return errors.New("import: broken off; run it again to go on")
+	case errors.Is(err, intake.ErrFile):
+		return fmt.Errorf("import: %w; nothing was done", err)
 	case err != nil:
 		return fmt.Errorf("import: %w; run it again to go on", err)
 	case len(report.Refusals) > 0:

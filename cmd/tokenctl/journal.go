@@ -159,7 +159,10 @@ func (j *journalReplay) run(ctx context.Context, s *session) error {
 	}
 	defer func() { _ = j.Close() }()
 	unlock, err := journal.Lock(j.JournalDir)
-	if err != nil {
+	switch {
+	case errors.Is(err, journal.ErrLocked):
+		return errors.New("journal replay: another process has this journal, and brings by itself what Redis is missing (see tokenctl journal show). To do it here, stop that process first")
+	case err != nil:
 		return fmt.Errorf("journal replay: %w", err)
 	}
 	defer unlock()

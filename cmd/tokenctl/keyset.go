@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 
 	"tokenprovider/internal/keyset"
 	"tokenprovider/internal/seal"
@@ -28,7 +29,7 @@ func (k *keysetCreate) run(ctx context.Context, s *session) error {
 		return fmt.Errorf("keyset create: %w", err)
 	}
 	if err := keyset.Create(k.File, json); err != nil {
-		return fmt.Errorf("keyset create: %w", err)
+		return fmt.Errorf("keyset create: %w", orAnother(err))
 	}
 	s.say("Wrote %s. Keep a copy of it somewhere safe: without it every grant in Redis is lost.", k.File)
 	return s.object(map[string]string{"file": k.File})
@@ -171,7 +172,9 @@ func (k *keysetPromote) run(ctx context.Context, s *session) error {
 }
 
 type keysetDisable struct {
-	Key uint32 `arg:"" help:"The key's id."`
+	Key       uint32 `arg:"" help:"The key's id."`
+	OnlyCheck bool   `name:"check" xor:"redis" help:"Only see whether anything in Redis is sealed by the key."`
+	Offline   bool   `xor:"redis" help:"Do not ask Redis: --check has, elsewhere."`
 	confirmed
 	settings.Redis
 	edited
@@ -179,17 +182,26 @@ type keysetDisable struct {
 
 // Check implements [settings.Checker].
 func (k *keysetDisable) Check(fault func(setting, text string)) {
-	k.Redis.Check(fault)
+	if !k.Offline {
+		k.Redis.Check(fault)
+	}
 	k.edited.Check(fault)
 }
+
+// Spares implements [settings.Sparing].
+func (k *keysetDisable) Spares(setting string) bool { return k.Offline && setting == "REDIS_URL" }
 
 // Help implements [kong.HelpProvider].
 func (*keysetDisable) Help() string {
 	return `It looks at every grant first, and says no while anything in Redis is sealed by the key. Journals hold what they had for some minutes, and for longer where Redis is missing something: so wait ten minutes after the re-sealing, and see that no journal waits (tokenctl doctor). Backups that the key has sealed need it: keep the file before. The key stays in the file, and keyset enable takes this back.
 
-Example:
+Where one place has Redis and another the file, as with a Secret in Kubernetes, do it in two steps: --check beside Redis, then --offline beside the file.
 
-  tokenctl keyset disable 3141592653 --keyset-file keyset.json`
+Examples:
+
+  tokenctl keyset disable 3141592653 --keyset-file keyset.json
+
+  kubectl exec -i deploy/token-provider-registrar -- tokenctl keyset disable 3141592653 --check`
 }
 
 func (k *keysetDisable) run(ctx context.Context, s *session) error {
@@ -202,6 +214,32 @@ func (k *keysetDisable) run(ctx context.Context, s *session) error {
 	case !key.Enabled:
 		return fmt.Errorf("keyset disable: key %d is disabled already", k.Key)
 	}
+	if !k.Offline {
+		if err := k.unneeded(ctx); err != nil {
+			return err
+		}
+	}
+	if k.OnlyCheck {
+		s.say("Nothing in Redis is sealed by key %d.", k.Key)
+		return s.object(map[string]any{"key": k.Key, "needed": false})
+	}
+	told := "nothing in Redis needs it"
+	if k.Offline {
+		told = "Redis was not asked whether anything in it needs it"
+	}
+	if err := k.confirm(ctx, s, fmt.Sprintf("Key %d opens nothing any more: %s. A journal or a backup may need it.", k.Key, told)); err != nil {
+		return err
+	}
+	backup, err := k.change(ctx, func(w seal.Wrapping, json []byte) ([]byte, error) { return w.Disable(json, k.Key) })
+	if err != nil {
+		return fmt.Errorf("keyset disable: %w", err)
+	}
+	s.say("Key %d is disabled. The file before is %s: keep it as long as backups that the key has sealed.", k.Key, backup)
+	return s.object(changed{k.Key, "disabled", k.KeysetFile, backup})
+}
+
+// unneeded says no if anything in Redis is sealed by the key.
+func (k *keysetDisable) unneeded(ctx context.Context) error {
 	records := settings.Records{Redis: k.Redis, Sealing: k.Sealing}
 	grants, err := records.Open(ctx)
 	if err != nil {
@@ -216,21 +254,20 @@ func (k *keysetDisable) run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	if n := counts[k.Key]; n > 0 || mark == k.Key {
-		return fmt.Errorf("keyset disable: key %d has sealed something of %d grants, and the mark of the keyset: %t: run tokenctl reseal first", k.Key, n, mark == k.Key)
+	var needed []string
+	if n := counts[k.Key]; n > 0 {
+		needed = append(needed, "something of "+count(n, "grant"))
+	}
+	if mark == k.Key {
+		needed = append(needed, "the mark by which a keyset is known in Redis")
+	}
+	if len(needed) > 0 {
+		return fmt.Errorf("keyset disable: key %d has sealed %s: run tokenctl reseal first", k.Key, strings.Join(needed, ", and "))
 	}
 	if counts[0] > 0 {
 		return fmt.Errorf("keyset disable: nobody knows what has sealed something of %d grants", counts[0])
 	}
-	if err := k.confirm(ctx, s, fmt.Sprintf("Key %d opens nothing any more: nothing in Redis needs it. A journal or a backup may.", k.Key)); err != nil {
-		return err
-	}
-	backup, err := k.change(ctx, func(w seal.Wrapping, json []byte) ([]byte, error) { return w.Disable(json, k.Key) })
-	if err != nil {
-		return fmt.Errorf("keyset disable: %w", err)
-	}
-	s.say("Key %d is disabled. The file before is %s: keep it as long as backups that the key has sealed.", k.Key, backup)
-	return s.object(changed{k.Key, "disabled", k.KeysetFile, backup})
+	return nil
 }
 
 type keysetEnable struct {

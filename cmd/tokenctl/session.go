@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -119,6 +120,14 @@ func count(n int, one string) string {
 		return "1 " + one
 	}
 	return fmt.Sprintf("%d %ss", n, one)
+}
+
+// orAnother says what to do about a file that is there already.
+func orAnother(err error) error {
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("%w: choose another name, as no file is ever overwritten", err)
+	}
+	return err
 }
 
 // moment is a time for people who compare it with others.

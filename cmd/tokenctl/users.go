@@ -117,7 +117,7 @@ func word(state string) string {
 	return strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(state, "STATE_"), "_", " "))
 }
 
-// fromState reads a state that a flag names.
+// fromState reads a state that a flag names; any is none in particular.
 func fromState(text string) registrarv1.State {
 	return registrarv1.State(registrarv1.State_value["STATE_"+strings.ToUpper(text)])
 }
@@ -129,6 +129,8 @@ func called(err error) error {
 		return err
 	}
 	switch st.Code() {
+	case codes.NotFound:
+		return errors.New(st.Message())
 	case codes.PermissionDenied, codes.Unauthenticated:
 		return fmt.Errorf("the registrar does not let this client: %s (see GRPC_POLICY_FILE)", st.Message())
 	case codes.Unavailable:
@@ -138,7 +140,7 @@ func called(err error) error {
 }
 
 type usersList struct {
-	State string `enum:"pending,active,degraded,reauthorization_required,deleting," default:"" help:"Only users in this state: pending, active, degraded, reauthorization_required or deleting."`
+	State string `enum:"any,pending,active,degraded,reauthorization_required,deleting" default:"any" help:"Only users in this state: pending, active, degraded, reauthorization_required or deleting. any: all of them."`
 	Limit int    `default:"0" help:"How many users, at most. 0: all of them."`
 	reading
 }
@@ -277,7 +279,7 @@ func (u *usersGet) run(ctx context.Context, s *session) error {
 }
 
 type usersWatch struct {
-	State string `enum:"pending,active,degraded,reauthorization_required,deleting," default:"" help:"Only users in this state after the change."`
+	State string `enum:"any,pending,active,degraded,reauthorization_required,deleting" default:"any" help:"Only users in this state after the change. any: all of them."`
 	reading
 }
 

@@ -5,6 +5,8 @@ package charttest
 import (
 	"encoding/json"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -113,6 +115,47 @@ func TestPodsAreAdmitted(t *testing.T) {
 	}
 }
 
+// TestDoctorInACopy: what the runbooks have for pods that do not stay up makes a
+// pod that is admitted, with the settings of the one that it is a copy of.
+func TestDoctorInACopy(t *testing.T) {
+	ns := newNamespace(t)
+	told := regexp.MustCompile(`(?m)^kubectl (debug POD .*)$`).FindStringSubmatch(read(t, runbooks))
+	if told == nil {
+		t.Fatal("the runbooks do not tell how to debug a pod")
+	}
+	for kind, values := range map[string]string{"Deployment": "minimal", "StatefulSet": "cluster-redis"} {
+		for _, component := range []string{"registrar", "token-server"} {
+			workload := find(t, render(t, "--values", scenario(values)), kind, component)
+			labels := workload.Spec.Template.Metadata.Labels
+			name := strings.ToLower(kind) + "-" + component
+			pod, err := json.Marshal(map[string]any{
+				"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": name, "namespace": ns, "labels": labels}, "spec": podOf(workload),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, stderr, err := command(t, strings.NewReader(string(pod)), filepath.Join(tools, "kubectl"), "create", "--filename", "-"); err != nil {
+				t.Fatal(stderr)
+			}
+			line := strings.NewReplacer("POD", name, "=registrar", "="+component, "=doctor", "=doctor-of-"+name).Replace(told[1])
+			must(t, "kubectl", append([]string{"--namespace", ns}, strings.Fields(line)...)...)
+			var copied struct {
+				Metadata struct{ Labels map[string]string }
+				Spec     podSpec
+			}
+			if err := json.Unmarshal([]byte(must(t, "kubectl", "get", "pod", "doctor-of-"+name, "--namespace", ns, "--output", "json")), &copied); err != nil {
+				t.Fatal(err)
+			}
+			c := copied.Spec.Containers[0]
+			if len(copied.Metadata.Labels) != 0 || c.Name != component || !slices.Equal(c.Command, []string{"/tokenctl", "doctor"}) ||
+				len(c.Env) != len(workload.pod().Containers[0].Env) || len(c.VolumeMounts) != len(workload.pod().Containers[0].VolumeMounts) ||
+				c.LivenessProbe != nil {
+				t.Errorf("the copy of %s is %+v, labels %v", name, c, copied.Metadata.Labels)
+			}
+		}
+	}
+}
+
 // podOf is a workload's pod spec as it was rendered, with volumes for what a
 // StatefulSet claims.
 func podOf(o object) map[string]any {
@@ -160,6 +203,7 @@ func TestNotes(t *testing.T) {
 	said := notes("minimal")
 	for _, want := range []string{
 		"rollout status deployment/rel-token-provider-token-server", "helm --namespace " + ns + " test rel",
+		"exec deployment/rel-token-provider-registrar -- tokenctl doctor", "exec deployment/rel-token-provider-token-server -- tokenctl doctor",
 		"token-provider, key zoom-client-secret   <-- not there yet", "rel-token-provider-registrar." + ns + ".svc:8443 (gRPC, mutual TLS)",
 		"Recall cannot reach the token server yet", "networkPolicy.callback.from is empty", "networkPolicy.grpc.namespaces is empty",
 		"zoom.webhookSecretTokenRef is not set", "Nobody scrapes the metrics",
@@ -184,6 +228,18 @@ func TestNotes(t *testing.T) {
 	said = must(t, "helm4", "install", "full", chart, "--namespace", ns, "--values", scenario("full"))
 	if strings.Contains(said, "Still missing") {
 		t.Errorf("something is missing where nothing is:\n%s", said)
+	}
+	if !strings.Contains(said, "tokens-tls, keys tls.crt and tls.key   <-- not there yet") || !strings.Contains(said, "Recall calls https://tokens.example.com: have its DNS name") {
+		t.Errorf("the notes do not tell of the callback's certificate:\n%s", said)
+	}
+	must(t, "kubectl", "create", "secret", "generic", "tokens-tls", "--namespace", ns, "--from-literal=tls.crt=hunter2")
+	said = must(t, "helm4", "upgrade", "full", chart, "--namespace", ns, "--values", scenario("full"))
+	if !strings.Contains(said, "tokens-tls, keys tls.crt and tls.key\n") {
+		t.Errorf("the notes do not see the callback's certificate:\n%s", said)
+	}
+	said = must(t, "helm4", "install", "journals", chart, "--namespace", ns, "--values", scenario("cluster-redis"))
+	if !strings.Contains(said, "exec statefulset/journals-token-provider-registrar -- tokenctl doctor") || strings.Contains(said, "deployment/") {
+		t.Errorf("the notes tell of Deployments, and there are StatefulSets:\n%s", said)
 	}
 	for _, which := range []string{"values", "manifest", "notes", "hooks"} {
 		if text := must(t, "helm4", "get", which, release, "--namespace", ns); strings.Contains(text, "hunter2") {

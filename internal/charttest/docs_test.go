@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -50,13 +51,21 @@ func TestGuide(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		own := filepath.Join(folder, "token-provider") // in the home that the guide works in
+		if err := os.Mkdir(own, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if output, err := exec.CommandContext(t.Context(), "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+			"-subj", "/CN=tokens.example.com", "-keyout", filepath.Join(own, "tokens.key"), "-out", filepath.Join(own, "tokens.crt")).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, output)
+		}
 		for _, name := range []string{"redis-url", "zoom-client-secret", "recall-api-key", "recall-verification-secrets", "zoom-webhook-secret-token"} {
-			if err := os.WriteFile(filepath.Join(folder, name), []byte("hunter2"), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(own, name), []byte("hunter2"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
 		c := exec.CommandContext(t.Context(), "bash", "-c", commands)
-		c.Dir, c.Env = folder, append(os.Environ(), "PATH="+folder+"/path:"+os.Getenv("PATH"))
+		c.Dir, c.Env = folder, append(os.Environ(), "HOME="+folder, "PATH="+folder+"/path:"+os.Getenv("PATH"))
 		output, err := c.CombinedOutput()
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", helm, err, output)
@@ -64,7 +73,7 @@ func TestGuide(t *testing.T) {
 		if strings.Contains(string(output), "hunter2") {
 			t.Error("a secret is shown")
 		}
-		installed := read(t, filepath.Join(folder, "installed"))
+		installed := read(t, filepath.Join(own, "installed"))
 		if strings.Count(installed, "deployed") < 2 || !strings.Contains(installed, "token-provider-redis") {
 			t.Errorf("%s: installed is only %s", helm, installed)
 		}
@@ -85,8 +94,10 @@ func TestGuide(t *testing.T) {
 func TestGuideNames(t *testing.T) {
 	text := read(t, guide) + read(t, runbooks)
 	paths, settings := values(t), known(t, "tokenserver")
-	for name := range known(t, "registrar") {
-		settings[name] = ""
+	for _, more := range []map[string]string{known(t, "registrar"), known(t, "tokenctl", "doctor")} {
+		for name := range more {
+			settings[name] = ""
+		}
 	}
 	for _, match := range regexp.MustCompile("`([a-z][A-Za-z]*(?:\\.[A-Za-z]+)+)`").FindAllStringSubmatch(text, -1) {
 		name := match[1]
@@ -130,6 +141,85 @@ func TestGuideValues(t *testing.T) {
 		if len(render(t, "--values", scenario("minimal"), "--values", path)) == 0 {
 			t.Errorf("block %d makes nothing", i)
 		}
+	}
+}
+
+// operators are the pods that docs/tokenctl.md shows, for a restore and for a replay:
+// without its comments, and with what they have to be taken off.
+func operators(t *testing.T) map[string]string {
+	t.Helper()
+	block := regexp.MustCompile("(?s)\n```yaml\n(apiVersion: v1\nkind: Pod\n.*?)```").FindStringSubmatch(read(t, "../../docs/tokenctl.md"))
+	if block == nil {
+		t.Fatal("docs/tokenctl.md shows no pod")
+	}
+	replay := regexp.MustCompile(`(?m)^ +command: .*restore.*\n`).ReplaceAllString(block[1], "")
+	return map[string]string{"restore": block[1], "replay": regexp.MustCompile(`(?m)^( +)# ((?:command:|- \{?name:|  ).*)$`).ReplaceAllString(replay, "$1$2")}
+}
+
+// TestOperatorsPod: the pods of docs/tokenctl.md are admitted where the restricted
+// standard is enforced, and have the names and files of what the chart makes.
+func TestOperatorsPod(t *testing.T) {
+	ns := newNamespace(t)
+	values := []string{"--values", scenario("minimal"), "--set", "fullnameOverride=token-provider", "--set", "journal.persistence.enabled=true"}
+	registrar := find(t, render(t, values...), "StatefulSet", "registrar")
+	theirs := registrar.pod()
+	files := func(p podSpec) map[string]string {
+		all := map[string]string{}
+		for _, v := range p.Volumes {
+			if v.Projected == nil {
+				continue
+			}
+			for _, source := range v.Projected.Sources {
+				for _, item := range source.Secret.Items {
+					all[item.Path] = source.Secret.Name + "/" + item.Key
+				}
+			}
+		}
+		return all
+	}
+	for kind, text := range operators(t) {
+		text = strings.Replace(text, "namespace: token-provider\n", "namespace: "+ns+"\n", 1)
+		if _, stderr, err := command(t, strings.NewReader(text), filepath.Join(tools, "kubectl"),
+			"create", "--dry-run=server", "--validate=strict", "--filename", "-"); err != nil || stderr != "" {
+			t.Errorf("%s: %v\n%s", kind, err, stderr)
+		}
+		pod := parse(t, text)[0]
+		spec := pod.pod()
+		c := spec.Containers[0]
+		if n := map[string]int{"restore": 1, "replay": 2}[kind]; len(spec.Volumes) != n || len(c.VolumeMounts) != n {
+			t.Errorf("%s: %d volumes, of which %d are mounted", kind, len(spec.Volumes), len(c.VolumeMounts))
+		}
+		if want := strings.Join(c.Command, " "); !strings.Contains(want, map[string]string{"restore": "restore -", "replay": "journal replay " + registrar.env()["JOURNAL_DIR"]}[kind]) {
+			t.Errorf("%s: it runs %s", kind, want)
+		}
+		for _, setting := range c.Env {
+			if got := registrar.env()[setting.Name]; got != setting.Value {
+				t.Errorf("%s: %s is %q, and the registrar's is %q", kind, setting.Name, setting.Value, got)
+			}
+		}
+		for path, key := range files(spec) {
+			if files(theirs)[path] != key {
+				t.Errorf("%s: the file %s is of %s, and the registrar's of %q", kind, path, key, files(theirs)[path])
+			}
+		}
+		if len(files(spec)) != 2 || !strings.HasPrefix(c.Image, "registry.example.com/token-provider:") {
+			t.Errorf("%s: the files are %v, the image is %s", kind, files(spec), c.Image)
+		}
+		for _, m := range c.VolumeMounts {
+			if !slices.ContainsFunc(theirs.Containers[0].VolumeMounts, func(other struct {
+				Name, MountPath, SubPath string
+				ReadOnly                 bool
+			},
+			) bool {
+				return other == m
+			}) {
+				t.Errorf("%s: the registrar mounts no %+v", kind, m)
+			}
+		}
+		if claim := registrar.Spec.VolumeClaimTemplates[0].Metadata.Name + "-" + registrar.Metadata.Name + "-0"; kind == "replay" && !strings.Contains(text, "claimName: "+claim+"}") {
+			t.Errorf("a claim of the registrar's is called %s", claim)
+		}
+		hardened(t, pod)
 	}
 }
 

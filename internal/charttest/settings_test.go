@@ -27,10 +27,11 @@ var otherwise = map[string]string{
 // foreign are variables that are not the programs' own, but Go's.
 var foreign = []string{"SSL_CERT_DIR", "HTTPS_PROXY"}
 
-// known reads the settings of a program, and their defaults, from its --help.
-func known(t *testing.T, program string) map[string]string {
+// known reads the settings of a program, or of a command of it, and their defaults,
+// from its --help.
+func known(t *testing.T, program string, command ...string) map[string]string {
 	t.Helper()
-	help, err := exec.Command(filepath.Join(bin, program), "--help").Output()
+	help, err := exec.Command(filepath.Join(bin, program), append(command, "--help")...).Output()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -545,8 +545,8 @@ func TestKeysetIsNeverOverwritten(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v, want 0600", info.Mode(), err)
 	}
-	if status := launch(t, "tokenctl", nil, "keyset", "create", path).wait(); status != 1 {
-		t.Errorf("exit status %d, want 1", status)
+	if p := launch(t, "tokenctl", nil, "keyset", "create", path); p.wait() != 1 || !strings.Contains(p.said(), "file exists: choose another name") {
+		t.Errorf("a file that there is: %q", p.said())
 	}
 	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
 		t.Error("the keyset was overwritten")
@@ -576,6 +576,23 @@ func TestSandboxOnce(t *testing.T) {
 	p := launch(t, "sandbox", nil, "--once")
 	if status := p.wait(); status != 0 || !strings.Contains(p.said(), "one full round") {
 		t.Errorf("exit status %d", status)
+	}
+}
+
+// TestSandboxStandsIn: the settings that it prints are those of its stand-ins.
+func TestSandboxStandsIn(t *testing.T) {
+	t.Parallel()
+	p := launch(t, "sandbox", nil)
+	env := []string{"REDIS_URL=" + redistest.Start(t).URL(), "KEYSET_FILE=/missing"}
+	for _, name := range []string{"ZOOM_OAUTH_URL", "ZOOM_API_URL", "ZOOM_CLIENT_ID", "ZOOM_CLIENT_SECRET", "RECALL_API_URL", "RECALL_OAUTH_APP_ID", "RECALL_API_KEY"} {
+		env = append(env, name+"="+p.await(name+`=(\S+)`))
+	}
+	doctor := launch(t, "tokenctl", env, "doctor")
+	doctor.wait()
+	for _, check := range []string{"zoom app default", "recall key", "recall app default"} {
+		if !regexp.MustCompile(`(?m)^ok +` + check).MatchString(doctor.said()) {
+			t.Errorf("%s is not ok:\n%s", check, doctor.said())
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -130,7 +131,14 @@ func (o *operator) without(names ...string) []string {
 // run runs tokenctl, without a terminal.
 func (o *operator) run(env []string, args ...string) (status int, stdout, stderr string) {
 	o.t.Helper()
+	return o.feed(nil, env, args...)
+}
+
+// feed is run with something on standard input.
+func (o *operator) feed(stdin io.Reader, env []string, args ...string) (status int, stdout, stderr string) {
+	o.t.Helper()
 	command := exec.CommandContext(o.t.Context(), filepath.Join(bin, "tokenctl"), args...)
+	command.Stdin = stdin
 	command.Env, command.Dir = append([]string{"PATH=" + os.Getenv("PATH")}, env...), o.folder
 	var out, fault bytes.Buffer
 	command.Stdout, command.Stderr = &out, &fault
@@ -254,7 +262,7 @@ func TestOperatorLooksAtAStack(t *testing.T) {
 		contains(t, out, "no users")
 		_, out, _ = o.run(env, "users", "get", "ann")
 		contains(t, out, "zoom-ann", "active", "token expires")
-		if status, _, fault := o.run(env, "users", "get", "nobody"); status != 1 || !strings.Contains(fault, "no such user") {
+		if status, _, fault := o.run(env, "users", "get", "nobody"); status != 1 || !strings.Contains(fault, "tokenctl: there is no such user") {
 			t.Errorf("a user that there is not: exit status %d, %s", status, fault)
 		}
 	}
@@ -264,6 +272,12 @@ func TestOperatorLooksAtAStack(t *testing.T) {
 	}
 	o.refused(2, "unexpected argument nonsense", "users", "nonsense")
 	o.refused(2, "--output must be one of", "users", "list", "-o", "xml")
+	for _, of := range []string{"list", "watch"} {
+		status, _, fault := o.run(o.env, "users", of, "--state", "gone")
+		if status != 2 || !strings.Contains(fault, `"deleting" but got "gone"`) || strings.Contains(fault, `""`) {
+			t.Errorf("a state that there is not: exit status %d, %s", status, fault)
+		}
+	}
 	if status, _, fault := o.run(nil, "users", "list"); status != 2 || !strings.Contains(fault, "REDIS_URL: not set") {
 		t.Errorf("without settings: exit status %d, %s", status, fault)
 	}
@@ -387,7 +401,7 @@ func TestOperatorReplaysAJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	contains(t, o.ok("journal", "show"), "a process has the folder", "wanted", "renewal", "ann", "consent", "bob")
-	o.refused(1, "another process has this journal", "journal", "replay", folder)
+	o.refused(1, "another process has this journal, and brings by itself what Redis is missing", "journal", "replay", folder)
 	if err := kept.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -473,13 +487,31 @@ func TestOperatorReplacesAKey(t *testing.T) {
 	o.refused(2, "--yes: not given", "keyset", "promote", young)
 	contains(t, o.ok("keyset", "promote", young, "--yes"), "tokenctl keyset disable "+old)
 	o.refused(1, "seals already", "keyset", "promote", young, "--yes")
-	o.refused(1, "has sealed something of 2 grants", "keyset", "disable", old, "--yes")
+	o.refused(1, "has sealed something of 2 grants, and the mark by which a keyset is known in Redis: run tokenctl reseal first", "keyset", "disable", old, "--yes")
+	o.refused(1, "has sealed something of 2 grants", "keyset", "disable", old, "--check")
 	contains(t, o.ok("doctor"), "it opens a sample of 2 grants")
 	contains(t, o.ok("reseal"), "2 grants looked at, 2 sealed again by key "+young)
 	if again := objects(t, o.ok("reseal", "-o", "json"))[0]; again["resealed"] != 0.0 || again["grants"] != 2.0 || again["broken"] != 0.0 {
 		t.Errorf("again: %v", again)
 	}
 	o.refused(2, "--yes: not given", "keyset", "disable", old)
+	// Redis in one place, the file in another, which is a Secret's where Redis is.
+	file, err := os.ReadFile(o.keyset())
+	if err != nil {
+		t.Fatal(err)
+	}
+	contains(t, o.ok("keyset", "disable", old, "--check"), "Nothing in Redis is sealed by key "+old)
+	if now, err := os.ReadFile(o.keyset()); err != nil || !bytes.Equal(now, file) {
+		t.Errorf("--check has changed the file, %v", err)
+	}
+	elsewhere := filepath.Join(o.folder, "copy.json")
+	if err := os.WriteFile(elsewhere, file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if status, out, fault := o.run([]string{"KEYSET_FILE=" + elsewhere}, "keyset", "disable", old, "--offline", "--yes"); status != 0 || !strings.Contains(out, "is disabled") {
+		t.Errorf("without Redis: exit status %d, %s%s", status, out, fault)
+	}
+	o.refused(2, "can't be used together", "keyset", "disable", old, "--check", "--offline")
 	contains(t, o.ok("keyset", "disable", old, "--yes"), "is disabled")
 	o.refused(1, "is disabled already", "keyset", "disable", old, "--yes")
 	o.refused(1, "is disabled: enable it first", "keyset", "promote", old, "--yes")
@@ -570,7 +602,16 @@ func TestOperatorImports(t *testing.T) {
 	if err := os.WriteFile(empty, []byte("user,token\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o.refused(1, "column 1 of the first line is none of", "import", empty, "--yes")
+	status, out, fault = o.run(o.env, "import", empty, "--yes")
+	if status != 1 || out != "" || !strings.Contains(fault, "the file cannot be imported: column 1 of the first line is none of") || strings.Contains(fault, "run it again") {
+		t.Errorf("a file of other columns: exit status %d, %s%s", status, out, fault)
+	}
+	if _, out, _ := o.run(o.env, "import", empty, "--yes", "-o", "json"); objects(t, out)[0]["complete"] != false {
+		t.Errorf("a file of other columns: %s", out)
+	}
+	if _, err := os.Stat(empty + ".done"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is remembered that nothing was done: %v", err)
+	}
 }
 
 // TestOperatorRestores: Redis and its disk are lost. Who was not renewed since the
@@ -581,7 +622,7 @@ func TestOperatorRestores(t *testing.T) {
 	o.register("ann", "bob", "cid")
 	backup := filepath.Join(o.folder, "grants.backup")
 	contains(t, o.ok("export", backup), "Wrote 3 grants")
-	o.refused(1, "file exists", "export", backup)
+	o.refused(1, "file exists: choose another name", "export", backup)
 	if info, err := os.Stat(backup); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the backup: %v, %v", info.Mode(), err)
 	}
@@ -610,6 +651,18 @@ func TestOperatorRestores(t *testing.T) {
 	o.env = append(o.without("REDIS_URL"), "REDIS_URL="+fresh.URL())
 	o.stack.env = append(o.stack.env, "REDIS_URL="+fresh.URL())
 	contains(t, o.ok("restore", backup, "--check"), "is whole: 3 grants")
+	piped := func(text []byte, args ...string) (int, string, string) {
+		return o.feed(bytes.NewReader(text), o.env, append([]string{"restore", "-"}, args...)...)
+	}
+	if status, out, fault := piped(text, "--check"); status != 0 || !strings.Contains(out, "is whole: 3 grants") {
+		t.Errorf("from standard input: exit status %d, %s%s", status, out, fault)
+	}
+	if status, _, fault := piped(text[:len(text)-9], "--yes"); status != 1 || !strings.Contains(fault, "the backup is not whole") {
+		t.Errorf("half of it from standard input: exit status %d, %s", status, fault)
+	}
+	if status, _, fault := piped(text); status != 2 || !strings.Contains(fault, "--yes: not given") {
+		t.Errorf("from standard input, without being asked: exit status %d, %s", status, fault)
+	}
 	o.refused(2, "--yes: not given", "restore", backup)
 	for name, change := range map[string]func([]byte) []byte{
 		"cut off": func(b []byte) []byte { return b[:len(b)/2] },
@@ -633,7 +686,9 @@ func TestOperatorRestores(t *testing.T) {
 		t.Errorf("with another keyset: exit status %d, %s", status, fault)
 	}
 
-	contains(t, o.ok("restore", backup, "--yes"), "3 grants are back")
+	if status, out, fault := piped(text, "--yes"); status != 0 || !strings.Contains(out, "3 grants are back") {
+		t.Fatalf("from standard input: exit status %d, %s%s", status, out, fault)
+	}
 	again := objects(t, o.ok("restore", backup, "--yes", "--resume", "-o", "json"))[0]
 	if again["restored"] != 0.0 || again["present"] != 3.0 {
 		t.Errorf("again: %v", again)

@@ -9,6 +9,7 @@ package intake
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -46,6 +47,10 @@ type Report struct {
 	Refusals []Refusal
 }
 
+// ErrFile means that the file as a whole cannot be read: nothing was done, and
+// another run would come to the same.
+var ErrFile = errors.New("the file cannot be imported")
+
 // Seen is how many lines have been dealt with.
 func (r *Report) Seen() int { return r.Before + r.Active + r.Pending + len(r.Refusals) }
 
@@ -70,7 +75,7 @@ type Import struct {
 func (i *Import) Run(ctx context.Context, file io.ReadSeeker, tell func(Report)) (Report, error) {
 	twice, err := i.survey(file)
 	if err != nil {
-		return i.snapshot(), err
+		return i.snapshot(), fmt.Errorf("%w: %w", ErrFile, err)
 	}
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return i.snapshot(), err

@@ -43,8 +43,16 @@ func OpenState(path string) (*State, error) {
 	return s, nil
 }
 
-// Close closes the file.
-func (s *State) Close() error { return s.file.Close() }
+// Close closes the file. Where nothing is done there is nothing to remember, and the
+// file is removed.
+func (s *State) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.done) > 0 {
+		return s.file.Close()
+	}
+	return errors.Join(os.Remove(s.file.Name()), s.file.Close())
+}
 
 func fingerprint(l Line) string {
 	return seal.Fingerprint("import\x00"+l.App+"\x00"+l.User, l.Refresh.Reveal())

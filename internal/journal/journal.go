@@ -33,7 +33,7 @@ import (
 )
 
 // ErrLocked means that another process has the folder.
-var ErrLocked = errors.New("another process has this journal")
+var ErrLocked = errors.New("another process has this journal: give each a folder of its own, or stop that one first")
 
 // ErrClosed means that the journal takes nothing more.
 var ErrClosed = errors.New("the journal is closed")
