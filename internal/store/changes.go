@@ -144,8 +144,20 @@ func (s *Store) subscriptions(ctx context.Context) ([]subscription, error) {
 	return nodes, nil
 }
 
+// answers makes sure that a server can be read. After an outage the client's pool
+// refuses to for up to a second more, when a subscription, which has a connection of
+// its own, is told already what has to be read again.
+func answers(ctx context.Context, server *redis.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, silence)
+	defer cancel()
+	return server.Ping(ctx).Err()
+}
+
 // listen follows one server until something is wrong.
 func (s *Store) listen(ctx context.Context, node subscription, f *sequel) error {
+	if err := answers(ctx, node.server); err != nil {
+		return fmt.Errorf("following changes: %w", err)
+	}
 	var link *redis.PubSub
 	var err error
 	if node.sharded {
