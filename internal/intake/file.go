@@ -112,6 +112,7 @@ func parseJSON(text []byte) (line Line, err error) {
 	if json.Unmarshal(text, &fields) != nil {
 		return line, errors.New("not a JSON object of texts")
 	}
+	line.User = fields["user_id"] // whoever is told of the line wants to know whose it is
 	for name, value := range fields {
 		if !slices.Contains(columns, name) {
 			return line, errors.New("it has a field that is none of user_id, zoom_app and refresh_token")
