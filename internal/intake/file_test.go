@@ -27,15 +27,18 @@ func TestRead(t *testing.T) {
 		"csv without tokens":  {CSV, "user_id,zoom_app\nann,default\n", []string{"2 ann default: refresh_token is empty"}, ""},
 		"csv, lines that are wrong": {
 			CSV, "user_id,refresh_token\n,secret-1\nann,\nbob,secret-2,more\n\"cid,secret-3\n",
-			[]string{"2  : user_id", "3 ann : refresh_token", "4  : 3 fields, not 2", "5  : not CSV"}, "",
+			[]string{"2  : user_id", "3 ann : refresh_token", "4  : 3 fields, not 2", "5  : not CSV"},
+			"",
 		},
 		"json": {
 			JSONLines, "{\"user_id\":\"ann\",\"refresh_token\":\"secret-1\"}\n\n{\"user_id\":\"bob\",\"zoom_app\":\"second\",\"refresh_token\":\"secret-2\"}\n",
-			[]string{"1 ann : ", "3 bob second: "}, "",
+			[]string{"1 ann : ", "3 bob second: "},
+			"",
 		},
 		"json, lines that are wrong": {
 			JSONLines, "{\"user_id\":\"ann\",\"token\":\"secret-1\",\"refresh_token\":\"secret-1\"}\n[1]\n{\"user_id\":\"bob\"}\n",
-			[]string{"1 ann : it has a field that is none of", "2  : not a JSON object", "3 bob : refresh_token"}, "",
+			[]string{"1 ann : it has a field that is none of", "2  : not a JSON object", "3 bob : refresh_token"},
+			"",
 		},
 		"json, a line without end": {JSONLines, "{\"user_id\":\"" + long, nil, "too long"},
 	} {
