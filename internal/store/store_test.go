@@ -74,6 +74,8 @@ var suite = map[string]func(*fixture){
 	"what was forgotten is known":                      testWhatWasForgottenIsKnown,
 	"lateness is since the plan":                       testLatenessIsSinceThePlan,
 	"processes that live are known":                    testProcessesThatLiveAreKnown,
+	"a backup is put back once":                        testBackupIsPutBackOnce,
+	"an operator hastens a renewal":                    testOperatorHastensARenewal,
 }
 
 // conform runs the suite's part on every kind of Redis that the store is for,

@@ -1,0 +1,93 @@
+package store_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/sealtest"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
+)
+
+// testBackupIsPutBackOnce: what comes back is tried as one whose answer was lost, and
+// takes the place of nothing.
+func testBackupIsPutBackOnce(f *fixture) {
+	ctx := f.t.Context()
+	ann, bob := f.link(f.consent("ann", future)), f.link(f.consent("bob", future))
+	var all []store.Dumped
+	if err := f.Dump(ctx, func(page []store.Dumped) error { all = append(all, page...); return nil }); err != nil || len(all) != 2 {
+		f.t.Fatalf("%d dumped, %v", len(all), err)
+	}
+	stop := errors.New("stop")
+	if err := f.Dump(ctx, func([]store.Dumped) error { return stop }); !errors.Is(err, stop) {
+		f.t.Errorf("a page that cannot be written: %v", err)
+	}
+	if empty, err := f.Empty(ctx); empty || err != nil {
+		f.t.Errorf("empty: %v, %v", empty, err)
+	}
+	if n, err := f.Revive(ctx, all, "restored"); n != 0 || err != nil {
+		f.t.Errorf("%d put over what is there, %v", n, err)
+	}
+	if err := f.Remove(ctx, bob.ID, bob.Version, store.Outcome{}); err != nil {
+		f.t.Fatal(err)
+	}
+	if n, err := f.Revive(ctx, all, "restored"); n != 1 || err != nil {
+		f.t.Errorf("%d put back, %v, want bob alone", n, err)
+	}
+	back := f.get(bob.ID)
+	if back.User != "bob" || back.State != grant.Degraded || back.Reason != "restored" {
+		f.t.Errorf("put back: %+v", back)
+	}
+	f.wantState(ann.ID, grant.Active)
+	if serving, err := f.Serving(ctx, bob.ID); err == nil && !serving.Access.IsZero() {
+		f.t.Error("an access token came back, which may be dead")
+	}
+	renewals, err := f.Renewals(ctx, []grant.ID{bob.ID, ann.ID, grant.NewID("default", "nobody")})
+	if err != nil || len(renewals) != 3 || !renewals[0].Uncertain || renewals[0].Due.IsZero() || renewals[1].Uncertain || !renewals[2].Due.IsZero() {
+		f.t.Errorf("renewals: %+v, %v", renewals, err)
+	}
+	for name, text := range map[string]string{"nonsense": "plain-nonsense", "another's": `{"app":"ZGVmYXVsdA==","user":"ZXZl"}`} {
+		n, err := f.Revive(ctx, []store.Dumped{{ID: bob.ID, Text: secret.New(text)}}, "restored")
+		if n != 0 || err == nil || strings.Contains(err.Error(), "plain") {
+			f.t.Errorf("%s: %d put back, %v", name, n, err)
+		}
+	}
+}
+
+func testOperatorHastensARenewal(f *fixture) {
+	ctx := f.t.Context()
+	ann := f.consent("ann", future)
+	if err := f.Hasten(ctx, ann.ID); !errors.Is(err, grant.ErrFresh) {
+		f.t.Errorf("a fresh token: %v", err)
+	}
+	if err := f.client.HIncrBy(ctx, recordKey(f, ann.ID), "refreshed", -30*time.Minute.Milliseconds()).Err(); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := f.Hasten(ctx, ann.ID); err != nil {
+		f.t.Error(err)
+	}
+	if in, ok := f.dueIn(ann.ID); !ok || in > time.Second {
+		f.t.Errorf("due in %v, %v", in, ok)
+	}
+	if err := f.Hasten(ctx, grant.NewID("default", "nobody")); !errors.Is(err, grant.ErrNotFound) {
+		f.t.Errorf("nobody: %v", err)
+	}
+}
+
+// TestServersOfACluster: each master says of itself what an operator asks.
+func TestServersOfACluster(t *testing.T) {
+	t.Parallel()
+	server := redistest.StartCluster(t)
+	connection := redistest.Client(t, "redis+cluster://"+server.Addr)
+	servers, err := connection.Servers(t.Context())
+	if err != nil || len(servers) != 1 || servers[0].Mode != "cluster" || !servers[0].AppendOnly {
+		t.Errorf("%+v, %v", servers, err)
+	}
+	if err := store.New(connection, sealtest.Keyset(t)).Writes(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
