@@ -345,21 +345,3 @@ func (s *Store) weigh(ctx context.Context, now *count) error {
 	}
 	return ask(ctx, s.redis)
 }
-
-// scriptNames are the scripts' names, by the sums that Redis knows them by.
-var scriptNames = func() map[string]string {
-	names := map[string]string{}
-	for name, script := range map[string]recordScript{
-		"accept": acceptScript, "spend": spendScript, "unspend": unspendScript, "postpone": postponeScript, "seen": seenScript,
-		"claim": claimScript, "commit": commitScript, "fail": failScript, "change": changeScript, "remove": removeScript,
-		"handed": handedScript, "replan": replanScript, "deauthorize": deauthorizeScript,
-	} {
-		names[script.server.Hash()], names[script.cluster.Hash()] = name, name
-	}
-	for name, script := range map[string]*redis.Script{
-		"pause": pauseScript, "due": dueScript, "unlock": unlockScript, "extend": extendScript,
-	} {
-		names[script.Hash()] = name
-	}
-	return names
-}()

@@ -192,23 +192,29 @@ var (
 	resealScript      = record("reseal")
 	hastenScript      = record("hasten")
 	reviveScript      = record("revive")
-	pauseScript       = script("", "pause")
-	attendScript      = script("", "attend")
-	dueScript         = script("", "due")
-	unlockScript      = script("", "unlock")
-	extendScript      = script("", "extend")
+	pauseScript       = script("pause", "")
+	attendScript      = script("attend", "")
+	dueScript         = script("due", "")
+	unlockScript      = script("unlock", "")
+	extendScript      = script("extend", "")
 )
 
-func script(prelude string, names ...string) *redis.Script {
+// scriptNames are the scripts' names, by the sums that Redis knows them by.
+var scriptNames = map[string]string{}
+
+// script is the script of a name, after a prelude and what else it is made of.
+func script(name, prelude string, others ...string) *redis.Script {
 	source := []byte(prelude)
-	for _, name := range names {
-		text, err := scripts.ReadFile("scripts/" + name + ".lua")
+	for _, part := range append(others, name) {
+		text, err := scripts.ReadFile("scripts/" + part + ".lua")
 		if err != nil {
 			panic(err) // a name above is wrong: the program cannot have been tested
 		}
 		source = append(append(source, text...), '\n')
 	}
-	return redis.NewScript(string(source))
+	made := redis.NewScript(string(source))
+	scriptNames[made.Hash()] = name
+	return made
 }
 
 // recordScript is a script that changes a record, in two forms: a change is told
@@ -217,8 +223,8 @@ type recordScript struct{ server, cluster *redis.Script }
 
 func record(name string) recordScript {
 	return recordScript{
-		server:  script("local publish = 'PUBLISH'\n", "record", name),
-		cluster: script("local publish = 'SPUBLISH'\n", "record", name),
+		server:  script(name, "local publish = 'PUBLISH'\n", "record"),
+		cluster: script(name, "local publish = 'SPUBLISH'\n", "record"),
 	}
 }
 
