@@ -36,11 +36,17 @@ func Of(ctx context.Context, client *http.Client, base *url.URL) (time.Time, err
 		return time.Time{}, fmt.Errorf("asking for the time: %w", err)
 	}
 	_ = response.Body.Close()
-	date, err := http.ParseTime(response.Header.Get("Date"))
-	if err != nil {
+	now, ok := In(response.Header)
+	if !ok {
 		return time.Time{}, errors.New("asking for the time: the answer has no Date")
 	}
-	return date.Add(500 * time.Millisecond), nil
+	return now, nil
+}
+
+// In reads the time from an answer's headers, if they have it; see [Of].
+func In(header http.Header) (now time.Time, ok bool) {
+	date, err := http.ParseTime(header.Get("Date"))
+	return date.Add(500 * time.Millisecond), err == nil
 }
 
 // Watch compares clocks while it runs. It is safe for concurrent use.

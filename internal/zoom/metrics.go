@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"tokenprovider/internal/clock"
 )
 
 // Metrics is what operators see of calls to Zoom, by all apps; docs/metrics.md
@@ -14,7 +16,7 @@ import (
 type Metrics struct {
 	calls     *prometheus.CounterVec
 	durations *prometheus.HistogramVec
-	clock     clock
+	skew      skew
 }
 
 // What can come of a call.
@@ -42,10 +44,10 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 			Buckets:                     []float64{0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10},
 			NativeHistogramBucketFactor: 1.1,
 		}, []string{"call"}),
-		clock: clock{desc: prometheus.NewDesc("tokenprovider_zoom_clock_offset_seconds",
+		skew: skew{desc: prometheus.NewDesc("tokenprovider_zoom_clock_offset_seconds",
 			"By how much Zoom's clock was before this process's, in Zoom's last answer.", nil, nil)},
 	}
-	registerer.MustRegister(m.calls, m.durations, &m.clock)
+	registerer.MustRegister(m.calls, m.durations, &m.skew)
 	return m
 }
 
@@ -94,9 +96,8 @@ func outcomeOf(err error) string {
 	return outcomeRefused
 }
 
-// clock compares the clock of whoever answers with our own, by the Date of its
-// answers, which has whole seconds.
-type clock struct {
+// skew compares the clock of whoever answers with our own.
+type skew struct {
 	desc   *prometheus.Desc
 	offset atomic.Int64 // in ms
 	seen   atomic.Int64 // when, in ms since 1970; 0: never
@@ -106,10 +107,10 @@ type clock struct {
 const clockAge = 15 * time.Minute
 
 // Describe implements [prometheus.Collector].
-func (c *clock) Describe(descriptions chan<- *prometheus.Desc) { descriptions <- c.desc }
+func (c *skew) Describe(descriptions chan<- *prometheus.Desc) { descriptions <- c.desc }
 
 // Collect implements [prometheus.Collector].
-func (c *clock) Collect(metrics chan<- prometheus.Metric) {
+func (c *skew) Collect(metrics chan<- prometheus.Metric) {
 	if time.Since(time.UnixMilli(c.seen.Load())) < clockAge {
 		metrics <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(c.offset.Load())/1000)
 	}
@@ -127,10 +128,10 @@ func (w watched) RoundTrip(request *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if date, err := http.ParseTime(response.Header.Get("Date")); err == nil {
+	if theirs, ok := clock.In(response.Header); ok {
 		now := time.Now()
-		w.metrics.clock.offset.Store(date.Add(500 * time.Millisecond).Sub(now).Milliseconds())
-		w.metrics.clock.seen.Store(now.UnixMilli())
+		w.metrics.skew.offset.Store(theirs.Sub(now).Milliseconds())
+		w.metrics.skew.seen.Store(now.UnixMilli())
 	}
 	return response, nil
 }
