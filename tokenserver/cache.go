@@ -149,8 +149,7 @@ func (c *Cache) read(ctx context.Context, id grant.ID) (*record, error) {
 	serving, err := c.grants.Serving(ctx, id)
 	switch {
 	case errors.Is(err, grant.ErrNotFound):
-		c.outage.end()
-		c.slow.end()
+		c.reached()
 		return nil, errors.Join(otter.ErrNotFound, err)
 	case errors.Is(err, store.ErrDown):
 		c.outage.begin(time.Now())
@@ -158,8 +157,7 @@ func (c *Cache) read(ctx context.Context, id grant.ID) (*record, error) {
 	case err != nil:
 		return nil, err
 	}
-	c.outage.end()
-	c.slow.end()
+	c.reached()
 	good := serving.Expires.Add(-grant.MinTTL).UnixMilli()
 	for {
 		longest := c.good.Load()
@@ -168,6 +166,12 @@ func (c *Cache) read(ctx context.Context, id grant.ID) (*record, error) {
 		}
 	}
 	return newRecord(serving, era), nil
+}
+
+// reached says that Redis can be read.
+func (c *Cache) reached() {
+	c.outage.end()
+	c.slow.end()
 }
 
 func newRecord(serving grant.Serving, era int64) *record {
@@ -184,8 +188,7 @@ func (c *Cache) Warm() bool { return time.Now().UnixMilli() < c.good.Load() }
 
 // Live implements [store.Follower].
 func (c *Cache) Live() {
-	c.outage.end()
-	c.slow.end()
+	c.reached()
 	c.eras++
 	c.era.Store(c.eras)
 	c.log.Info("following the changes of grants")
