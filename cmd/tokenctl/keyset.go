@@ -38,9 +38,6 @@ func (k *keysetCreate) run(ctx context.Context, s *session) error {
 // edited is a keyset that a command changes.
 type edited struct{ settings.Sealing }
 
-// Check implements [settings.Checker].
-func (e *edited) Check(fault func(setting, text string)) { e.Sealing.Check(fault) }
-
 // change changes the keyset's file, and returns where the one before is.
 func (e *edited) change(ctx context.Context, how func(seal.Wrapping, []byte) ([]byte, error)) (backup string, err error) {
 	wrapping, err := keyset.Wrapping(ctx, e.KeysetKMSURI)
