@@ -56,29 +56,22 @@ func (s *Store) Sample(ctx context.Context, n int) (Sampled, error) {
 	}
 	sampled := Sampled{Keys: map[uint32]int{}}
 	for _, index := range indexes {
-		records := make([]*redis.SliceCmd, len(index.Val()))
-		if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-			for i, id := range index.Val() {
-				records[i] = pipe.HMGet(ctx, grantKey(grant.ID(id)), sealedFields[:]...)
-			}
-			return nil
-		}); err != nil {
+		records, err := s.sealedRecords(ctx, index.Val())
+		if err != nil {
 			return Sampled{}, fmt.Errorf("sampling grants: %w", err)
 		}
-		for i, id := range index.Val() {
-			keys, broken := map[uint32]bool{}, false
-			for n, value := range records[i].Val() {
-				sealed, _ := value.(string)
-				if sealed == "" {
+		for _, r := range records {
+			broken := false
+			for n, value := range r.values {
+				if value == "" {
 					continue
 				}
-				keys[seal.SealedBy(sealed)] = true
-				if _, err := s.seal.Open([]byte(sealed), id, sealedFields[n]); err != nil {
+				if _, err := s.seal.Open([]byte(value), string(r.id), sealedFields[n]); err != nil {
 					broken = true
 				}
 			}
 			sampled.Grants++
-			for key := range keys {
+			for key := range r.keys() {
 				sampled.Keys[key]++
 			}
 			if broken {

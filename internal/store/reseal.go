@@ -63,13 +63,7 @@ func (s *Store) SealedBy(ctx context.Context) (map[uint32]int, error) {
 	counts := map[uint32]int{}
 	err := s.walk(ctx, func(sealed []sealedRecord) error {
 		for _, r := range sealed {
-			keys := map[uint32]bool{}
-			for _, value := range r.values {
-				if value != "" {
-					keys[seal.SealedBy(value)] = true
-				}
-			}
-			for key := range keys {
+			for key := range r.keys() {
 				counts[key]++
 			}
 		}
@@ -87,6 +81,38 @@ type sealedRecord struct {
 	values [len(sealedFields)]string
 }
 
+// keys are those that have sealed any of it.
+func (r sealedRecord) keys() map[uint32]bool {
+	keys := map[uint32]bool{}
+	for _, value := range r.values {
+		if value != "" {
+			keys[seal.SealedBy(value)] = true
+		}
+	}
+	return keys
+}
+
+// sealedRecords reads the sealed fields of grants, in the order of the ids.
+func (s *Store) sealedRecords(ctx context.Context, ids []string) ([]sealedRecord, error) {
+	commands := make([]*redis.SliceCmd, len(ids))
+	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, id := range ids {
+			commands[i] = pipe.HMGet(ctx, grantKey(grant.ID(id)), sealedFields[:]...)
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	records := make([]sealedRecord, len(ids))
+	for i, id := range ids {
+		records[i].id = grant.ID(id)
+		for n, value := range commands[i].Val() {
+			records[i].values[n], _ = value.(string)
+		}
+	}
+	return records, nil
+}
+
 const walkPage = 100
 
 // walk goes through the sealed fields of every grant, page by page.
@@ -101,21 +127,9 @@ func (s *Store) walk(ctx context.Context, page func([]sealedRecord) error) error
 				break
 			}
 			low = "(" + ids[len(ids)-1]
-			commands := make([]*redis.SliceCmd, len(ids))
-			if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-				for i, id := range ids {
-					commands[i] = pipe.HMGet(ctx, grantKey(grant.ID(id)), sealedFields[:]...)
-				}
-				return nil
-			}); err != nil {
+			records, err := s.sealedRecords(ctx, ids)
+			if err != nil {
 				return err
-			}
-			records := make([]sealedRecord, len(ids))
-			for i, id := range ids {
-				records[i].id = grant.ID(id)
-				for n, value := range commands[i].Val() {
-					records[i].values[n], _ = value.(string)
-				}
 			}
 			if err := page(records); err != nil {
 				return err
