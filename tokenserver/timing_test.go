@@ -41,7 +41,7 @@ func TestTimeTellsNothing(t *testing.T) {
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	now := time.Now()
 	token := secret.New(string(make([]byte, 800)))
-	if err := grants.Accept(t.Context(), address.ID, grant.Consent{App: "default", User: "ann", Tokens: grant.Tokens{
+	if _, err := grants.Accept(t.Context(), address.ID, grant.Consent{App: "default", User: "ann", Tokens: grant.Tokens{
 		Access: token, Refresh: token, Issued: now, Expires: now.Add(time.Hour),
 	}}, now.Add(time.Hour)); err != nil {
 		t.Fatal(err)

@@ -122,7 +122,7 @@ func tokens(name string) grant.Tokens {
 func (w *world) consent(user string, due time.Time) grant.ID {
 	w.t.Helper()
 	id := grant.NewID("default", user)
-	err := w.grants.Accept(w.t.Context(), id, grant.Consent{
+	_, err := w.grants.Accept(w.t.Context(), id, grant.Consent{
 		App: "default", User: user, Fingerprint: "of " + user, Tokens: tokens(user), ZoomUser: "zoom-" + user, ZoomAccount: "a",
 	}, due)
 	if err != nil {
@@ -393,7 +393,7 @@ func TestKeyset(t *testing.T) {
 	// Only some records are of another keyset.
 	w = start(t)
 	other := store.New(w.Redis, sealtest.Keyset(t))
-	if err := other.Accept(t.Context(), grant.NewID("default", "stranger"), grant.Consent{
+	if _, err := other.Accept(t.Context(), grant.NewID("default", "stranger"), grant.Consent{
 		App: "default", User: "stranger", Fingerprint: "x", Tokens: tokens("stranger"),
 	}, time.Now()); err != nil {
 		t.Fatal(err)
@@ -758,7 +758,7 @@ func TestJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.want("journal", doctor.Fault, "no process has the folder")
-	if err := w.grants.Commit(t.Context(), id, spent, answer, time.Now().Add(time.Hour)); err != nil {
+	if _, err := w.grants.Commit(t.Context(), id, spent, answer, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	w.want("journal", doctor.OK, "1 answer, all of them in Redis")

@@ -152,7 +152,7 @@ func TestEverythingIsSealedByThePromotedKey(t *testing.T) {
 	now := time.Now()
 	token := secret.New("token")
 	for _, user := range []string{"ann", "bob", "cid"} {
-		if err := stored.Accept(t.Context(), grant.NewID("default", user), grant.Consent{
+		if _, err := stored.Accept(t.Context(), grant.NewID("default", user), grant.Consent{
 			App: "default", User: user, Fingerprint: user,
 			Tokens: grant.Tokens{Access: token, Refresh: token, Issued: now, Expires: now.Add(time.Hour)},
 		}, now.Add(time.Hour)); err != nil {

@@ -106,7 +106,7 @@ func benchRefresh(b *testing.B, latency time.Duration) {
 		user := fmt.Sprint("user-", i)
 		ids[i], bare[i] = grant.NewID("default", user), newGrant(b, base, user+"-bare")
 		now := time.Now()
-		if err := grants.Accept(ctx, ids[i], grant.Consent{
+		if _, err := grants.Accept(ctx, ids[i], grant.Consent{
 			App: "default", User: user,
 			Tokens: grant.Tokens{Access: secret.New("none"), Refresh: newGrant(b, base, user), Issued: now.Add(-time.Hour), Expires: now},
 		}, now.Add(-time.Minute)); err != nil {

@@ -57,8 +57,8 @@ func newMemory() *memory {
 // at is now as scripts have it, in milliseconds.
 func (m *memory) at() time.Time { return m.now().Truncate(time.Millisecond) }
 
-// Reaccept is not part of the model: no schedule registers anybody.
-func (m *memory) Reaccept(context.Context, grant.ID, grant.Consent, time.Time) (bool, error) {
+// Accept is not part of the model: no schedule registers anybody.
+func (m *memory) Accept(context.Context, grant.ID, grant.Consent, time.Time) (bool, error) {
 	return false, errors.ErrUnsupported
 }
 
@@ -123,7 +123,7 @@ func (m *memory) Claim(_ context.Context, id grant.ID, owner string, terms grant
 	}, nil
 }
 
-func (m *memory) Recommit(_ context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (missing bool, err error) {
+func (m *memory) Commit(_ context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (missing bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.calls++

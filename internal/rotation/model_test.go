@@ -255,8 +255,8 @@ func (r *replica) Claim(ctx context.Context, id grant.ID, owner string, terms gr
 	return claim, err
 }
 
-func (r *replica) Recommit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (bool, error) {
-	missing, err := redisCall(r, "the commit", func() (bool, error) { return r.redis.Recommit(ctx, id, spent, tokens, due) })
+func (r *replica) Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (bool, error) {
+	missing, err := redisCall(r, "the commit", func() (bool, error) { return r.redis.Commit(ctx, id, spent, tokens, due) })
 	r.note("%s commits %s to %.4s: %v", r.name, tokens.Refresh.Reveal(), id, err)
 	return missing, err
 }
@@ -290,8 +290,8 @@ func (r *replica) CheckContinuity(context.Context) error {
 	return err
 }
 
-func (r *replica) Reaccept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (bool, error) {
-	return r.redis.Reaccept(ctx, id, c, due)
+func (r *replica) Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (bool, error) {
+	return r.redis.Accept(ctx, id, c, due)
 }
 
 func (r *replica) Add(e journal.Entry) error {

@@ -123,12 +123,12 @@ var errTooLate = fmt.Errorf("the answer to a consent comes too late: %w", grant.
 
 func bring(ctx context.Context, grants Grants, a *answer, due time.Time) (missing bool, err error) {
 	if !a.OfConsent() {
-		return grants.Recommit(ctx, a.ID, a.Spent, a.Tokens, due)
+		return grants.Commit(ctx, a.ID, a.Spent, a.Tokens, due)
 	}
 	if time.Since(a.Tokens.Issued) > grant.ConsentMemory {
 		return false, errTooLate
 	}
-	return grants.Reaccept(ctx, a.ID, grant.Consent{
+	return grants.Accept(ctx, a.ID, grant.Consent{
 		App: a.App, User: a.User, Fingerprint: a.Spent, Tokens: a.Tokens,
 		ZoomUser: a.zoomUser, ZoomAccount: a.zoomAccount,
 	}, due)

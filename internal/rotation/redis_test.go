@@ -62,7 +62,7 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 		access, refresh := stand.Grant(zoomtest.DefaultClientID, user)
 		id := grant.NewID("default", user)
 		now := time.Now()
-		if err := grants.Accept(t.Context(), id, grant.Consent{
+		if _, err := grants.Accept(t.Context(), id, grant.Consent{
 			App: "default", User: user,
 			Tokens: grant.Tokens{Access: secret.New(access), Refresh: secret.New(refresh), Issued: now.Add(-time.Hour), Expires: now},
 		}, now.Add(-time.Second)); err != nil {

@@ -38,12 +38,12 @@ var ErrUnknownApp = errors.New("the grant's Zoom app is not configured")
 var ErrShort = errors.New("no token is good for so long")
 
 // Grants is the record of every grant; see [store.Store] for what each method
-// answers. Reaccept, Recommit, and Claim with the same owner, may be repeated: that
+// answers. Accept, Commit, and Claim with the same owner, may be repeated: that
 // is how one looks whether Redis still has an answer.
 type Grants interface {
-	Reaccept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (missing bool, err error)
+	Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (missing bool, err error)
 	Claim(ctx context.Context, id grant.ID, owner string, terms grant.Terms) (grant.Claim, error)
-	Recommit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (missing bool, err error)
+	Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (missing bool, err error)
 	Fail(ctx context.Context, c grant.Claim, outcome grant.Outcome, retryIn time.Duration, reason string) error
 }
 

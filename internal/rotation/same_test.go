@@ -44,7 +44,7 @@ func TestMemoryIsTheStore(t *testing.T) {
 		}
 		first, due := next(), now.Add(20*time.Second)
 		model.records[id] = record{app: "default", tokens: first, plan: due, due: due, planned: true}
-		if err := real.Accept(ctx, id, grant.Consent{App: "default", User: "ann", Tokens: first}, due); err != nil {
+		if _, err := real.Accept(ctx, id, grant.Consent{App: "default", User: "ann", Tokens: first}, due); err != nil {
 			t.Fatal(err)
 		}
 		claims := []grant.Claim{{ID: id, Owner: "nobody", Spent: "nothing"}}
@@ -91,8 +91,8 @@ func TestMemoryIsTheStore(t *testing.T) {
 				}
 				answers = append(answers, tokens)
 				plan := now.Add(50 * time.Second)
-				missing, err := real.Recommit(ctx, id, claim.Spent, tokens, plan)
-				wantMissing, modelErr := model.Recommit(ctx, id, claim.Spent, tokens, plan)
+				missing, err := real.Commit(ctx, id, claim.Spent, tokens, plan)
+				wantMissing, modelErr := model.Commit(ctx, id, claim.Spent, tokens, plan)
 				same("commit", err, modelErr)
 				if missing != wantMissing {
 					t.Fatalf("the store says that the answer was missing: %v, the model: %v", missing, wantMissing)

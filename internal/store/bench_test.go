@@ -21,7 +21,7 @@ func BenchmarkServing(b *testing.B) {
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	now := time.Now()
 	token := secret.New(strings.Repeat("x", 806))
-	if err := s.Accept(b.Context(), address.ID, grant.Consent{App: "default", User: "ann", Tokens: grant.Tokens{
+	if _, err := s.Accept(b.Context(), address.ID, grant.Consent{App: "default", User: "ann", Tokens: grant.Tokens{
 		Access: token, Refresh: token, Issued: now, Expires: now.Add(time.Hour),
 	}}, now.Add(time.Hour)); err != nil {
 		b.Fatal(err)

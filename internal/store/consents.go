@@ -94,15 +94,9 @@ func (s *Store) Unspend(ctx context.Context, id grant.ID, consent string, outcom
 // this call or an earlier one; [grant.ErrUnreplicated] when it is, but on fewer
 // replicas than were asked for; [grant.ErrSuperseded] when the user has consented
 // again, or was removed, since; [grant.ErrDeleting] when the user is being
-// removed.
-func (s *Store) Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) error {
-	_, err := s.Reaccept(ctx, id, c, due)
-	return err
-}
-
-// Reaccept is [Store.Accept] for an answer that has been accepted. It also reports
-// whether it was missing: then Redis has forgotten it.
-func (s *Store) Reaccept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (missing bool, err error) {
+// removed. It also reports whether the answer was missing: if it had been accepted
+// before, Redis has forgotten it.
+func (s *Store) Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (missing bool, err error) {
 	sealed, err := s.sealTokens(id, c.Tokens)
 	if err != nil {
 		return false, err

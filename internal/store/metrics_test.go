@@ -54,16 +54,16 @@ func testWhatWasForgottenIsKnown(f *fixture) {
 	g := f.consent("ann", past)
 	claim := f.claimDue(g.ID, "a")
 	for i, want := range []bool{true, false} {
-		if missing, err := f.Recommit(ctx, g.ID, claim.Spent, tokens(1), future); err != nil || missing != want {
+		if missing, err := f.Store.Commit(ctx, g.ID, claim.Spent, tokens(1), future); err != nil || missing != want {
 			f.t.Errorf("commit %d: missing %v, %v", i+1, missing, err)
 		}
 	}
-	if _, err := f.Recommit(ctx, g.ID, "another", tokens(2), future); !errors.Is(err, grant.ErrSuperseded) {
+	if _, err := f.Store.Commit(ctx, g.ID, "another", tokens(2), future); !errors.Is(err, grant.ErrSuperseded) {
 		f.t.Errorf("an answer of no use: %v", err)
 	}
 	id, consent := grant.NewID(app, "bob"), grant.Consent{App: app, User: "bob", Fingerprint: "code", Tokens: tokens(3)}
 	for i, want := range []bool{true, false} {
-		if missing, err := f.Reaccept(ctx, id, consent, future); err != nil || missing != want {
+		if missing, err := f.Store.Accept(ctx, id, consent, future); err != nil || missing != want {
 			f.t.Errorf("consent %d: missing %v, %v", i+1, missing, err)
 		}
 	}
@@ -141,6 +141,14 @@ func TestCommandsAreMeasured(t *testing.T) {
 	}
 	if n := value(`redis_command_duration_seconds{command="claim"}`); n < 2 {
 		t.Errorf("%v claims, want 2", n)
+	}
+	for range 2 { // by its sum once Redis knows it
+		if err := s.Hasten(t.Context(), grant.NewID("default", "nobody")); !errors.Is(err, grant.ErrNotFound) {
+			t.Fatal(err)
+		}
+	}
+	if n := value(`redis_command_duration_seconds{command="hasten"}`); n < 2 {
+		t.Errorf("%v calls of the script hasten, want 2", n)
 	}
 	if n := value(`redis_command_duration_seconds{command="hgetall"}`); n != 1 {
 		t.Errorf("%v reads of a grant, want 1", n)

@@ -100,7 +100,7 @@ func testResealing(t *testing.T, client *store.Connection) {
 	// A grant that is renewed meanwhile is sealed by the new key already.
 	renewed := addresses[0].ID
 	claim := f.claimDue(renewed, "a")
-	if err := s.Commit(t.Context(), renewed, claim.Spent, tokens(1), future); err != nil {
+	if _, err := s.Commit(t.Context(), renewed, claim.Spent, tokens(1), future); err != nil {
 		t.Fatal(err)
 	}
 	version := f.get(addresses[1].ID).Version

@@ -85,15 +85,9 @@ func (s *Store) Claim(ctx context.Context, id grant.ID, owner string, terms gran
 // does not matter. It answers nil when the answer is stored, by this call or an
 // earlier one; [grant.ErrUnreplicated] when it is, but on fewer replicas than
 // were asked for; [grant.ErrSuperseded] or [grant.ErrNotFound] when it is of no
-// use any more.
-func (s *Store) Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) error {
-	_, err := s.Recommit(ctx, id, spent, tokens, due)
-	return err
-}
-
-// Recommit is [Store.Commit] for an answer that has been committed. It also reports
-// whether it was missing: then Redis has forgotten it.
-func (s *Store) Recommit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (missing bool, err error) {
+// use any more. It also reports whether the answer was missing: if it had been
+// committed before, Redis has forgotten it.
+func (s *Store) Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (missing bool, err error) {
 	sealed, err := s.sealTokens(id, tokens)
 	if err != nil {
 		return false, err

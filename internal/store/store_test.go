@@ -133,6 +133,18 @@ func tokens(n int) grant.Tokens {
 func fingerprint(n int) string { return store.RefreshFingerprint(tokens(n).Refresh) }
 
 // consent creates a user's grant with tokens(0), due as given.
+// Commit is the store's, where only the error counts.
+func (f *fixture) Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) error {
+	_, err := f.Store.Commit(ctx, id, spent, tokens, due)
+	return err
+}
+
+// Accept is the store's, where only the error counts.
+func (f *fixture) Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) error {
+	_, err := f.Store.Accept(ctx, id, c, due)
+	return err
+}
+
 func (f *fixture) consent(user string, due time.Time) grant.Grant {
 	f.t.Helper()
 	id := grant.NewID(app, user)
@@ -793,7 +805,7 @@ func TestRedisDown(t *testing.T) {
 		"Remove":      func() error { return s.Remove(ctx, id, 1, store.Outcome{Stored: true}) },
 		"Due":         func() error { _, _, err := s.Due(ctx, 0, 1); return err },
 		"Claim":       func() error { _, err := s.Claim(ctx, id, "a", grant.Terms{Lease: lease}); return err },
-		"Commit":      func() error { return s.Commit(ctx, id, fingerprint(0), tokens(1), future) },
+		"Commit":      func() error { _, err := s.Commit(ctx, id, fingerprint(0), tokens(1), future); return err },
 		"Fail":        func() error { return s.Fail(ctx, grant.Claim{ID: id}, grant.Gone, 0, "") },
 		"Lock":        func() error { _, _, err := s.LockRegistration(ctx, id, lease); return err },
 	} {
