@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/redis/go-redis/v9/logging"
+
 	"tokenprovider/internal/doctor"
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/settings"
@@ -105,7 +107,7 @@ var marks = map[doctor.Verdict]string{
 }
 
 func (d *doctorCommand) run(ctx context.Context, s *session) error {
-	settings.QuietRedis()
+	logging.Disable() // the checks say what is wrong
 	config, closing := d.config()
 	defer closing()
 	findings := doctor.Examine(ctx, config.Checks(), d.Timeout)

@@ -11,12 +11,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
@@ -116,17 +116,10 @@ func (s *Server) Client() *store.Connection {
 	return Client(s.tb, s.URL())
 }
 
-// quiet keeps go-redis's own log, which has no level, out of test outputs.
-var silence = sync.OnceFunc(func() { redis.SetLogger(quiet{}) })
-
-type quiet struct{}
-
-func (quiet) Printf(context.Context, string, ...any) {}
-
 // Client returns a client for a Redis URL, closed with the test.
 func Client(tb testing.TB, url string) *store.Connection {
 	tb.Helper()
-	silence()
+	logging.Disable() // it has no level, and would be in every test's output
 	client, err := store.Connect(secret.New(url))
 	if err != nil {
 		tb.Fatal(err)

@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -34,7 +34,7 @@ func (r *Redis) Connection() *store.Connection { return r.client }
 // Open returns the store, if Redis answers and the keyset opens what is in it.
 // It writes nothing.
 func (r *Records) Open(ctx context.Context) (*store.Store, error) {
-	QuietRedis()
+	logging.Disable() // what matters of it comes back as errors
 	opened := store.New(r.client, r.Keyset())
 	if _, err := opened.OpensWith(ctx); err != nil {
 		if errors.Is(err, store.ErrKeyset) {
@@ -52,15 +52,6 @@ func (r *Records) Close() error {
 	}
 	return r.client.Close()
 }
-
-// QuietRedis drops what go-redis says by itself.
-func QuietRedis() { redis.SetLogger(quiet{}) }
-
-// quiet drops what go-redis says of its connections: what matters of it comes back
-// as errors.
-type quiet struct{}
-
-func (quiet) Printf(context.Context, string, ...any) {}
 
 // Registrar is how a client reaches the registrar.
 type Registrar struct {
