@@ -138,7 +138,9 @@ func testAnswerToAConsentIsStoredOnce(f *fixture) {
 
 func testUnfinishedGrantsComeInTurn(f *fixture) {
 	ctx := f.t.Context()
-	ann, bob := f.consent("ann", future), f.consent("bob", future)
+	ann := f.consent("ann", future)
+	time.Sleep(2 * time.Millisecond) // turns are in whole ms, by Redis's clock
+	bob := f.consent("bob", future)
 	await := func(want ...grant.ID) {
 		f.t.Helper()
 		var ids []grant.ID
