@@ -14,7 +14,7 @@ test: redis ## all tests, with the race detector, against a real redis-server
 	go test -race -parallel 4 -timeout 15m -coverprofile cover.out -coverpkg ./internal/store,./internal/grant,./tokenserver,./registrar ./...
 
 model: ## 20,000 random schedules of the rotation protocol; SEED=n for others
-	go test -run 'TestModel$$' ./internal/rotation -schedules 20000 -seed $(or $(SEED),1)
+	go test -run 'TestModel$$' ./internal/renewal -schedules 20000 -seed $(or $(SEED),1)
 
 chaos: redis ## the programs under kill -9, with a Redis that forgets; KILLS=n, SEED=n
 	go test -timeout 60m -v -run TestChaos ./internal/e2e -race-built=false -kills $(or $(KILLS),500) -chaos-seed $(or $(SEED),1)
@@ -27,7 +27,7 @@ bench-registrar: redis ## registrations a second beside a bare loop; p99 of GetU
 	go test -run '^$$' -bench Registrations -benchtime 1x ./internal/e2e -race-built=false
 
 bench-rotation: redis ## refreshes a second beside a bare loop; what it costs to wait
-	go test -run '^$$' -bench Refresh -benchtime 1x ./internal/rotation
+	go test -run '^$$' -bench Refresh -benchtime 1x ./internal/renewal
 	go test -run '^$$' -bench Idle -benchtime 1x ./internal/e2e -race-built=false
 
 bench: redis wrk ## the callback beside a bare handler, under load

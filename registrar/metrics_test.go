@@ -11,9 +11,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"tokenprovider/internal/metricstest"
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/recalltest"
+	"tokenprovider/internal/testkit"
 	"tokenprovider/internal/zoomtest"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 	"tokenprovider/registrar"
@@ -26,7 +26,7 @@ func measured(t *testing.T) (*world, func(series string) float64) {
 	w.replica = w.join(replicaOptions{metrics: registry})
 	return w, func(series string) float64 {
 		t.Helper()
-		return metricstest.Value(t, registry, "tokenprovider_"+series)
+		return testkit.MetricValue(t, registry, "tokenprovider_"+series)
 	}
 }
 
@@ -173,7 +173,7 @@ func TestReconciliationsAreTold(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	go (&registrar.Reconciler{Service: other.service, Recall: other.recall, Log: w.log, Every: time.Hour}).Run(ctx)
-	until(t, func() bool { return metricstest.Value(t, registry, "tokenprovider_reconciliation_stopped") == 1 })
+	until(t, func() bool { return testkit.MetricValue(t, registry, "tokenprovider_reconciliation_stopped") == 1 })
 }
 
 func TestWaitsForRecallAreTold(t *testing.T) {
@@ -190,7 +190,7 @@ func TestWaitsForRecallAreTold(t *testing.T) {
 		`recall_limit_wait_seconds{work="registration"}`: 3, `recall_limit_refusals_total{work="registration"}`: 3,
 		`recall_limit_refusals_total{work="reconciliation"}`: 0, `recall_paused{kind="list"}`: 1, `recall_paused{kind="other"}`: 0,
 	} {
-		if got := metricstest.Value(t, registry, "tokenprovider_"+series); got != want {
+		if got := testkit.MetricValue(t, registry, "tokenprovider_"+series); got != want {
 			t.Errorf("%s is %v, want %v", series, got, want)
 		}
 	}
@@ -198,7 +198,7 @@ func TestWaitsForRecallAreTold(t *testing.T) {
 	elsewhere, other := prometheus.NewRegistry(), w.gate(w.join(replicaOptions{}), 30)
 	other.Metrics = registrar.NewGateMetrics(elsewhere)
 	_ = other.Enter(t.Context(), recall.Lists, 1)
-	if metricstest.Value(t, elsewhere, `tokenprovider_recall_paused{kind="list"}`) != 1 {
+	if testkit.MetricValue(t, elsewhere, `tokenprovider_recall_paused{kind="list"}`) != 1 {
 		t.Error("another replica does not say that Recall is left alone")
 	}
 }
@@ -207,7 +207,7 @@ func TestEndOfCertificatesIsTold(t *testing.T) {
 	s, registry := secure(t, ""), prometheus.NewRegistry()
 	registrar.MeasureCertificates(s.certificates, registry)
 	for _, certificate := range []string{"server", "client_ca"} {
-		ends := time.Unix(int64(metricstest.Value(t, registry, `tokenprovider_certificate_expiry_timestamp_seconds{certificate="`+certificate+`"}`)), 0)
+		ends := time.Unix(int64(testkit.MetricValue(t, registry, `tokenprovider_certificate_expiry_timestamp_seconds{certificate="`+certificate+`"}`)), 0)
 		if left := time.Until(ends); left < 50*time.Minute || left > 70*time.Minute {
 			t.Errorf("%s ends in %v, want an hour", certificate, left)
 		}

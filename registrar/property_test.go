@@ -17,7 +17,7 @@ import (
 
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/recalltest"
-	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/testkit"
 	"tokenprovider/internal/zoomtest"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
@@ -239,7 +239,7 @@ func (r *interleaving) call(user, what string, call func(context.Context, *repli
 func (r *interleaving) settle() {
 	r.recall.Heal()
 	r.zoom.Heal()
-	client := redistest.Client(r.t, r.redis.URL())
+	client := testkit.RedisClient(r.t, r.redis.URL())
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		left := 0
 		for shard := range grant.Shards {

@@ -28,7 +28,7 @@ import (
 
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/recall"
-	"tokenprovider/internal/rotation"
+	"tokenprovider/internal/renewal"
 	"tokenprovider/internal/store"
 	"tokenprovider/internal/zoom"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
@@ -43,7 +43,7 @@ type App struct {
 // Config is what the service needs. Every field without a default is required.
 type Config struct {
 	Store        *store.Store
-	Rotator      *rotation.Rotator
+	Rotator      *renewal.Rotator
 	Apps         map[string]App // by the name of the Zoom app; [Service.SetApps] changes them
 	Recall       *recall.Client
 	CallbackBase *url.URL // public URL of the token server

@@ -24,12 +24,11 @@ import (
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/journal"
 	"tokenprovider/internal/recalltest"
-	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/rotation"
+	"tokenprovider/internal/renewal"
 	"tokenprovider/internal/seal"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 	"tokenprovider/internal/zoom"
 	"tokenprovider/internal/zoomtest"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
@@ -44,7 +43,7 @@ type world struct {
 	registrarv1.RegistrarServiceClient
 	*replica
 	t      testing.TB
-	redis  *redistest.Server
+	redis  *testkit.Redis
 	zoom   *zoomtest.Zoom
 	recall *recalltest.Recall
 	keyset *seal.Keyset
@@ -76,7 +75,7 @@ func start(t *testing.T) *world {
 // surroundings is a world without a registrar.
 func surroundings(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, redis: redistest.Start(t), zoom: zoomtest.New(zoomtest.Options{
+	w := &world{t: t, redis: testkit.StartRedis(t), zoom: zoomtest.New(zoomtest.Options{
 		Apps: map[string]string{zoomtest.DefaultClientID: zoomtest.DefaultClientSecret, "second-client": "second-secret"},
 	})}
 	w.recall = recalltest.New(recalltest.Options{
@@ -91,7 +90,7 @@ func surroundings(t testing.TB) *world {
 	})
 	zoomServer, recallServer := httptest.NewServer(w.zoom), httptest.NewServer(w.recall)
 	w.zoomURL, w.recallURL = parse(t, zoomServer.URL), parse(t, recallServer.URL)
-	w.keyset = sealtest.Keyset(t)
+	w.keyset = testkit.Keyset(t)
 	core, logs := observer.New(zap.DebugLevel)
 	w.log, w.logs = zap.New(core), logs
 
@@ -120,7 +119,7 @@ func (w *world) client(name, clientSecret string, http *http.Client) *zoom.Clien
 	return zoom.New(zoom.Config{ClientID: name, ClientSecret: secret.New(clientSecret), OAuthURL: w.zoomURL, APIURL: w.zoomURL, HTTP: http})
 }
 
-func (w *world) rotator(grants *store.Store, folder string, http *http.Client, of *life) (*rotation.Rotator, func(time.Duration)) {
+func (w *world) rotator(grants *store.Store, folder string, http *http.Client, of *life) (*renewal.Rotator, func(time.Duration)) {
 	w.t.Helper()
 	kept, err := journal.Open(folder, w.keyset, time.Minute)
 	for end := time.Now().Add(5 * time.Second); errors.Is(err, journal.ErrLocked) && time.Now().Before(end); {
@@ -130,10 +129,10 @@ func (w *world) rotator(grants *store.Store, folder string, http *http.Client, o
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	rotator := rotation.New(rotation.Config{
+	rotator := renewal.New(renewal.Config{
 		Store: grants, Journal: paper{kept, of}, Log: w.log, Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
 		Hold: time.Nanosecond, Settle: time.Nanosecond,
-		Apps: map[string]rotation.Zoom{
+		Apps: map[string]renewal.Zoom{
 			"default": w.client(zoomtest.DefaultClientID, zoomtest.DefaultClientSecret, http),
 			"second":  w.client("second-client", "second-secret", http),
 		},

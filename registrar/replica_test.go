@@ -20,10 +20,10 @@ import (
 	"tokenprovider/internal/journal"
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/recalltest"
-	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/rotation"
+	"tokenprovider/internal/renewal"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 	"tokenprovider/internal/zoomtest"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 	"tokenprovider/registrar"
@@ -35,7 +35,7 @@ type replica struct {
 	registrarv1.RegistrarServiceClient
 	life    *life
 	store   *store.Store
-	rotator *rotation.Rotator
+	rotator *renewal.Rotator
 	service *registrar.Service
 	recall  *recall.Client
 	folder  string
@@ -63,7 +63,7 @@ func (w *world) join(o replicaOptions) *replica {
 		o.folder = w.t.TempDir()
 	}
 	r := &replica{life: &life{}, folder: o.folder}
-	connection := redistest.Client(w.t, w.redis.URL())
+	connection := testkit.RedisClient(w.t, w.redis.URL())
 	connection.AddHook(r.life)
 	r.store = store.New(connection, w.keyset)
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &mortal{&http.Transport{}, r.life}}

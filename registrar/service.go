@@ -9,7 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/rotation"
+	"tokenprovider/internal/renewal"
 	"tokenprovider/internal/seal"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/zoom"
@@ -191,7 +191,7 @@ func (s *Service) accessToken(ctx context.Context, id grant.ID, r *registrarv1.G
 	}
 	serving, err = s.Rotator.HandOut(ctx, id, serving, ttl)
 	// A token that is not good for so long is the best there is.
-	if err != nil && (!errors.Is(err, rotation.ErrShort) || !serving.GoodFor(time.Second, time.Now())) {
+	if err != nil && (!errors.Is(err, renewal.ErrShort) || !serving.GoodFor(time.Second, time.Now())) {
 		return nil, err
 	}
 	return &registrarv1.GetAccessTokenResponse{

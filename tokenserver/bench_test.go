@@ -15,7 +15,7 @@ import (
 
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/rotation"
+	"tokenprovider/internal/renewal"
 	"tokenprovider/internal/secret"
 	"tokenprovider/tokenserver"
 )
@@ -53,7 +53,7 @@ func warmHandler(tb testing.TB, signed bool) (http.Handler, *http.Request) {
 	cache.Live()
 	config := tokenserver.Config{
 		Cache: cache, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
-		HandOuter: &rotation.Rotator{Config: rotation.Config{InUse: 5 * time.Second}},
+		HandOuter: &renewal.Rotator{Config: renewal.Config{InUse: 5 * time.Second}},
 	}
 	request, err := http.NewRequestWithContext(tb.Context(), http.MethodGet, callback.Prefix+string(address.ID)+"/"+address.Secret.Reveal(), nil)
 	if err != nil {

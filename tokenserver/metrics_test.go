@@ -10,9 +10,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
-	"tokenprovider/internal/metricstest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 	"tokenprovider/tokenserver"
 )
 
@@ -26,7 +26,7 @@ func measured(t *testing.T, test func(m *memory, want func(series string, value 
 		test(m, func(series string, value float64) {
 			m.t.Helper()
 			synctest.Wait()
-			if got := metricstest.Value(m.t, registry, "tokenprovider_"+series); got != value {
+			if got := testkit.MetricValue(m.t, registry, "tokenprovider_"+series); got != value {
 				m.t.Errorf("%s is %v, want %v", series, got, value)
 			}
 		})

@@ -16,7 +16,7 @@ type DueIndex interface {
 	Due(ctx context.Context, shard, limit int) (late []grant.Late, next time.Duration, err error)
 }
 
-// DueRenewer starts renewals; see [rotation.Rotator].
+// DueRenewer starts renewals; see [renewal.Rotator].
 type DueRenewer interface {
 	Room() int
 	RenewDue(id grant.ID, landed func(error)) bool
@@ -57,7 +57,7 @@ const (
 )
 
 // Run works until ctx ends. Renewals under way go on: see
-// [rotation.Rotator.Close].
+// [renewal.Rotator.Close].
 func (r *Refresher) Run(ctx context.Context) {
 	if r.Poll == 0 {
 		r.Poll = 15 * time.Second

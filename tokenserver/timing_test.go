@@ -16,10 +16,9 @@ import (
 
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 	"tokenprovider/tokenserver"
 )
 
@@ -36,8 +35,8 @@ import (
 // 0.61 or more is found with a probability of 0.95. What does take another way,
 // a callback that is served from memory, must be told apart: it is the control.
 func TestTimeTellsNothing(t *testing.T) {
-	keyset := sealtest.Keyset(t)
-	grants := store.New(redistest.Start(t).Client(), keyset)
+	keyset := testkit.Keyset(t)
+	grants := store.New(testkit.StartRedis(t).Client(), keyset)
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	now := time.Now()
 	token := secret.New(string(make([]byte, 800)))

@@ -29,7 +29,7 @@ import (
 )
 
 // HandOuter decides which token may be handed out, and renews it first if need
-// be; see [rotation.Rotator].
+// be; see [renewal.Rotator].
 type HandOuter interface {
 	// Ready reports whether serving may be handed out as it is, to somebody who
 	// needs the token for ttl.

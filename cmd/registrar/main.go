@@ -13,13 +13,13 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"tokenprovider/internal/app"
+	"tokenprovider/internal/config"
 	"tokenprovider/internal/keyset"
-	"tokenprovider/internal/lifecycle"
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/reload"
-	"tokenprovider/internal/rotation"
+	"tokenprovider/internal/renewal"
 	"tokenprovider/internal/secret"
-	"tokenprovider/internal/settings"
 	"tokenprovider/internal/telemetry"
 	"tokenprovider/internal/zoom"
 	"tokenprovider/registrar"
@@ -27,19 +27,19 @@ import (
 
 const about = `Registers users over gRPC: takes a user's Zoom grant and gives the user a credential at Recall that points at the token server. Run as many replicas as you like: they meet in Redis.`
 
-func main() { os.Exit(lifecycle.Main("registrar", run)) }
+func main() { os.Exit(app.Main("registrar", run)) }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	var c config
-	if err := settings.Parse("registrar", about, &c, args, stdout); err != nil {
+	var c settings
+	if err := config.Parse("registrar", about, &c, args, stdout); err != nil {
 		return err
 	}
 	log := c.Logger(stderr)
-	endTraces, err := telemetry.Start(ctx, "registrar", settings.Version())
+	endTraces, err := telemetry.Start(ctx, "registrar", config.Version())
 	if err != nil {
 		return err
 	}
-	apps := c.Apps(settings.App{OAuthApp: c.RecallOAuthAppID}, "")
+	apps := c.Apps(config.App{OAuthApp: c.RecallOAuthAppID}, "")
 	grants, kept, err := c.Open(ctx, log)
 	if err != nil {
 		return err
@@ -47,20 +47,20 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := apps.CheckUsers(ctx, grants.Apps); err != nil {
 		return err
 	}
-	internal, err := lifecycle.Listen(ctx, "GRPC_ADDR", c.GRPCAddr)
+	internal, err := app.Listen(ctx, "GRPC_ADDR", c.GRPCAddr)
 	if err != nil {
 		return err
 	}
-	ops, err := lifecycle.Listen(ctx, "OPS_ADDR", c.OpsAddr)
+	ops, err := app.Listen(ctx, "OPS_ADDR", c.OpsAddr)
 	if err != nil {
 		return err
 	}
-	metrics := lifecycle.Metrics("registrar")
+	metrics := app.Metrics("registrar")
 	c.Measure(grants, kept, metrics)
 	registrar.MeasureCertificates(c.certificates, metrics)
-	client, zoomMetrics := lifecycle.Outbound(20*time.Second), zoom.NewMetrics(metrics)
+	client, zoomMetrics := app.Outbound(20*time.Second), zoom.NewMetrics(metrics)
 	clocks := c.Clocks(grants, client, log)
-	rotator := rotation.New(rotation.Config{
+	rotator := renewal.New(renewal.Config{
 		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
 		Aside: clocks.Wrong, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
@@ -70,7 +70,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	recallClient := recall.New(recall.Config{
 		APIURL: c.RecallAPIURL, APIKey: c.RecallAPIKey, HTTP: client, Gate: &gate, Metrics: recall.NewMetrics(metrics),
 	})
-	var secrets settings.Secrets
+	var secrets config.Secrets
 	secrets.On("RECALL_API_KEY", c.RecallAPIKeyFile, func(key secret.Text) error {
 		if key.IsZero() {
 			return errors.New("it is empty")
@@ -89,8 +89,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	reconciler := &registrar.Reconciler{
 		Service: service, Recall: recallClient.Through(&background), Log: log.Named("reconciler"), Every: c.ReconcileInterval,
 	}
-	setApps := func(list []settings.App) {
-		atZoom, known := map[string]rotation.Zoom{}, map[string]registrar.App{}
+	setApps := func(list []config.App) {
+		atZoom, known := map[string]renewal.Zoom{}, map[string]registrar.App{}
 		for _, app := range list {
 			zoomClient := c.Client(app, client, zoomMetrics)
 			atZoom[app.Name], known[app.Name] = zoomClient, registrar.App{Zoom: zoomClient, OAuthApp: app.OAuthApp}
@@ -103,32 +103,32 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	ready := &lifecycle.Readiness{Check: func(ctx context.Context) error {
+	ready := &app.Readiness{Check: func(ctx context.Context) error {
 		return errors.Join(clocks.Wrong(), grants.Ping(ctx))
 	}}
-	log.Info("registrar started", zap.String("version", settings.Version()),
+	log.Info("registrar started", zap.String("version", config.Version()),
 		zap.Stringer("grpc", internal.Addr()), zap.Stringer("ops", ops.Addr()))
 	c.tellAccess(log)
-	return lifecycle.Run(ctx, log, 90*time.Second,
-		lifecycle.Part{Name: "traces", Stop: endTraces},
-		lifecycle.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(kept) }},
-		lifecycle.HTTP("ops", log, ops, lifecycle.Ops(ready, metrics)),
-		lifecycle.Loop("recovery", rotator.Run),
-		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
-		lifecycle.Part{Name: "registrations", Stop: service.Close},
-		lifecycle.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.Apps, setApps) }),
-		lifecycle.Loop("storage's secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
-		lifecycle.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
-		lifecycle.Loop("clocks", clocks.Run),
-		lifecycle.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "registrar", settings.Version()) }),
-		lifecycle.Loop("resealer", resealer.Run),
-		lifecycle.Loop("certificates", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.certificates, log, "server's certificates") }),
-		lifecycle.Loop("policy", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.policy, log, "policy") }),
-		lifecycle.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, 5*time.Second) }),
-		lifecycle.Loop("reconciler", reconciler.Run),
-		lifecycle.Loop("health", func(ctx context.Context) { tellHealth(ctx, ready, healthServer) }),
-		lifecycle.GRPC("grpc", internal, server),
-		lifecycle.Part{Name: "watches", Stop: func(context.Context) error { service.EndWatches(); return nil }},
+	return app.Run(ctx, log, 90*time.Second,
+		app.Part{Name: "traces", Stop: endTraces},
+		app.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(kept) }},
+		app.HTTP("ops", log, ops, app.Ops(ready, metrics)),
+		app.Loop("recovery", rotator.Run),
+		app.Part{Name: "renewals", Stop: rotator.Close},
+		app.Part{Name: "registrations", Stop: service.Close},
+		app.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.Apps, setApps) }),
+		app.Loop("storage's secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
+		app.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
+		app.Loop("clocks", clocks.Run),
+		app.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "registrar", config.Version()) }),
+		app.Loop("resealer", resealer.Run),
+		app.Loop("certificates", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.certificates, log, "server's certificates") }),
+		app.Loop("policy", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.policy, log, "policy") }),
+		app.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, 5*time.Second) }),
+		app.Loop("reconciler", reconciler.Run),
+		app.Loop("health", func(ctx context.Context) { tellHealth(ctx, ready, healthServer) }),
+		app.GRPC("grpc", internal, server),
+		app.Part{Name: "watches", Stop: func(context.Context) error { service.EndWatches(); return nil }},
 		ready.Part(),
 	)
 }
@@ -141,7 +141,7 @@ func follow[T any](ctx context.Context, every time.Duration, value *reload.Value
 }
 
 // tellHealth keeps the gRPC health service in step with the readiness.
-func tellHealth(ctx context.Context, ready *lifecycle.Readiness, server *health.Server) {
+func tellHealth(ctx context.Context, ready *app.Readiness, server *health.Server) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	defer server.Shutdown()

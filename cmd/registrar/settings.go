@@ -8,33 +8,33 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"tokenprovider/internal/config"
 	"tokenprovider/internal/reload"
-	"tokenprovider/internal/settings"
 	"tokenprovider/registrar"
 )
 
-// config is the settings of the registrar.
-type config struct {
-	settings.Program
+// settings are the settings of the registrar.
+type settings struct {
+	config.Program
 	GRPCAddr string `name:"grpc-addr" env:"GRPC_ADDR" default:":8443" help:"Where internal services call."`
 	OpsAddr  string `env:"OPS_ADDR" default:":9090" help:"Where /healthz, /readyz and /metrics are. Never expose it."`
 
-	settings.Certificates
+	config.Certificates
 	GRPCPolicyFile string `name:"grpc-policy-file" env:"GRPC_POLICY_FILE" placeholder:"FILE" help:"Which clients may do what, in YAML. Without it, any client with a certificate may do all but GetAccessToken."`
 	GRPCInsecure   bool   `name:"grpc-insecure" env:"GRPC_INSECURE" help:"Serve gRPC in plaintext, to anybody who can connect."`
 
-	settings.Storage
-	settings.Zoom
-	settings.Refreshing
-	settings.Recall
+	config.Storage
+	config.Zoom
+	config.Refreshing
+	config.Recall
 	ReconcileInterval time.Duration `env:"RECONCILE_INTERVAL" default:"1h" help:"How long after one comparison with all that Recall has the next begins."`
 
 	certificates *reload.Value[*registrar.Certificates]
 	policy       *reload.Value[*registrar.Policy]
 }
 
-// Check implements [settings.Checker].
-func (c *config) Check(fault func(setting, text string)) {
+// Check implements [config.Checker].
+func (c *settings) Check(fault func(setting, text string)) {
 	c.Program.Check(fault)
 	c.Storage.Check(fault)
 	c.Refreshing.Check(fault)
@@ -48,7 +48,7 @@ func (c *config) Check(fault func(setting, text string)) {
 }
 
 // checkGRPC reads what clients are known by.
-func (c *config) checkGRPC(fault func(setting, text string)) {
+func (c *settings) checkGRPC(fault func(setting, text string)) {
 	files := []struct{ setting, path, hint string }{
 		{"GRPC_TLS_CERT_FILE", c.GRPCTLSCertFile, "the server's certificate in PEM"},
 		{"GRPC_TLS_KEY_FILE", c.GRPCTLSKeyFile, "the key of the server's certificate in PEM"},
@@ -95,7 +95,7 @@ func (c *config) checkGRPC(fault func(setting, text string)) {
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // transport is how clients connect.
-func (c *config) transport() grpc.ServerOption {
+func (c *settings) transport() grpc.ServerOption {
 	if c.GRPCInsecure {
 		return grpc.Creds(insecure.NewCredentials())
 	}
@@ -103,12 +103,12 @@ func (c *config) transport() grpc.ServerOption {
 }
 
 // access decides who may call what.
-func (c *config) access() *registrar.Access {
+func (c *settings) access() *registrar.Access {
 	return &registrar.Access{Policy: c.policy, Plaintext: c.GRPCInsecure}
 }
 
 // tellAccess says in the log who may call.
-func (c *config) tellAccess(log *zap.Logger) {
+func (c *settings) tellAccess(log *zap.Logger) {
 	switch {
 	case c.GRPCInsecure:
 		log.Warn("gRPC is served in plaintext, to anybody who can connect (GRPC_INSECURE)")

@@ -17,25 +17,25 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"tokenprovider/internal/lifecycle"
+	"tokenprovider/internal/app"
+	"tokenprovider/internal/config"
 	"tokenprovider/internal/recalltest"
-	"tokenprovider/internal/settings"
 	"tokenprovider/internal/zoomtest"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
 
 const about = `Runs everything in one process on loopback, with stand-ins for Redis, Zoom and Recall: registers a user, serves a token, renews it.`
 
-type config struct {
-	settings.Program
+type settings struct {
+	config.Program
 	Once bool `help:"Make one full round, from a user's consent to the removal, and exit."`
 }
 
-func main() { os.Exit(lifecycle.Main("sandbox", run)) }
+func main() { os.Exit(app.Main("sandbox", run)) }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	c := config{}
-	if err := settings.Parse("sandbox", about, &c, append([]string{"--log-level=error", "--log-format=console"}, args...), stdout); err != nil {
+	c := settings{}
+	if err := config.Parse("sandbox", about, &c, append([]string{"--log-level=error", "--log-format=console"}, args...), stdout); err != nil {
 		return err
 	}
 	s, err := start(ctx, c.Logger(stderr))
@@ -52,7 +52,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		played <- err
 		cancel()
 	}()
-	stopped := lifecycle.Run(ctx, s.log, 10*time.Second, s.parts...)
+	stopped := app.Run(ctx, s.log, 10*time.Second, s.parts...)
 	cancel()
 	return errors.Join(<-played, stopped)
 }

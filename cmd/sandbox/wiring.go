@@ -12,14 +12,14 @@ import (
 	"github.com/alicebob/miniredis/v2"
 	"go.uber.org/zap"
 
+	"tokenprovider/internal/app"
+	"tokenprovider/internal/config"
 	"tokenprovider/internal/journal"
-	"tokenprovider/internal/lifecycle"
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/recalltest"
-	"tokenprovider/internal/rotation"
+	"tokenprovider/internal/renewal"
 	"tokenprovider/internal/seal"
 	"tokenprovider/internal/secret"
-	"tokenprovider/internal/settings"
 	"tokenprovider/internal/store"
 	"tokenprovider/internal/zoom"
 	"tokenprovider/internal/zoomtest"
@@ -39,7 +39,7 @@ type sandbox struct {
 	log    *zap.Logger
 	zoom   *zoomtest.Zoom
 	recall *recalltest.Recall
-	parts  []lifecycle.Part
+	parts  []app.Part
 
 	tokens    string // base URL of the token server
 	ops       string // base URL of health and metrics
@@ -48,7 +48,7 @@ type sandbox struct {
 	recallURL string // base URL of the stand-in
 }
 
-// start listens everywhere and puts the parts together; lifecycle.Run runs them.
+// start listens everywhere and puts the parts together; app.Run runs them.
 func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	s := &sandbox{log: log, zoom: zoomtest.New(zoomtest.Options{AccessTokenLife: tokenLife})}
 	s.recall = recalltest.New(recalltest.Options{APIKey: recallKey, Identify: s.identify})
@@ -65,7 +65,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	var listeners [5]net.Listener
 	var urls [5]string
 	for i := range listeners {
-		listener, err := lifecycle.Listen(ctx, "loopback", "127.0.0.1:0")
+		listener, err := app.Listen(ctx, "loopback", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}
@@ -88,7 +88,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.parts = append(s.parts, lifecycle.Part{Name: "storage", Stop: func(context.Context) error {
+	s.parts = append(s.parts, app.Part{Name: "storage", Stop: func(context.Context) error {
 		defer embedded.Close()
 		return errors.Join(kept.Close(), os.RemoveAll(folder), client.Close())
 	}})
@@ -97,10 +97,10 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret),
 		OAuthURL: zoomURL, APIURL: zoomURL, HTTP: outbound,
 	})
-	metrics := lifecycle.Metrics("sandbox")
-	rotator := rotation.New(rotation.Config{
+	metrics := app.Metrics("sandbox")
+	rotator := renewal.New(renewal.Config{
 		Store: grants, Journal: kept, Log: log, Metrics: metrics, RefreshBefore: refreshBefore,
-		Apps: map[string]rotation.Zoom{settings.DefaultApp: zoomClient},
+		Apps: map[string]renewal.Zoom{config.DefaultApp: zoomClient},
 	})
 	cache, err := tokenserver.NewCache(grants, 1000, log)
 	if err != nil {
@@ -110,7 +110,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log, Poll: 500 * time.Millisecond}
 	service := registrar.New(registrar.Config{
 		Store: grants, Rotator: rotator, Log: log, CallbackBase: mustURL(s.tokens),
-		Apps: map[string]registrar.App{settings.DefaultApp: {Zoom: zoomClient, OAuthApp: recalltest.DefaultOAuthApp}},
+		Apps: map[string]registrar.App{config.DefaultApp: {Zoom: zoomClient, OAuthApp: recalltest.DefaultOAuthApp}},
 		Recall: recall.New(recall.Config{
 			APIURL: recallURL, APIKey: secret.New(recallKey), HTTP: outbound,
 		}),
@@ -119,21 +119,21 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	ready := &lifecycle.Readiness{Check: grants.Ping}
+	ready := &app.Readiness{Check: grants.Ping}
 	s.parts = append(s.parts,
-		lifecycle.HTTP("zoom", log, listeners[0], s.zoom),
-		lifecycle.HTTP("recall", log, listeners[1], s.recall),
-		lifecycle.HTTP("ops", log, listeners[3], lifecycle.Ops(ready, metrics)),
-		lifecycle.Loop("recovery", rotator.Run),
-		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
-		lifecycle.Part{Name: "registrations", Stop: service.Close},
-		lifecycle.Loop("refresher", refresher.Run),
-		lifecycle.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "tokenserver", settings.Version()) }),
-		lifecycle.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, time.Second) }),
-		lifecycle.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
-		lifecycle.HTTP("callbacks", log, listeners[2], handler),
-		lifecycle.GRPC("grpc", listeners[4], server),
-		lifecycle.Part{Name: "watches", Stop: func(context.Context) error { service.EndWatches(); return nil }},
+		app.HTTP("zoom", log, listeners[0], s.zoom),
+		app.HTTP("recall", log, listeners[1], s.recall),
+		app.HTTP("ops", log, listeners[3], app.Ops(ready, metrics)),
+		app.Loop("recovery", rotator.Run),
+		app.Part{Name: "renewals", Stop: rotator.Close},
+		app.Part{Name: "registrations", Stop: service.Close},
+		app.Loop("refresher", refresher.Run),
+		app.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "tokenserver", config.Version()) }),
+		app.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, time.Second) }),
+		app.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
+		app.HTTP("callbacks", log, listeners[2], handler),
+		app.GRPC("grpc", listeners[4], server),
+		app.Part{Name: "watches", Stop: func(context.Context) error { service.EndWatches(); return nil }},
 		ready.Part(),
 	)
 	return s, nil

@@ -7,7 +7,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"tokenprovider/internal/settings"
+	"tokenprovider/internal/config"
 )
 
 type completion struct {
@@ -71,7 +71,7 @@ type complete struct {
 }
 
 func (c *complete) run(_ context.Context, s *session) error {
-	model, err := settings.Model("tokenctl", &commands{})
+	model, err := config.Model("tokenctl", &commands{})
 	if err != nil {
 		return err
 	}

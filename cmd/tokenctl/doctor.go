@@ -9,22 +9,22 @@ import (
 
 	"github.com/redis/go-redis/v9/logging"
 
-	"tokenprovider/internal/doctor"
+	"tokenprovider/internal/admin/doctor"
+	"tokenprovider/internal/config"
 	"tokenprovider/internal/recall"
-	"tokenprovider/internal/settings"
 )
 
 type doctorCommand struct {
 	Timeout time.Duration `default:"10s" help:"How long a check may take."`
 	Verbose bool          `short:"v" help:"Also say how long each check took."`
 
-	settings.Storage
-	settings.Zoom
-	settings.Recall
-	settings.Certificates
-	settings.Registrar
+	config.Storage
+	config.Zoom
+	config.Recall
+	config.Certificates
+	config.Registrar
 
-	faults settings.Faults
+	faults config.Faults
 }
 
 // Help implements [kong.HelpProvider].
@@ -38,7 +38,7 @@ Examples:
   tokenctl doctor -o json | jq 'select(.verdict == "fault")'`
 }
 
-// Check implements [settings.Checker].
+// Check implements [config.Checker].
 func (d *doctorCommand) Check(fault func(setting, text string)) {
 	d.Storage.Check(fault)
 	if d.ZoomAppsFile != "" || d.ZoomClientID != "" || !d.ZoomClientSecret.IsZero() {
@@ -48,14 +48,14 @@ func (d *doctorCommand) Check(fault func(setting, text string)) {
 	d.Registrar.Check(fault)
 }
 
-// Spares implements [settings.Sparing]: what a program does not have, it may not
+// Spares implements [config.Sparing]: what a program does not have, it may not
 // need.
 func (*doctorCommand) Spares(setting string) bool {
 	return setting != "REDIS_URL" && setting != "KEYSET_FILE"
 }
 
-// Tolerate implements [settings.Tolerant]: a wrong setting is a finding.
-func (d *doctorCommand) Tolerate(faults settings.Faults) { d.faults = faults }
+// Tolerate implements [config.Tolerant]: a wrong setting is a finding.
+func (d *doctorCommand) Tolerate(faults config.Faults) { d.faults = faults }
 
 func (d *doctorCommand) config() (doctor.Config, func()) {
 	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}}
@@ -70,7 +70,7 @@ func (d *doctorCommand) config() (doctor.Config, func()) {
 		c.RecallURL = nil
 	}
 	if d.ZoomAppsFile != "" || d.ZoomClientID != "" && !d.ZoomClientSecret.IsZero() {
-		for _, app := range d.Apps(settings.App{OAuthApp: d.RecallOAuthAppID}, "").List() {
+		for _, app := range d.Apps(config.App{OAuthApp: d.RecallOAuthAppID}, "").List() {
 			if app.ClientID != "" {
 				c.Apps = append(c.Apps, doctor.App{Name: app.Name, ClientID: app.ClientID, OAuthApp: app.OAuthApp, Zoom: d.Client(app, client, nil)})
 			}

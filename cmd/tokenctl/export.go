@@ -9,14 +9,14 @@ import (
 	"io"
 	"os"
 
-	"tokenprovider/internal/backup"
-	"tokenprovider/internal/settings"
+	"tokenprovider/internal/admin/backup"
+	"tokenprovider/internal/config"
 	"tokenprovider/internal/store"
 )
 
 type export struct {
 	File string `arg:"" help:"File to write; it must not exist. -: standard output."`
-	settings.Records
+	config.Records
 }
 
 // Help implements [kong.HelpProvider].
@@ -87,7 +87,7 @@ type restore struct {
 	OnlyCheck bool   `name:"check" help:"Only see whether the backup is whole and opens."`
 	Resume    bool   `help:"Go on with a restore that was broken off: what is there already stays as it is."`
 	confirmed
-	settings.Records
+	config.Records
 }
 
 // Help implements [kong.HelpProvider].
@@ -109,7 +109,7 @@ Examples:
   tokenctl restore - --yes <grants-2026-11-24.backup`
 }
 
-// Spares implements [settings.Sparing].
+// Spares implements [config.Sparing].
 func (r *restore) Spares(setting string) bool { return r.OnlyCheck && setting == "REDIS_URL" }
 
 // backup opens the backup, which is read twice: once to see that it is whole. What

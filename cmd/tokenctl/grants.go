@@ -5,15 +5,15 @@ import (
 	"fmt"
 	"time"
 
-	"tokenprovider/internal/doctor"
+	"tokenprovider/internal/admin/doctor"
+	"tokenprovider/internal/config"
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/settings"
 )
 
 type grantsDue struct {
 	Within time.Duration `default:"5m" help:"Only those due within this time. 0: only what is overdue."`
 	Limit  int           `default:"50" help:"How many grants, at most."`
-	settings.Records
+	config.Records
 }
 
 // Help implements [kong.HelpProvider].
@@ -88,7 +88,7 @@ func apiState(state grant.State) string {
 type grantsStuck struct {
 	Late  time.Duration `default:"2m" help:"For how long something must not have got on."`
 	Limit int           `default:"100" help:"How many grants, at most."`
-	settings.Records
+	config.Records
 }
 
 // Help implements [kong.HelpProvider].

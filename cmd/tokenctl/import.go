@@ -9,8 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"tokenprovider/internal/intake"
-	"tokenprovider/internal/settings"
+	"tokenprovider/internal/admin/bulkimport"
+	"tokenprovider/internal/config"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
 
@@ -22,7 +22,7 @@ type importing struct {
 	Concurrency int           `default:"8" help:"Registrations at once."`
 	Patience    time.Duration `default:"5m" help:"How long to go on with one line while the registrar cannot be reached."`
 	confirmed
-	settings.Registrar
+	config.Registrar
 }
 
 // Help implements [kong.HelpProvider].
@@ -36,7 +36,7 @@ Examples:
   tokenctl import grants.jsonl --per-minute 120 -o json > report.jsonl`
 }
 
-// Check implements [settings.Checker].
+// Check implements [config.Checker].
 func (i *importing) Check(fault func(setting, text string)) {
 	i.Registrar.Check(fault)
 	for setting, n := range map[string]int{"--per-minute": i.PerMinute, "--concurrency": i.Concurrency} {
@@ -55,18 +55,18 @@ func (i *importing) run(ctx context.Context, s *session) error {
 		return fmt.Errorf("import: %w", err)
 	}
 	defer func() { _ = file.Close() }()
-	format := intake.Format(i.Format)
+	format := bulkimport.Format(i.Format)
 	if i.Format == "auto" {
-		format = intake.CSV
+		format = bulkimport.CSV
 		if strings.HasSuffix(i.File, ".jsonl") || strings.HasSuffix(i.File, ".ndjson") || strings.HasSuffix(i.File, ".json") {
-			format = intake.JSONLines
+			format = bulkimport.JSONLines
 		}
 	}
 	path := i.State
 	if path == "" {
 		path = i.File + ".done"
 	}
-	state, err := intake.OpenState(path)
+	state, err := bulkimport.OpenState(path)
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}
@@ -77,11 +77,11 @@ func (i *importing) run(ctx context.Context, s *session) error {
 	}
 	defer func() { _ = connection.Close() }()
 	progress := s.progress("lines")
-	run := &intake.Import{
+	run := &bulkimport.Import{
 		Registrar: registrarv1.NewRegistrarServiceClient(connection), State: state, Format: format,
 		PerMinute: i.PerMinute, Concurrency: i.Concurrency, Try: 30 * time.Second, Patience: i.Patience,
 	}
-	report, err := run.Run(ctx, file, func(r intake.Report) { progress.at(r.Seen(), r.Lines) })
+	report, err := run.Run(ctx, file, func(r bulkimport.Report) { progress.at(r.Seen(), r.Lines) })
 	progress.done()
 	rows := s.table("LINE", "USER", "REFUSED BECAUSE")
 	for _, r := range report.Refusals {
@@ -91,7 +91,7 @@ func (i *importing) run(ctx context.Context, s *session) error {
 		rows.row(strconv.Itoa(r.Line), r.User, r.Reason)
 	}
 	rows.flush()
-	if !errors.Is(err, intake.ErrFile) {
+	if !errors.Is(err, bulkimport.ErrFile) {
 		s.say("%d lines: %d registered and active, %d pending, %d done before, %d refused",
 			report.Lines, report.Active, report.Pending, report.Before, len(report.Refusals))
 	}
@@ -104,7 +104,7 @@ func (i *importing) run(ctx context.Context, s *session) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return errors.New("import: broken off; run it again to go on")
-	case errors.Is(err, intake.ErrFile):
+	case errors.Is(err, bulkimport.ErrFile):
 		return fmt.Errorf("import: %w; nothing was done", err)
 	case err != nil:
 		return fmt.Errorf("import: %w; run it again to go on", err)

@@ -3,11 +3,11 @@ package main
 import (
 	"context"
 
+	"tokenprovider/internal/config"
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/settings"
 )
 
-type indexRebuild struct{ settings.Records }
+type indexRebuild struct{ config.Records }
 
 // Help implements [kong.HelpProvider].
 func (*indexRebuild) Help() string {

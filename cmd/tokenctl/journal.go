@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"time"
 
-	"tokenprovider/internal/doctor"
+	"tokenprovider/internal/admin/doctor"
+	"tokenprovider/internal/config"
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/journal"
-	"tokenprovider/internal/rotation"
-	"tokenprovider/internal/settings"
+	"tokenprovider/internal/renewal"
 	"tokenprovider/internal/store"
 )
 
@@ -22,10 +22,10 @@ type folder struct {
 type journalShow struct {
 	folder
 	Offline bool `help:"Do not ask Redis whether it has them."`
-	settings.Records
+	config.Records
 }
 
-// Check implements [settings.Checker].
+// Check implements [config.Checker].
 func (j *journalShow) Check(fault func(setting, text string)) {
 	j.Sealing.Check(fault)
 	if !j.Offline {
@@ -33,7 +33,7 @@ func (j *journalShow) Check(fault func(setting, text string)) {
 	}
 }
 
-// Spares implements [settings.Sparing].
+// Spares implements [config.Sparing].
 func (j *journalShow) Spares(setting string) bool { return j.Offline && setting == "REDIS_URL" }
 
 // Help implements [kong.HelpProvider].
@@ -140,7 +140,7 @@ func (j *journalShow) run(ctx context.Context, s *session) error {
 
 type journalReplay struct {
 	folder
-	settings.Records
+	config.Records
 }
 
 // Help implements [kong.HelpProvider].
@@ -177,7 +177,7 @@ func (j *journalReplay) run(ctx context.Context, s *session) error {
 	failed, brought := 0, 0
 	faults := make([]string, len(entries))
 	for i, e := range entries {
-		err := rotation.Replay(ctx, grants, e)
+		err := renewal.Replay(ctx, grants, e)
 		switch {
 		case errors.Is(err, grant.ErrSuperseded), errors.Is(err, grant.ErrNotFound):
 		case err != nil:

@@ -8,9 +8,9 @@ import (
 	"strconv"
 	"strings"
 
+	"tokenprovider/internal/config"
 	"tokenprovider/internal/keyset"
 	"tokenprovider/internal/seal"
-	"tokenprovider/internal/settings"
 )
 
 type keysetCreate struct {
@@ -22,7 +22,7 @@ type keysetCreate struct {
 func (k *keysetCreate) run(ctx context.Context, s *session) error {
 	wrapping, err := keyset.Wrapping(ctx, k.KeysetKMSURI)
 	if err != nil {
-		return settings.Faults{"KEYSET_KMS_URI: " + err.Error()}
+		return config.Faults{"KEYSET_KMS_URI: " + err.Error()}
 	}
 	json, err := wrapping.Generate()
 	if err != nil {
@@ -36,7 +36,7 @@ func (k *keysetCreate) run(ctx context.Context, s *session) error {
 }
 
 // edited is a keyset that a command changes.
-type edited struct{ settings.Sealing }
+type edited struct{ config.Sealing }
 
 // change changes the keyset's file, and returns where the one before is.
 func (e *edited) change(ctx context.Context, how func(seal.Wrapping, []byte) ([]byte, error)) (backup string, err error) {
@@ -61,7 +61,7 @@ func (e *edited) key(id uint32) (seal.Key, error) {
 			return key, nil
 		}
 	}
-	return seal.Key{}, settings.Faults{fmt.Sprintf("<key>: the keyset has no key %d (see tokenctl keyset show)", id)}
+	return seal.Key{}, config.Faults{fmt.Sprintf("<key>: the keyset has no key %d (see tokenctl keyset show)", id)}
 }
 
 type keysetShow struct{ edited }
@@ -173,11 +173,11 @@ type keysetDisable struct {
 	OnlyCheck bool   `name:"check" xor:"redis" help:"Only see whether anything in Redis is sealed by the key."`
 	Offline   bool   `xor:"redis" help:"Do not ask Redis: --check has, elsewhere."`
 	confirmed
-	settings.Redis
+	config.Redis
 	edited
 }
 
-// Check implements [settings.Checker].
+// Check implements [config.Checker].
 func (k *keysetDisable) Check(fault func(setting, text string)) {
 	if !k.Offline {
 		k.Redis.Check(fault)
@@ -185,7 +185,7 @@ func (k *keysetDisable) Check(fault func(setting, text string)) {
 	k.edited.Check(fault)
 }
 
-// Spares implements [settings.Sparing].
+// Spares implements [config.Sparing].
 func (k *keysetDisable) Spares(setting string) bool { return k.Offline && setting == "REDIS_URL" }
 
 // Help implements [kong.HelpProvider].
@@ -237,7 +237,7 @@ func (k *keysetDisable) run(ctx context.Context, s *session) error {
 
 // unneeded says no if anything in Redis is sealed by the key.
 func (k *keysetDisable) unneeded(ctx context.Context) error {
-	records := settings.Records{Redis: k.Redis, Sealing: k.Sealing}
+	records := config.Records{Redis: k.Redis, Sealing: k.Sealing}
 	grants, err := records.Open(ctx)
 	if err != nil {
 		return err

@@ -11,8 +11,8 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"tokenprovider/internal/lifecycle"
-	"tokenprovider/internal/settings"
+	"tokenprovider/internal/app"
+	"tokenprovider/internal/config"
 )
 
 const about = `The operator's command line.
@@ -66,11 +66,11 @@ type command interface {
 	run(ctx context.Context, s *session) error
 }
 
-func main() { os.Exit(lifecycle.Main("tokenctl", run)) }
+func main() { os.Exit(app.Main("tokenctl", run)) }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var c commands
-	asked, err := settings.ParseCommand("tokenctl", about, &c, args, stdout)
+	asked, err := config.ParseCommand("tokenctl", about, &c, args, stdout)
 	if err != nil {
 		return err
 	}

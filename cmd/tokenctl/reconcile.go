@@ -10,10 +10,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"tokenprovider/internal/config"
 	"tokenprovider/internal/journal"
 	"tokenprovider/internal/recall"
-	"tokenprovider/internal/rotation"
-	"tokenprovider/internal/settings"
+	"tokenprovider/internal/renewal"
 	"tokenprovider/registrar"
 )
 
@@ -22,9 +22,9 @@ type reconcile struct {
 	AnyNumber bool `help:"Do it however much is amiss. Otherwise it stops where that may rather be the wrong Redis or workspace."`
 	confirmed
 
-	settings.Records
-	settings.Zoom
-	settings.Recall
+	config.Records
+	config.Zoom
+	config.Recall
 }
 
 // Help implements [kong.HelpProvider].
@@ -38,7 +38,7 @@ Examples:
   tokenctl reconcile --dry-run -o json | jq -r .kind | sort | uniq -c`
 }
 
-// Check implements [settings.Checker].
+// Check implements [config.Checker].
 func (r *reconcile) Check(fault func(setting, text string)) {
 	r.Records.Check(fault)
 	r.Zoom.Check(fault)
@@ -83,12 +83,12 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 	background.Patience, background.Background = 10*time.Minute, true
 	recallClient := recall.New(recall.Config{APIURL: r.RecallAPIURL, APIKey: r.RecallAPIKey, HTTP: client, Gate: &gate})
 	// It renews nothing: an answer of Zoom's would need a journal.
-	rotator := rotation.New(rotation.Config{Store: grants, Journal: noJournal{}, Log: log, Metrics: prometheus.NewRegistry()})
+	rotator := renewal.New(renewal.Config{Store: grants, Journal: noJournal{}, Log: log, Metrics: prometheus.NewRegistry()})
 	if err := rotator.Close(ctx); err != nil {
 		return err
 	}
 	apps := map[string]registrar.App{}
-	for _, app := range r.Apps(settings.App{OAuthApp: r.RecallOAuthAppID}, "").List() {
+	for _, app := range r.Apps(config.App{OAuthApp: r.RecallOAuthAppID}, "").List() {
 		apps[app.Name] = registrar.App{Zoom: r.Client(app, client, nil), OAuthApp: app.OAuthApp}
 	}
 	service := registrar.New(registrar.Config{
@@ -124,6 +124,6 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 }
 
 // noJournal is the journal of a rotator that never has an answer to keep.
-type noJournal struct{ rotation.Journal }
+type noJournal struct{ renewal.Journal }
 
 func (noJournal) Entries() []journal.Entry { return nil }

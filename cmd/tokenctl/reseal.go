@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"time"
 
-	"tokenprovider/internal/settings"
+	"tokenprovider/internal/config"
 	"tokenprovider/internal/store"
 )
 
 type reseal struct {
 	PerSecond int `default:"1000" help:"Grants a second, at most. 0: as many as Redis takes."`
-	settings.Records
+	config.Records
 }
 
 // Help implements [kong.HelpProvider].

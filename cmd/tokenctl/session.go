@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/term"
 
-	"tokenprovider/internal/settings"
+	"tokenprovider/internal/config"
 )
 
 // session is what a command has around it.
@@ -150,7 +150,7 @@ func (c confirmed) confirm(ctx context.Context, s *session, what string) error {
 		return nil
 	}
 	if !term.IsTerminal(int(s.stdin.Fd())) {
-		return settings.Faults{"--yes: not given, and there is no terminal to ask at: " + what}
+		return config.Faults{"--yes: not given, and there is no terminal to ask at: " + what}
 	}
 	_, _ = fmt.Fprintf(s.stderr, "%s\nType yes to do it: ", what)
 	answer := make(chan string, 1)

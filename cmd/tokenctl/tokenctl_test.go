@@ -18,13 +18,13 @@ import (
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 
-	"tokenprovider/internal/settings"
+	"tokenprovider/internal/config"
 )
 
 // leaves returns every command, by its words.
 func leaves(t *testing.T) map[string]*kong.Node {
 	t.Helper()
-	model, err := settings.Model("tokenctl", &commands{})
+	model, err := config.Model("tokenctl", &commands{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func TestEveryCommandIsWhole(t *testing.T) {
 		if leaf.Help == "" {
 			t.Errorf("%s: no help", name)
 		}
-		if _, checked := target.(settings.Checker); !checked {
+		if _, checked := target.(config.Checker); !checked {
 			for _, flag := range leaf.Flags {
 				if len(flag.Envs) > 0 && flag.Name != "keyset-kms-uri" {
 					t.Errorf("%s has --%s, and nobody checks it", name, flag.Name)
@@ -149,8 +149,8 @@ func (l line) fault(all map[string]*kong.Node) string {
 	}
 	// What is wrong with the words has a line of its own; all other faults are
 	// settings that are not set here.
-	_, err := settings.ParseCommand("tokenctl", about, &commands{}, words, io.Discard)
-	var faults settings.Faults
+	_, err := config.ParseCommand("tokenctl", about, &commands{}, words, io.Discard)
+	var faults config.Faults
 	if errors.As(err, &faults) {
 		for _, fault := range faults {
 			if strings.HasSuffix(fault, "(see --help)") || strings.HasPrefix(fault, "<") || strings.HasPrefix(fault, "--") {
@@ -249,7 +249,7 @@ func TestWhatCannotBeTakenBackIsAsked(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = nobody.Close() }()
-	var faults settings.Faults
+	var faults config.Faults
 	if err := (confirmed{}).confirm(t.Context(), &session{stdin: nobody}, "All is lost."); !errors.As(err, &faults) {
 		t.Errorf("without a terminal: %v", err)
 	}

@@ -14,8 +14,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"tokenprovider/internal/config"
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/settings"
 	"tokenprovider/internal/store"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 	"tokenprovider/registrar"
@@ -24,11 +24,11 @@ import (
 // reading is where users are read from: the registrar, as any of its clients; or
 // straight from Redis, which also works when no registrar does.
 type reading struct {
-	settings.Registrar
-	settings.Records
+	config.Registrar
+	config.Records
 }
 
-// Check implements [settings.Checker].
+// Check implements [config.Checker].
 func (r *reading) Check(fault func(setting, text string)) {
 	if r.RegistrarAddr != "" {
 		r.Registrar.Check(fault)
@@ -37,7 +37,7 @@ func (r *reading) Check(fault func(setting, text string)) {
 	r.Records.Check(fault)
 }
 
-// Spares implements [settings.Sparing].
+// Spares implements [config.Sparing].
 func (r *reading) Spares(setting string) bool {
 	return setting == "REGISTRAR_ADDR" || r.RegistrarAddr != ""
 }
@@ -67,7 +67,7 @@ func (r *reading) open(ctx context.Context) (reader, *store.Store, func(), error
 		return nil, nil, nil, errors.Join(err, r.Close())
 	}
 	if len(apps) == 0 {
-		apps = map[string]int{settings.DefaultApp: 0}
+		apps = map[string]int{config.DefaultApp: 0}
 	}
 	server, connection, err := registrar.Local(grants, apps, zap.NewNop())
 	if err != nil {
@@ -213,8 +213,8 @@ Example:
   tokenctl users get ann`
 }
 
-// renewal is how a renewal stands, in JSON.
-type renewal struct {
+// renewalStatus is how a renewal stands, in JSON.
+type renewalStatus struct {
 	Due        time.Time `json:"due_time,omitzero"`
 	Failures   int       `json:"failures"`
 	RetryAt    time.Time `json:"retry_time,omitzero"`
@@ -236,7 +236,7 @@ func (u *usersGet) run(ctx context.Context, s *session) error {
 	one := toUser(answer.GetUser())
 	result := struct {
 		user
-		Renewal *renewal `json:"renewal,omitempty"`
+		Renewal *renewalStatus `json:"renewal,omitempty"`
 	}{user: one}
 	if grants != nil {
 		found, err := grants.Renewals(ctx, []grant.ID{one.Grant})
@@ -244,7 +244,7 @@ func (u *usersGet) run(ctx context.Context, s *session) error {
 			return err
 		}
 		r := found[0]
-		result.Renewal = &renewal{r.Due, r.Failures, r.RetryAt, r.LeaseUntil, r.Uncertain, r.Work}
+		result.Renewal = &renewalStatus{r.Due, r.Failures, r.RetryAt, r.LeaseUntil, r.Uncertain, r.Work}
 	}
 	if err := s.object(result); err != nil {
 		return err
@@ -361,7 +361,7 @@ type usersDeregister struct {
 	named
 	Revoke bool `name:"revoke-grant" help:"Also end the grant at Zoom. Not if internal services use it themselves."`
 	confirmed
-	settings.Registrar
+	config.Registrar
 }
 
 // Help implements [kong.HelpProvider].
@@ -394,7 +394,7 @@ func (u *usersDeregister) run(ctx context.Context, s *session) error {
 type usersRefresh struct {
 	named
 	Wait time.Duration `default:"30s" help:"How long to wait for a token server to do it. 0: not at all."`
-	settings.Records
+	config.Records
 }
 
 // Help implements [kong.HelpProvider].
@@ -462,7 +462,7 @@ func theOne(ctx context.Context, grants *store.Store, n named) (grant.Grant, err
 			return grant.Grant{}, err
 		}
 		if len(apps) > 1 {
-			return grant.Grant{}, settings.Faults{"--zoom-app: not given, and there are several Zoom apps"}
+			return grant.Grant{}, config.Faults{"--zoom-app: not given, and there are several Zoom apps"}
 		}
 		for app = range apps {
 		}

@@ -13,10 +13,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
-	"tokenprovider/internal/lifecycle"
-	"tokenprovider/internal/rotation"
+	"tokenprovider/internal/app"
+	"tokenprovider/internal/config"
+	"tokenprovider/internal/renewal"
 	"tokenprovider/internal/secret"
-	"tokenprovider/internal/settings"
 	"tokenprovider/internal/store"
 	"tokenprovider/internal/telemetry"
 	"tokenprovider/internal/zoom"
@@ -25,14 +25,14 @@ import (
 
 const about = `Serves each user's Zoom access token to Recall at the user's own callback URL, and keeps all tokens fresh. Run as many replicas as you like: they meet in Redis.`
 
-// config is the settings of the token server.
-type config struct {
-	settings.Program
+// settings are the settings of the token server.
+type settings struct {
+	config.Program
 	HTTPAddr string `name:"http-addr" env:"HTTP_ADDR" default:":8080" help:"Where the public side listens, which Recall calls."`
 	OpsAddr  string `env:"OPS_ADDR" default:":9090" help:"Where /healthz, /readyz and /metrics are. Never expose it."`
-	settings.Storage
-	settings.Zoom
-	settings.Refreshing
+	config.Storage
+	config.Zoom
+	config.Refreshing
 	RecallVerificationSecrets     secret.Text   `env:"RECALL_VERIFICATION_SECRETS" placeholder:"SECRETS" help:"Recall's workspace verification secrets (whsec_…), separated by commas. If set, a callback without a valid, fresh signature by one of them is refused."`
 	RecallVerificationSecretsFile string        `env:"RECALL_VERIFICATION_SECRETS_FILE" placeholder:"FILE" help:"File that holds the verification secrets."`
 	RecallVerificationRequired    bool          `env:"RECALL_VERIFICATION_REQUIRED" help:"Do not start without verification secrets."`
@@ -45,8 +45,8 @@ type config struct {
 	verifier *tokenserver.Verifier
 }
 
-// Check implements [settings.Checker].
-func (c *config) Check(fault func(setting, text string)) {
+// Check implements [config.Checker].
+func (c *settings) Check(fault func(setting, text string)) {
 	c.Program.Check(fault)
 	c.Storage.Check(fault)
 	c.Refreshing.Check(fault)
@@ -55,7 +55,7 @@ func (c *config) Check(fault func(setting, text string)) {
 		fault("ZOOM_WEBHOOK_SECRET_TOKEN", "set besides ZOOM_APPS_FILE, which has one for each app: choose one")
 	}
 	if !c.RecallVerificationSecrets.IsZero() {
-		verifier, err := tokenserver.NewVerifier(settings.Split(c.RecallVerificationSecrets))
+		verifier, err := tokenserver.NewVerifier(config.Split(c.RecallVerificationSecrets))
 		if err != nil {
 			fault("RECALL_VERIFICATION_SECRETS", err.Error())
 		}
@@ -74,20 +74,20 @@ func (c *config) Check(fault func(setting, text string)) {
 	}
 }
 
-func main() { os.Exit(lifecycle.Main("tokenserver", run)) }
+func main() { os.Exit(app.Main("tokenserver", run)) }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	var c config
-	if err := settings.Parse("tokenserver", about, &c, args, stdout); err != nil {
+	var c settings
+	if err := config.Parse("tokenserver", about, &c, args, stdout); err != nil {
 		return err
 	}
 	boundMemory(c.CacheSize)
 	log := c.Logger(stderr)
-	endTraces, err := telemetry.Start(ctx, "tokenserver", settings.Version())
+	endTraces, err := telemetry.Start(ctx, "tokenserver", config.Version())
 	if err != nil {
 		return err
 	}
-	apps := c.Apps(settings.App{WebhookSecretToken: c.ZoomWebhookSecretToken}, c.ZoomWebhookSecretTokenFile)
+	apps := c.Apps(config.App{WebhookSecretToken: c.ZoomWebhookSecretToken}, c.ZoomWebhookSecretTokenFile)
 	grants, kept, err := c.Open(ctx, log)
 	if err != nil {
 		return err
@@ -95,34 +95,34 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := apps.CheckUsers(ctx, grants.Apps); err != nil {
 		return err
 	}
-	public, err := lifecycle.Listen(ctx, "HTTP_ADDR", c.HTTPAddr)
+	public, err := app.Listen(ctx, "HTTP_ADDR", c.HTTPAddr)
 	if err != nil {
 		return err
 	}
-	ops, err := lifecycle.Listen(ctx, "OPS_ADDR", c.OpsAddr)
+	ops, err := app.Listen(ctx, "OPS_ADDR", c.OpsAddr)
 	if err != nil {
 		return err
 	}
-	metrics := lifecycle.Metrics("tokenserver")
+	metrics := app.Metrics("tokenserver")
 	c.Measure(grants, kept, metrics)
-	client, zoomMetrics := lifecycle.Outbound(0), zoom.NewMetrics(metrics)
+	client, zoomMetrics := app.Outbound(0), zoom.NewMetrics(metrics)
 	clocks := c.Clocks(grants, client, log)
-	rotator := rotation.New(rotation.Config{
+	rotator := renewal.New(renewal.Config{
 		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
 		Aside: clocks.Wrong, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
-	setApps := func(list []settings.App) {
-		atZoom := map[string]rotation.Zoom{}
+	setApps := func(list []config.App) {
+		atZoom := map[string]renewal.Zoom{}
 		for _, app := range list {
 			atZoom[app.Name] = c.Client(app, client, zoomMetrics)
 		}
 		rotator.SetApps(atZoom)
 	}
 	setApps(apps.List())
-	var secrets settings.Secrets
+	var secrets config.Secrets
 	if c.verifier != nil {
 		secrets.On("RECALL_VERIFICATION_SECRETS", c.RecallVerificationSecretsFile, func(text secret.Text) error {
-			return c.verifier.SetSecrets(settings.Split(text))
+			return c.verifier.SetSecrets(config.Split(text))
 		})
 	}
 	cache, err := tokenserver.NewCache(grants, c.CacheSize, log.Named("cache"))
@@ -135,7 +135,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Verifier: c.verifier, Events: c.events(apps, grants, log, metrics), MaxWaiting: c.MaxWaiting,
 	})
 	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log.Named("refresher")}
-	ready := &lifecycle.Readiness{Drain: c.DrainDelay, Check: func(ctx context.Context) error {
+	ready := &app.Readiness{Drain: c.DrainDelay, Check: func(ctx context.Context) error {
 		if err := clocks.Wrong(); err != nil {
 			return err
 		}
@@ -144,25 +144,25 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		}
 		return grants.Ping(ctx)
 	}}
-	log.Info("token server started", zap.String("version", settings.Version()),
+	log.Info("token server started", zap.String("version", config.Version()),
 		zap.Stringer("http", public.Addr()), zap.Stringer("ops", ops.Addr()), zap.Bool("signatures", c.verifier != nil))
 	if c.verifier == nil {
 		log.Warn("callbacks need no signature: set RECALL_VERIFICATION_SECRETS")
 	}
-	return lifecycle.Run(ctx, log, c.DrainDelay+45*time.Second,
-		lifecycle.Part{Name: "traces", Stop: endTraces},
-		lifecycle.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(kept) }},
-		lifecycle.HTTP("ops", log, ops, lifecycle.Ops(ready, metrics)),
-		lifecycle.Loop("recovery", rotator.Run),
-		lifecycle.Part{Name: "renewals", Stop: rotator.Close},
-		lifecycle.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.Apps, setApps) }),
-		lifecycle.Loop("storage's secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
-		lifecycle.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
-		lifecycle.Loop("refresher", refresher.Run),
-		lifecycle.Loop("clocks", clocks.Run),
-		lifecycle.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "tokenserver", settings.Version()) }),
-		lifecycle.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
-		lifecycle.HTTP("callbacks", log, public, ready.Draining(handler)),
+	return app.Run(ctx, log, c.DrainDelay+45*time.Second,
+		app.Part{Name: "traces", Stop: endTraces},
+		app.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(kept) }},
+		app.HTTP("ops", log, ops, app.Ops(ready, metrics)),
+		app.Loop("recovery", rotator.Run),
+		app.Part{Name: "renewals", Stop: rotator.Close},
+		app.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.Apps, setApps) }),
+		app.Loop("storage's secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
+		app.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
+		app.Loop("refresher", refresher.Run),
+		app.Loop("clocks", clocks.Run),
+		app.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "tokenserver", config.Version()) }),
+		app.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
+		app.HTTP("callbacks", log, public, ready.Draining(handler)),
 		ready.Part(),
 	)
 }
@@ -181,7 +181,7 @@ func boundMemory(cacheSize int) {
 }
 
 // events is the handler of Zoom's webhook, or nil.
-func (c *config) events(apps *settings.Apps, grants *store.Store, log *zap.Logger, metrics prometheus.Registerer) http.Handler {
+func (c *settings) events(apps *config.Apps, grants *store.Store, log *zap.Logger, metrics prometheus.Registerer) http.Handler {
 	if c.ZoomAppsFile == "" && c.ZoomWebhookSecretToken.IsZero() {
 		return nil
 	}

@@ -12,18 +12,17 @@ import (
 
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 )
 
 // BenchmarkIdle measures what a token server costs that has 100,000 grants and
 // nothing to do: its share of a core, and its commands to Redis.
 func BenchmarkIdle(b *testing.B) {
 	const grants, watch = 100_000, time.Minute
-	redis := redistest.Start(b, "--appendfsync", "no")
-	json, keyset := sealtest.JSON(b)
+	redis := testkit.StartRedis(b, "--appendfsync", "no")
+	json, keyset := testkit.KeysetJSON(b)
 	file := b.TempDir() + "/keyset.json"
 	if err := os.WriteFile(file, json, 0o600); err != nil {
 		b.Fatal(err)

@@ -32,7 +32,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"tokenprovider/internal/recalltest"
-	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/testkit"
 	"tokenprovider/internal/zoomtest"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
@@ -154,7 +154,7 @@ func (p *process) wait() int {
 // stack is what the programs need around them.
 type stack struct {
 	t      *testing.T
-	redis  *redistest.Server
+	redis  *testkit.Redis
 	zoom   *zoomtest.Zoom
 	recall *recalltest.Recall
 	env    []string
@@ -162,7 +162,7 @@ type stack struct {
 
 func newStack(t *testing.T, life time.Duration) *stack {
 	t.Helper()
-	s := &stack{t: t, redis: redistest.Start(t), zoom: zoomtest.New(zoomtest.Options{AccessTokenLife: life})}
+	s := &stack{t: t, redis: testkit.StartRedis(t), zoom: zoomtest.New(zoomtest.Options{AccessTokenLife: life})}
 	s.recall = recalltest.New(recalltest.Options{
 		VerificationSecrets: []string{verification},
 		Identify: func(_ context.Context, token string) (string, string, time.Duration, error) {
@@ -583,7 +583,7 @@ func TestSandboxOnce(t *testing.T) {
 func TestSandboxStandsIn(t *testing.T) {
 	t.Parallel()
 	p := launch(t, "sandbox", nil)
-	env := []string{"REDIS_URL=" + redistest.Start(t).URL(), "KEYSET_FILE=/missing"}
+	env := []string{"REDIS_URL=" + testkit.StartRedis(t).URL(), "KEYSET_FILE=/missing"}
 	for _, name := range []string{"ZOOM_OAUTH_URL", "ZOOM_API_URL", "ZOOM_CLIENT_ID", "ZOOM_CLIENT_SECRET", "RECALL_API_URL", "RECALL_OAUTH_APP_ID", "RECALL_API_KEY"} {
 		env = append(env, name+"="+p.await(name+`=(\S+)`))
 	}

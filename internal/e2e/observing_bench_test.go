@@ -12,8 +12,8 @@ import (
 
 	"go.uber.org/zap"
 
+	"tokenprovider/internal/app"
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/lifecycle"
 	"tokenprovider/internal/seal"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
@@ -86,7 +86,7 @@ func observed(kind string) http.Handler {
 	go grants.Follow(context.Background(), cache)
 	config := tokenserver.Config{Cache: cache, HandOuter: never{}, Log: zap.NewNop()}
 	if kind == "measured" {
-		metrics := lifecycle.Metrics("tokenserver")
+		metrics := app.Metrics("tokenserver")
 		cache.Measure(metrics)
 		config.Metrics = metrics
 	}

@@ -19,11 +19,10 @@ import (
 
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/seal"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 )
 
 var outage = flag.Duration("outage", 6*time.Second, "how long Redis is away in the outage tests")
@@ -32,7 +31,7 @@ var outage = flag.Duration("outage", 6*time.Second, "how long Redis is away in t
 // token server needs to serve them.
 type vault struct {
 	t      testing.TB
-	redis  *redistest.Server
+	redis  *testkit.Redis
 	keyset *seal.Keyset
 	store  *store.Store
 	file   string // of the keyset
@@ -43,12 +42,12 @@ type vault struct {
 
 func newVault(t testing.TB, grants int, redisArgs ...string) *vault {
 	t.Helper()
-	json, keyset := sealtest.JSON(t)
+	json, keyset := testkit.KeysetJSON(t)
 	file := filepath.Join(t.TempDir(), "keyset.json")
 	if err := os.WriteFile(file, json, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	v := &vault{t: t, redis: redistest.Start(t, redisArgs...), keyset: keyset, file: file, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
+	v := &vault{t: t, redis: testkit.StartRedis(t, redisArgs...), keyset: keyset, file: file, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
 	t.Cleanup(v.client.CloseIdleConnections)
 	v.store = v.other()
 	v.paths = fill(t, v.store, grants, time.Hour)
@@ -164,7 +163,7 @@ func (v *vault) renew(path, token string) {
 }
 
 // outlive is a token server under load while Redis is away.
-func outlive(t *testing.T, away, back func(*redistest.Server)) []served {
+func outlive(t *testing.T, away, back func(*testkit.Redis)) []served {
 	v := newVault(t, 50)
 	p, base, ops := v.tokenServer()
 	for _, path := range v.paths { // all but the last are in memory
@@ -206,13 +205,13 @@ func outlive(t *testing.T, away, back func(*redistest.Server)) []served {
 
 func TestRedisStopped(t *testing.T) {
 	t.Parallel()
-	outlive(t, (*redistest.Server).Kill, (*redistest.Server).Run)
+	outlive(t, (*testkit.Redis).Kill, (*testkit.Redis).Run)
 }
 
 func TestRedisFrozen(t *testing.T) {
 	t.Parallel()
 	var took []time.Duration
-	for _, s := range outlive(t, (*redistest.Server).Freeze, (*redistest.Server).Thaw) {
+	for _, s := range outlive(t, (*testkit.Redis).Freeze, (*testkit.Redis).Thaw) {
 		if since := time.Duration(s.at.UnixNano()); since > time.Second && since < *outage {
 			took = append(took, s.took)
 		}

@@ -18,7 +18,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"tokenprovider/internal/recalltest"
-	"tokenprovider/internal/redistest"
+	"tokenprovider/internal/testkit"
 	"tokenprovider/internal/zoomtest"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
@@ -41,7 +41,7 @@ func BenchmarkRegistrations(b *testing.B) {
 	recall := recalltest.New(recalltest.Options{Latency: latency, RateLimit: -1, ListRateLimit: -1})
 	recallServer := httptest.NewServer(recall)
 	defer recallServer.Close()
-	redis := redistest.Start(b, "--appendfsync", "everysec")
+	redis := testkit.StartRedis(b, "--appendfsync", "everysec")
 	keyset := b.TempDir() + "/keyset.json"
 	launch(b, "tokenctl", nil, "keyset", "create", keyset).wait()
 	p := launch(b, "registrar", []string{

@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/seal"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 	"tokenprovider/internal/zoomtest"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
@@ -226,5 +226,5 @@ func (s *stack) openStore(f files) *store.Store {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return store.New(redistest.Client(s.t, string(f.read("redis"))), keyset)
+	return store.New(testkit.RedisClient(s.t, string(f.read("redis"))), keyset)
 }

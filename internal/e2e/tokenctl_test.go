@@ -19,10 +19,10 @@ import (
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/journal"
 	"tokenprovider/internal/recall"
-	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/seal"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 	"tokenprovider/internal/zoom"
 	"tokenprovider/internal/zoomtest"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
@@ -223,7 +223,7 @@ func (o *operator) open(url string) (*store.Store, *store.Connection, *seal.Keys
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	client := redistest.Client(o.t, url)
+	client := testkit.RedisClient(o.t, url)
 	return store.New(client, keyset), client, keyset
 }
 
@@ -647,7 +647,7 @@ func TestOperatorRestores(t *testing.T) {
 	o.refused(1, "there are grants in this Redis", "restore", backup, "--yes")
 	o.redis.Kill()
 
-	fresh := redistest.Start(t)
+	fresh := testkit.StartRedis(t)
 	o.env = append(o.without("REDIS_URL"), "REDIS_URL="+fresh.URL())
 	o.stack.env = append(o.stack.env, "REDIS_URL="+fresh.URL())
 	contains(t, o.ok("restore", backup, "--check"), "is whole: 3 grants")

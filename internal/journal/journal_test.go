@@ -14,8 +14,8 @@ import (
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/journal"
 	"tokenprovider/internal/seal"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
+	"tokenprovider/internal/testkit"
 )
 
 func open(t *testing.T, folder string, keyset *seal.Keyset, keep time.Duration) *journal.Journal {
@@ -75,7 +75,7 @@ func copyOf(t *testing.T, folder string) string {
 }
 
 func TestEntriesOutliveACrash(t *testing.T) {
-	folder, keyset := t.TempDir(), sealtest.Keyset(t)
+	folder, keyset := t.TempDir(), testkit.Keyset(t)
 	j := open(t, folder, keyset, time.Minute)
 	want := []journal.Entry{add(t, j, 1), add(t, j, 2), add(t, j, 3)}
 	j.Settle(want[1].ID, want[1].Spent)
@@ -93,7 +93,7 @@ func TestEntriesOutliveACrash(t *testing.T) {
 }
 
 func TestNothingIsInClear(t *testing.T) {
-	folder, keyset := t.TempDir(), sealtest.Keyset(t)
+	folder, keyset := t.TempDir(), testkit.Keyset(t)
 	add(t, open(t, folder, keyset, 0), 1)
 	for _, path := range files(t, folder) {
 		content, err := os.ReadFile(path)
@@ -107,13 +107,13 @@ func TestNothingIsInClear(t *testing.T) {
 			t.Errorf("mode %v, %v", info.Mode(), err)
 		}
 	}
-	if _, err := journal.Open(copyOf(t, folder), sealtest.Keyset(t), 0); !errors.Is(err, seal.ErrOpen) {
+	if _, err := journal.Open(copyOf(t, folder), testkit.Keyset(t), 0); !errors.Is(err, seal.ErrOpen) {
 		t.Errorf("another keyset: %v, want ErrOpen", err)
 	}
 }
 
 func TestCutOffEntryIsPassedOver(t *testing.T) {
-	folder, keyset := t.TempDir(), sealtest.Keyset(t)
+	folder, keyset := t.TempDir(), testkit.Keyset(t)
 	j := open(t, folder, keyset, 0)
 	want := []journal.Entry{add(t, j, 1)}
 	path := files(t, folder)[0]
@@ -147,7 +147,7 @@ func TestCutOffEntryIsPassedOver(t *testing.T) {
 }
 
 func TestOneProcessAFolder(t *testing.T) {
-	folder, keyset := t.TempDir(), sealtest.Keyset(t)
+	folder, keyset := t.TempDir(), testkit.Keyset(t)
 	j := open(t, folder, keyset, 0)
 	if _, err := journal.Open(folder, keyset, 0); !errors.Is(err, journal.ErrLocked) {
 		t.Errorf("a second process: %v, want ErrLocked", err)
@@ -159,7 +159,7 @@ func TestOneProcessAFolder(t *testing.T) {
 }
 
 func TestCloseLeavesOnlyWhatIsNotSettled(t *testing.T) {
-	folder, keyset := t.TempDir(), sealtest.Keyset(t)
+	folder, keyset := t.TempDir(), testkit.Keyset(t)
 	j := open(t, folder, keyset, time.Hour)
 	one, two := add(t, j, 1), add(t, j, 2)
 	j.Settle(one.ID, one.Spent)
@@ -192,7 +192,7 @@ func TestCloseLeavesOnlyWhatIsNotSettled(t *testing.T) {
 }
 
 func TestConcurrentEntriesAreAllKept(t *testing.T) {
-	folder, keyset := t.TempDir(), sealtest.Keyset(t)
+	folder, keyset := t.TempDir(), testkit.Keyset(t)
 	j := open(t, folder, keyset, 0)
 	const n = 200
 	var wg sync.WaitGroup
@@ -214,11 +214,11 @@ func TestDiskThatCannotBeWritten(t *testing.T) {
 	if err := os.WriteFile(blocked, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := journal.Open(filepath.Join(blocked, "journal"), sealtest.Keyset(t), 0); err == nil {
+	if _, err := journal.Open(filepath.Join(blocked, "journal"), testkit.Keyset(t), 0); err == nil {
 		t.Error("a folder inside a file")
 	}
 	gone := filepath.Join(folder, "gone")
-	j := open(t, gone, sealtest.Keyset(t), 0)
+	j := open(t, gone, testkit.Keyset(t), 0)
 	if err := os.RemoveAll(gone); err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +228,7 @@ func TestDiskThatCannotBeWritten(t *testing.T) {
 }
 
 func BenchmarkAdd(b *testing.B) {
-	keyset := sealtest.Keyset(b)
+	keyset := testkit.Keyset(b)
 	j, err := journal.Open(b.TempDir(), keyset, 0)
 	if err != nil {
 		b.Fatal(err)

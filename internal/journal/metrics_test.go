@@ -6,19 +6,18 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"tokenprovider/internal/metricstest"
-	"tokenprovider/internal/sealtest"
+	"tokenprovider/internal/testkit"
 )
 
 func TestJournalTellsOfWhatWaits(t *testing.T) {
-	keyset, folder := sealtest.Keyset(t), t.TempDir()
+	keyset, folder := testkit.Keyset(t), t.TempDir()
 	j := open(t, folder, keyset, time.Hour)
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(j)
 	want := func(open, settled float64, oldest int) {
 		t.Helper()
 		for state, n := range map[string]float64{"open": open, "settled": settled} {
-			if got := metricstest.Value(t, registry, `tokenprovider_journal_entries{state="`+state+`"}`); got != n {
+			if got := testkit.MetricValue(t, registry, `tokenprovider_journal_entries{state="`+state+`"}`); got != n {
 				t.Errorf("%v entries are %s, want %v", got, state, n)
 			}
 		}
@@ -26,7 +25,7 @@ func TestJournalTellsOfWhatWaits(t *testing.T) {
 		if oldest > 0 {
 			waits = time.Since(entry(oldest).Tokens.Issued).Seconds()
 		}
-		if got := metricstest.Value(t, registry, "tokenprovider_journal_oldest_open_seconds"); got > waits+5 || got < waits {
+		if got := testkit.MetricValue(t, registry, "tokenprovider_journal_oldest_open_seconds"); got > waits+5 || got < waits {
 			t.Errorf("the oldest waits for %v s, want %v", got, waits)
 		}
 	}

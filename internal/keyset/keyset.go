@@ -13,7 +13,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"tokenprovider/internal/kms"
 	"tokenprovider/internal/reload"
 	"tokenprovider/internal/seal"
 	"tokenprovider/internal/store"
@@ -32,7 +31,7 @@ func Wrapping(ctx context.Context, kmsURI string) (seal.Wrapping, error) {
 	if kmsURI == "" {
 		return seal.Wrapping{}, nil
 	}
-	key, err := kms.Open(ctx, kmsURI)
+	key, err := OpenKMS(ctx, kmsURI)
 	return seal.Wrapping{KMS: key}, err
 }
 

@@ -14,11 +14,10 @@ import (
 
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/keyset"
-	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/seal"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 )
 
 // file is a keyset's file.
@@ -30,7 +29,7 @@ type file struct {
 
 func newFile(t *testing.T) *file {
 	t.Helper()
-	json, _ := sealtest.JSON(t)
+	json, _ := testkit.KeysetJSON(t)
 	f := &file{t, filepath.Join(t.TempDir(), "keyset.json"), nil}
 	f.write(json)
 	return f
@@ -108,7 +107,7 @@ func TestKeysetIsReadAgain(t *testing.T) {
 	until(t, "the new key seals", func() bool { return keys.Primary() == id })
 
 	// Another keyset would make everything that is stored unreadable.
-	other, _ := sealtest.JSON(t)
+	other, _ := testkit.KeysetJSON(t)
 	for _, useless := range [][]byte{other, []byte("hunter2"), {}} {
 		good := f.json
 		logs.TakeAll()
@@ -147,7 +146,7 @@ func TestEverythingIsSealedByThePromotedKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := redistest.Start(t)
+	server := testkit.StartRedis(t)
 	stored := store.New(server.Client(), opened.Keyset())
 	now := time.Now()
 	token := secret.New("token")

@@ -9,10 +9,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"tokenprovider/internal/metricstest"
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/recalltest"
 	"tokenprovider/internal/secret"
+	"tokenprovider/internal/testkit"
 )
 
 func TestRequestsAreCounted(t *testing.T) {
@@ -60,7 +60,7 @@ func TestRequestsAreCounted(t *testing.T) {
 		`calls_total{call="delete",outcome="unauthorized"}`: 1,
 		`call_duration_seconds{call="create"}`:              6,
 	} {
-		if got := metricstest.Value(t, registry, "tokenprovider_recall_"+series); got != want {
+		if got := testkit.MetricValue(t, registry, "tokenprovider_recall_"+series); got != want {
 			t.Errorf("%s is %v, want %v", series, got, want)
 		}
 	}

@@ -22,8 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"tokenprovider/internal/noanswer"
-	"tokenprovider/internal/retryafter"
+	"tokenprovider/internal/neterr"
 	"tokenprovider/internal/secret"
 )
 
@@ -385,7 +384,7 @@ func (c *Client) do(ctx context.Context, kind Kind, method string, target *url.U
 		if ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrUncertain, ctx.Err())
 		}
-		return fmt.Errorf("%w (%s)", ErrUncertain, noanswer.Why(err))
+		return fmt.Errorf("%w (%s)", ErrUncertain, neterr.Describe(err))
 	}
 	defer func() { _ = response.Body.Close() }()
 	text, err := io.ReadAll(io.LimitReader(response.Body, 8<<20))
@@ -419,7 +418,7 @@ func refusal(response *http.Response, text []byte) error {
 	}
 	refused := &RefusedError{
 		Status:     response.StatusCode,
-		RetryAfter: retryafter.Parse(response.Header, time.Now()),
+		RetryAfter: neterr.RetryAfter(response.Header, time.Now()),
 	}
 	if response.StatusCode != http.StatusBadRequest {
 		return refused

@@ -7,10 +7,9 @@ import (
 	"time"
 
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 )
 
 // testBackupIsPutBackOnce: what comes back is tried as one whose answer was lost, and
@@ -81,13 +80,13 @@ func testOperatorHastensARenewal(f *fixture) {
 // TestServersOfACluster: each master says of itself what an operator asks.
 func TestServersOfACluster(t *testing.T) {
 	t.Parallel()
-	server := redistest.StartCluster(t)
-	connection := redistest.Client(t, "redis+cluster://"+server.Addr)
+	server := testkit.StartRedisCluster(t)
+	connection := testkit.RedisClient(t, "redis+cluster://"+server.Addr)
 	servers, err := connection.Servers(t.Context())
 	if err != nil || len(servers) != 1 || servers[0].Mode != "cluster" || !servers[0].AppendOnly {
 		t.Errorf("%+v, %v", servers, err)
 	}
-	if err := store.New(connection, sealtest.Keyset(t)).Writes(t.Context()); err != nil {
+	if err := store.New(connection, testkit.Keyset(t)).Writes(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

@@ -7,16 +7,15 @@ import (
 
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 )
 
 // BenchmarkServing is a callback's one read, beside the read of one plain key.
 func BenchmarkServing(b *testing.B) {
-	keyset := sealtest.Keyset(b)
-	client := redistest.Start(b, "--appendfsync", "no").Client()
+	keyset := testkit.Keyset(b)
+	client := testkit.StartRedis(b, "--appendfsync", "no").Client()
 	s := store.New(client, keyset)
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	now := time.Now()

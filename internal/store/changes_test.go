@@ -13,9 +13,8 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 )
 
 // follower writes down what it is told.
@@ -197,8 +196,8 @@ func testDeauthorized(f *fixture) {
 
 // TestSilentRedis follows a Redis that stops answering without a word.
 func TestSilentRedis(t *testing.T) {
-	server := redistest.Start(t)
-	f := &fixture{store.New(server.Client(), sealtest.Keyset(t)), nil, t}
+	server := testkit.StartRedis(t)
+	f := &fixture{store.New(server.Client(), testkit.Keyset(t)), nil, t}
 	why := make(chan error, 100)
 	told := &silent{follower{make(chan string, 1000)}, why}
 	ctx, cancel := context.WithCancel(t.Context())

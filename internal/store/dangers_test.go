@@ -8,14 +8,13 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 
-	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 )
 
 func TestDangers(t *testing.T) {
-	cluster := redistest.StartCluster(t)
-	server := redistest.Start(t)
+	cluster := testkit.StartRedisCluster(t)
+	server := testkit.StartRedis(t)
 	admin := server.Client()
 	set := func(pairs ...string) {
 		t.Helper()
@@ -27,7 +26,7 @@ func TestDangers(t *testing.T) {
 	}
 	look := func(url string) string {
 		t.Helper()
-		dangers, err := store.New(redistest.Client(t, url), sealtest.Keyset(t)).Dangers(t.Context())
+		dangers, err := store.New(testkit.RedisClient(t, url), testkit.Keyset(t)).Dangers(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -76,11 +75,11 @@ func TestDangers(t *testing.T) {
 
 // TestKeysetMarkIsGone: without its mark, a record tells a wrong keyset.
 func TestKeysetMarkIsGone(t *testing.T) {
-	server := redistest.Start(t)
-	right := sealtest.Keyset(t)
+	server := testkit.StartRedis(t)
+	right := testkit.Keyset(t)
 	f := &fixture{store.New(server.Client(), right), server.Client(), t}
 	f.consent("ann", future)
-	wrong := store.New(server.Client(), sealtest.Keyset(t))
+	wrong := store.New(server.Client(), testkit.Keyset(t))
 	if err := wrong.CheckKeyset(t.Context()); !errors.Is(err, store.ErrKeyset) {
 		t.Errorf("a wrong keyset: %v, want ErrKeyset", err)
 	}

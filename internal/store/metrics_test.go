@@ -10,10 +10,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/metricstest"
-	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 )
 
 func testCensus(f *fixture) {
@@ -30,21 +28,21 @@ func testCensus(f *fixture) {
 		`redis_up`: 1, `grants{state="active"}`: 2, `grants{state="degraded"}`: 1, `grants{state="pending"}`: 1,
 		`grants{state="deleting"}`: 0, `grants{state="reauthorization_required"}`: 0, `grants_due`: 1,
 	} {
-		if got := metricstest.Value(f.t, registry, "tokenprovider_"+series); got != want {
+		if got := testkit.MetricValue(f.t, registry, "tokenprovider_"+series); got != want {
 			f.t.Errorf("%s is %v, want %v", series, got, want)
 		}
 	}
-	overdue := time.Duration(metricstest.Value(f.t, registry, "tokenprovider_grants_oldest_due_seconds") * float64(time.Second))
+	overdue := time.Duration(testkit.MetricValue(f.t, registry, "tokenprovider_grants_oldest_due_seconds") * float64(time.Second))
 	if want := time.Since(past) + time.Minute; overdue < want-5*time.Second || overdue > want {
 		f.t.Errorf("the oldest is overdue for %v, want %v", overdue, want)
 	}
-	if offset := metricstest.Value(f.t, registry, "tokenprovider_redis_clock_offset_seconds"); offset < -1 || offset > 1 {
+	if offset := testkit.MetricValue(f.t, registry, "tokenprovider_redis_clock_offset_seconds"); offset < -1 || offset > 1 {
 		f.t.Errorf("Redis's clock is %v s before ours, and is the same", offset)
 	}
 	if err := f.Fail(f.t.Context(), f.claimDue(late.ID, "a"), grant.Gone, 0, "gone"); err != nil {
 		f.t.Fatal(err)
 	}
-	if got := metricstest.Value(f.t, registry, `tokenprovider_grants{state="active"}`); got != 2 {
+	if got := testkit.MetricValue(f.t, registry, `tokenprovider_grants{state="active"}`); got != 2 {
 		f.t.Errorf("%v active within the age of what is told, want it as it was", got)
 	}
 }
@@ -87,25 +85,25 @@ func testLatenessIsSinceThePlan(f *fixture) {
 
 // TestCensusOfARedisThatIsAway: what is not known is not told.
 func TestCensusOfARedisThatIsAway(t *testing.T) {
-	redis := redistest.Start(t)
+	redis := testkit.StartRedis(t)
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(store.NewCensus(store.New(redis.Client(), sealtest.Keyset(t))))
+	registry.MustRegister(store.NewCensus(store.New(redis.Client(), testkit.Keyset(t))))
 	redis.Freeze()
 	began := time.Now()
-	if up := metricstest.Value(t, registry, "tokenprovider_redis_up"); up != 0 {
+	if up := testkit.MetricValue(t, registry, "tokenprovider_redis_up"); up != 0 {
 		t.Errorf("redis_up is %v", up)
 	}
 	if took := time.Since(began); took > 4*time.Second {
 		t.Errorf("a scrape takes %v while Redis is frozen", took)
 	}
-	if metricstest.Has(t, registry, `tokenprovider_grants{state="active"}`) || metricstest.Has(t, registry, "tokenprovider_grants_due") {
+	if testkit.HasMetric(t, registry, `tokenprovider_grants{state="active"}`) || testkit.HasMetric(t, registry, "tokenprovider_grants_due") {
 		t.Error("grants are told that nobody can count")
 	}
 	redis.Thaw()
-	if up := metricstest.Value(t, registry, "tokenprovider_redis_up"); up != 1 {
+	if up := testkit.MetricValue(t, registry, "tokenprovider_redis_up"); up != 1 {
 		t.Errorf("redis_up is %v once it is back", up)
 	}
-	if memory := metricstest.Value(t, registry, "tokenprovider_redis_memory_bytes"); memory < 100_000 {
+	if memory := testkit.MetricValue(t, registry, "tokenprovider_redis_memory_bytes"); memory < 100_000 {
 		t.Errorf("Redis uses %v bytes", memory)
 	}
 }
@@ -115,25 +113,25 @@ func TestClocks(t *testing.T) {
 	embedded := miniredis.RunT(t)
 	embedded.SetTime(time.Now().Add(-10 * time.Minute))
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(store.NewCensus(store.New(redistest.Client(t, "redis://"+embedded.Addr()), sealtest.Keyset(t))))
-	if offset := metricstest.Value(t, registry, "tokenprovider_redis_clock_offset_seconds"); offset > -595 || offset < -605 {
+	registry.MustRegister(store.NewCensus(store.New(testkit.RedisClient(t, "redis://"+embedded.Addr()), testkit.Keyset(t))))
+	if offset := testkit.MetricValue(t, registry, "tokenprovider_redis_clock_offset_seconds"); offset > -595 || offset < -605 {
 		t.Errorf("the offset is %v s, want -600", offset)
 	}
 }
 
 // measured is a store whose connection is measured.
-func measured(t *testing.T, redis *redistest.Server) (*store.Store, func(series string) float64) {
+func measured(t *testing.T, redis *testkit.Redis) (*store.Store, func(series string) float64) {
 	t.Helper()
 	client, registry := redis.Client(), prometheus.NewRegistry()
 	client.Measure(registry)
-	return store.New(client, sealtest.Keyset(t)), func(series string) float64 {
+	return store.New(client, testkit.Keyset(t)), func(series string) float64 {
 		t.Helper()
-		return metricstest.Value(t, registry, "tokenprovider_"+series)
+		return testkit.MetricValue(t, registry, "tokenprovider_"+series)
 	}
 }
 
 func TestCommandsAreMeasured(t *testing.T) {
-	s, value := measured(t, redistest.Start(t))
+	s, value := measured(t, testkit.StartRedis(t))
 	f := &fixture{Store: s, t: t}
 	g := f.consent("ann", past)
 	for range 2 {
@@ -164,22 +162,22 @@ func TestCommandsAreMeasured(t *testing.T) {
 }
 
 func TestFaultsOfRedis(t *testing.T) {
-	for kind, cause := range map[string]func(*redistest.Server, *store.Store){
-		"full": func(r *redistest.Server, s *store.Store) {
+	for kind, cause := range map[string]func(*testkit.Redis, *store.Store){
+		"full": func(r *testkit.Redis, s *store.Store) {
 			if err := r.Client().ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"refused": func(r *redistest.Server, _ *store.Store) {
+		"refused": func(r *testkit.Redis, _ *store.Store) {
 			client := r.Client()
 			if err := client.ConfigSet(t.Context(), "requirepass", "another").Err(); err != nil {
 				t.Fatal(err)
 			}
 			_ = client.Do(t.Context(), "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no").Err() // ends this connection, too
 		},
-		"unreachable": func(r *redistest.Server, _ *store.Store) { r.Kill() },
-		"timeout":     func(r *redistest.Server, _ *store.Store) { r.Freeze() },
-		"read_only": func(r *redistest.Server, _ *store.Store) {
+		"unreachable": func(r *testkit.Redis, _ *store.Store) { r.Kill() },
+		"timeout":     func(r *testkit.Redis, _ *store.Store) { r.Freeze() },
+		"read_only": func(r *testkit.Redis, _ *store.Store) {
 			if err := r.Client().ReplicaOf(t.Context(), "127.0.0.1", "1").Err(); err != nil {
 				t.Fatal(err)
 			}
@@ -187,7 +185,7 @@ func TestFaultsOfRedis(t *testing.T) {
 	} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			redis := redistest.Start(t)
+			redis := testkit.StartRedis(t)
 			s, value := measured(t, redis)
 			id := (&fixture{Store: s, t: t}).consent("ann", past).ID
 			cause(redis, s)
@@ -213,7 +211,7 @@ func TestFaultsOfRedis(t *testing.T) {
 
 // TestACallerWhoLeavesIsNoFault of Redis's.
 func TestACallerWhoLeavesIsNoFault(t *testing.T) {
-	redis := redistest.Start(t)
+	redis := testkit.StartRedis(t)
 	s, value := measured(t, redis)
 	if err := s.Ping(t.Context()); err != nil {
 		t.Fatal(err)

@@ -8,11 +8,10 @@ import (
 
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/seal"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 )
 
 // keys is a keyset whose keys are replaced.
@@ -24,7 +23,7 @@ type keys struct {
 
 func newKeys(t *testing.T) *keys {
 	t.Helper()
-	json, keyset := sealtest.JSON(t)
+	json, keyset := testkit.KeysetJSON(t)
 	return &keys{t, json, keyset}
 }
 
@@ -58,9 +57,9 @@ func (k *keys) rotate() (old uint32) {
 
 func TestResealing(t *testing.T) {
 	for name, connect := range map[string]func(*testing.T) *store.Connection{
-		"server": func(t *testing.T) *store.Connection { return redistest.Start(t).Client() },
+		"server": func(t *testing.T) *store.Connection { return testkit.StartRedis(t).Client() },
 		"cluster": func(t *testing.T) *store.Connection {
-			return redistest.Client(t, "redis+cluster://"+redistest.StartCluster(t).Addr)
+			return testkit.RedisClient(t, "redis+cluster://"+testkit.StartRedisCluster(t).Addr)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -141,7 +140,7 @@ func testResealing(t *testing.T, client *store.Connection) {
 
 func TestResealingLeavesWhatItCannotOpen(t *testing.T) {
 	k := newKeys(t)
-	s := store.New(redistest.Start(t).Client(), k.keyset)
+	s := store.New(testkit.StartRedis(t).Client(), k.keyset)
 	f := &fixture{s, nil, t}
 	f.consent("ann", future)
 	old := k.rotate()
@@ -158,7 +157,7 @@ func TestResealingLeavesWhatItCannotOpen(t *testing.T) {
 
 // TestPasswordIsReplaced: Redis gets a new password, and the store the new URL.
 func TestPasswordIsReplaced(t *testing.T) {
-	server := redistest.Start(t)
+	server := testkit.StartRedis(t)
 	admin := server.Client()
 	password := func(text string) {
 		t.Helper()
@@ -167,7 +166,7 @@ func TestPasswordIsReplaced(t *testing.T) {
 		}
 	}
 	password("first")
-	client := redistest.Client(t, "redis://:first@"+server.Addr+"/0")
+	client := testkit.RedisClient(t, "redis://:first@"+server.Addr+"/0")
 	if err := client.Ping(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}

@@ -10,9 +10,8 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/redistest"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 )
 
 func testAnswerOfADeadHolderIsWaitedFor(f *fixture) {
@@ -164,8 +163,8 @@ func testRebuildDue(f *fixture) {
 }
 
 func TestContinuity(t *testing.T) {
-	server := redistest.Start(t)
-	s := store.New(server.Client(), sealtest.Keyset(t))
+	server := testkit.StartRedis(t)
+	s := store.New(server.Client(), testkit.Keyset(t))
 	ctx, id := t.Context(), grant.NewID(app, "ann")
 	check := func() {
 		t.Helper()
@@ -201,13 +200,13 @@ func TestContinuity(t *testing.T) {
 }
 
 func TestTakeOverIsABreak(t *testing.T) {
-	master := redistest.Start(t)
+	master := testkit.StartRedis(t)
 	host, port, err := net.SplitHostPort(master.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	replica := redistest.Start(t, "--replicaof", host+" "+port)
-	s := store.New(replica.Client(), sealtest.Keyset(t))
+	replica := testkit.StartRedis(t, "--replicaof", host+" "+port)
+	s := store.New(replica.Client(), testkit.Keyset(t))
 	if err := s.CheckContinuity(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -224,12 +223,12 @@ func TestTakeOverIsABreak(t *testing.T) {
 }
 
 func TestCommitWaitsForReplicas(t *testing.T) {
-	master := redistest.Start(t)
+	master := testkit.StartRedis(t)
 	host, port, err := net.SplitHostPort(master.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyset := sealtest.Keyset(t)
+	keyset := testkit.Keyset(t)
 	f := &fixture{store.New(master.Client(), keyset), master.Client(), t}
 	g := f.consent("ann", past)
 	f.WaitReplicas(1)
@@ -241,7 +240,7 @@ func TestCommitWaitsForReplicas(t *testing.T) {
 		t.Errorf("the commit was not made: %v", err)
 	}
 
-	replica := redistest.Start(t, "--replicaof", host+" "+port)
+	replica := testkit.StartRedis(t, "--replicaof", host+" "+port)
 	for end := time.Now().Add(20 * time.Second); ; {
 		err := f.Commit(t.Context(), g.ID, claim.Spent, tokens(1), past)
 		if err == nil {

@@ -15,11 +15,10 @@ import (
 
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/redistest"
 	"tokenprovider/internal/seal"
-	"tokenprovider/internal/sealtest"
 	"tokenprovider/internal/secret"
 	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
 )
 
 const (
@@ -82,16 +81,16 @@ var suite = map[string]func(*fixture){
 // and on the sandbox's embedded one, so that they cannot drift apart.
 func conform(t *testing.T, test func(*fixture)) {
 	for name, connect := range map[string]func(*testing.T) *store.Connection{
-		"server":  func(t *testing.T) *store.Connection { return redistest.Start(t).Client() },
+		"server":  func(t *testing.T) *store.Connection { return testkit.StartRedis(t).Client() },
 		"cluster": oneCluster,
 		"embedded": func(t *testing.T) *store.Connection {
-			return redistest.Client(t, "redis://"+miniredis.RunT(t).Addr())
+			return testkit.RedisClient(t, "redis://"+miniredis.RunT(t).Addr())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			client := connect(t)
-			test(&fixture{store.New(client, sealtest.Keyset(t)), client, t})
+			test(&fixture{store.New(client, testkit.Keyset(t)), client, t})
 		})
 	}
 }
@@ -106,7 +105,7 @@ var cluster struct {
 func oneCluster(t *testing.T) *store.Connection {
 	cluster.Lock()
 	t.Cleanup(cluster.Unlock)
-	client := redistest.Client(t, "redis+cluster://"+cluster.addr)
+	client := testkit.RedisClient(t, "redis+cluster://"+cluster.addr)
 	if err := client.FlushAll(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +114,7 @@ func oneCluster(t *testing.T) *store.Connection {
 
 // TestConformance runs the suite, with one cluster for all of it.
 func TestConformance(t *testing.T) {
-	cluster.addr = redistest.StartCluster(t).Addr
+	cluster.addr = testkit.StartRedisCluster(t).Addr
 	for name, test := range suite {
 		t.Run(name, func(t *testing.T) { conform(t, test) })
 	}
@@ -710,7 +709,7 @@ func testCheckKeyset(f *fixture) {
 		}
 	}
 	g := f.consent("ann", past)
-	stranger := store.New(f.client, sealtest.Keyset(f.t))
+	stranger := store.New(f.client, testkit.Keyset(f.t))
 	wantError(f.t, stranger.CheckKeyset(ctx), store.ErrKeyset)
 	_, err := stranger.Serving(ctx, g.ID)
 	wantError(f.t, err, seal.ErrOpen)
@@ -763,8 +762,8 @@ func testDamagedRecordIsAnErrorNotAPanic(f *fixture) {
 }
 
 func TestNothingSecretIsStoredInClear(t *testing.T) {
-	server := redistest.Start(t)
-	f := &fixture{store.New(server.Client(), sealtest.Keyset(t)), server.Client(), t}
+	server := testkit.StartRedis(t)
+	f := &fixture{store.New(server.Client(), testkit.Keyset(t)), server.Client(), t}
 	g := f.consent("ann", past)
 	address := callback.NewAddress(g.ID)
 	keys := []grant.CallbackKey{address.Key()}
@@ -787,8 +786,8 @@ func TestNothingSecretIsStoredInClear(t *testing.T) {
 }
 
 func TestRedisDown(t *testing.T) {
-	server := redistest.Start(t)
-	s := store.New(server.Client(), sealtest.Keyset(t))
+	server := testkit.StartRedis(t)
+	s := store.New(server.Client(), testkit.Keyset(t))
 	if err := s.Ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}

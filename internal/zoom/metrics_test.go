@@ -8,8 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"tokenprovider/internal/metricstest"
 	"tokenprovider/internal/secret"
+	"tokenprovider/internal/testkit"
 	"tokenprovider/internal/zoom"
 	"tokenprovider/internal/zoomtest"
 )
@@ -29,7 +29,7 @@ func TestCallsAreCounted(t *testing.T) {
 	c := with(server.URL, zoomtest.DefaultClientSecret)
 	value := func(series string) float64 {
 		t.Helper()
-		return metricstest.Value(t, registry, "tokenprovider_zoom_"+series)
+		return testkit.MetricValue(t, registry, "tokenprovider_zoom_"+series)
 	}
 	if got := value(`calls_total{app="default",call="refresh",outcome="invalid_client"}`); got != 0 { // there from the start, for increase()
 		t.Errorf("%v refusals before the first call", got)
@@ -87,11 +87,11 @@ func TestZoomsClock(t *testing.T) {
 		HTTP: &http.Client{Transport: &http.Transport{}}, Metrics: zoom.NewMetrics(registry),
 	})
 	const series = "tokenprovider_zoom_clock_offset_seconds"
-	if metricstest.Has(t, registry, series) {
+	if testkit.HasMetric(t, registry, series) {
 		t.Error("a clock is told of that nobody has seen")
 	}
 	_, _ = c.Refresh(t.Context(), secret.New("x"))
-	if offset := metricstest.Value(t, registry, series); offset < -602 || offset > -598 {
+	if offset := testkit.MetricValue(t, registry, series); offset < -602 || offset > -598 {
 		t.Errorf("the offset is %v s, want -600", offset)
 	}
 }

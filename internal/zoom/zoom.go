@@ -24,8 +24,7 @@ import (
 
 	"golang.org/x/oauth2"
 
-	"tokenprovider/internal/noanswer"
-	"tokenprovider/internal/retryafter"
+	"tokenprovider/internal/neterr"
 	"tokenprovider/internal/secret"
 )
 
@@ -232,16 +231,16 @@ func verdict(response *http.Response, code string) error {
 	return &RefusedError{
 		Status:     response.StatusCode,
 		Code:       plainCode(code),
-		RetryAfter: retryafter.Parse(response.Header, time.Now()),
+		RetryAfter: neterr.RetryAfter(response.Header, time.Now()),
 	}
 }
 
 // lost says what is known when there is no answer.
 func lost(err error, sent bool) error {
 	if !sent {
-		return fmt.Errorf("%w (%s)", ErrUnsent, noanswer.Why(err))
+		return fmt.Errorf("%w (%s)", ErrUnsent, neterr.Describe(err))
 	}
-	return fmt.Errorf("%w (%s)", ErrUncertain, noanswer.Why(err))
+	return fmt.Errorf("%w (%s)", ErrUncertain, neterr.Describe(err))
 }
 
 // plainCode lets through only what looks like an OAuth error code (RFC 6749,

@@ -1,0 +1,568 @@
+package renewal_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/journal"
+	"tokenprovider/internal/renewal"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
+	"tokenprovider/internal/zoom"
+)
+
+// The protocol as a model: random schedules of replicas, crashes at every step,
+// pauses longer than the lease, lost requests and lost answers, Redis down and
+// Redis rolled back, on virtual time, with Zoom as the judge.
+
+var (
+	schedules = flag.Int("schedules", 2000, "random schedules of the rotation protocol to try")
+	firstSeed = flag.Uint64("seed", 1, "seed of the first schedule")
+)
+
+const (
+	tokenLife = 200 * time.Second
+	turmoil   = 60 * time.Second  // of faults
+	calm      = 150 * time.Second // for everything to heal
+)
+
+// schedule is what is drawn for one run.
+type schedule struct {
+	replicas, grants int
+	lenient          bool // Zoom lets the predecessor of the newest token work
+	crashes          float64
+	redisFails       float64
+	zoomFails        float64
+	pauses           bool // longer than lease and late answer together
+	rollbacks        bool // of Redis, by up to 5 s
+}
+
+func draw(r *rand.Rand) schedule {
+	maybe := func(p float64) float64 {
+		if r.IntN(2) == 0 {
+			return 0
+		}
+		return p * r.Float64()
+	}
+	s := schedule{
+		replicas: 1 + r.IntN(4), grants: 1 + r.IntN(4), lenient: r.IntN(4) == 0,
+		crashes: maybe(0.2), redisFails: maybe(0.3), zoomFails: maybe(0.5),
+	}
+	// A Redis that forgets while a replica is stopped for long leaves nobody to
+	// say what it forgot: that is more than is promised.
+	if r.IntN(2) == 0 {
+		s.rollbacks = true
+	} else {
+		s.pauses = r.IntN(2) == 0
+	}
+	return s
+}
+
+// world is one run.
+type world struct {
+	schedule
+	redis   *memory
+	judge   *judge
+	reached set // fingerprints of answers that have reached a journal
+
+	mu     sync.Mutex
+	rand   *rand.Rand
+	faulty bool // faults happen
+	down   bool // Redis is
+	// After Redis has forgotten, whoever has a journal must be there to say what;
+	// renewals are held for that long. Until then nothing else goes wrong: a token
+	// that is spent again because its journal came too late is put right when it
+	// comes, but it is spent again.
+	quiet  time.Time
+	trace  []string
+	broken []string // invariants
+}
+
+func (w *world) note(format string, values ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.trace = append(w.trace, fmt.Sprintf("%8.3fs ", time.Since(epoch).Seconds())+fmt.Sprintf(format, values...))
+}
+
+func (w *world) violate(format string, values ...any) {
+	w.note("VIOLATION "+format, values...)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.broken = append(w.broken, fmt.Sprintf(format, values...))
+}
+
+func (w *world) chance(p float64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.faulty && !time.Now().Before(w.quiet) && w.rand.Float64() < p
+}
+
+func (w *world) between(low, high time.Duration) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return low + time.Duration(w.rand.Int64N(int64(high-low)+1))
+}
+
+// set is a set of texts.
+type set struct{ sync.Map }
+
+func (s *set) add(text string)      { s.Store(text, true) }
+func (s *set) has(text string) bool { _, ok := s.Load(text); return ok }
+
+var epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) // when every bubble begins
+
+// judge is Zoom: it knows which tokens it has issued, and who presented which.
+type judge struct {
+	*world
+	mu       sync.Mutex
+	issued   int
+	grants   map[grant.ID]*issuance
+	presents map[string]int // by refresh token
+
+	wire map[string]int // by refresh token
+
+	successors map[string][]string // fingerprints, by refresh token
+}
+
+// issuance is a grant as Zoom has it.
+type issuance struct {
+	access, refresh string
+	predecessor     string // of refresh; "" once refresh was used
+	expires         time.Time
+}
+
+func (j *judge) nextLocked(g *issuance) {
+	j.issued++
+	g.predecessor, g.access, g.refresh = g.refresh, fmt.Sprint("access-", j.issued), fmt.Sprint("refresh-", j.issued)
+	g.expires = time.Now().Add(tokenLife)
+}
+
+// onTheWire is a refresh on its way to Zoom and back: there is one at a time.
+func (j *judge) onTheWire(refresh string) (off func()) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.wire[refresh]++
+	if j.wire[refresh] > 1 {
+		j.violate("%s is on the wire %d times", refresh, j.wire[refresh])
+	}
+	return func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.wire[refresh]--
+	}
+}
+
+// spend is a refresh that has reached Zoom.
+func (j *judge) spend(id grant.ID, refresh string, uncertain bool) (zoom.Tokens, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.presents[refresh]++
+	// Presenting a token again is right only if nobody can know what came of it.
+	// The intent says so, unless Redis has forgotten it; then it must at least be
+	// true: no answer has reached a journal.
+	answered := slices.ContainsFunc(j.successors[refresh], j.reached.has)
+	if n := j.presents[refresh]; n > 1 && !uncertain && (answered || !j.rollbacks) {
+		j.violate("%s was presented %d times, though nothing was uncertain", refresh, n)
+	}
+	g := j.grants[id]
+	switch {
+	case g.refresh == refresh:
+	case j.lenient && g.predecessor == refresh:
+	default:
+		return zoom.Tokens{}, zoom.ErrInvalidGrant
+	}
+	g.refresh = refresh
+	j.nextLocked(g)
+	j.successors[refresh] = append(j.successors[refresh], store.RefreshFingerprint(secret.New(g.refresh)))
+	return zoom.Tokens{Access: secret.New(g.access), Refresh: secret.New(g.refresh), Life: tokenLife}, nil
+}
+
+// replica is a process. Everything it does goes through it, so that it can die
+// or be stopped between any two steps.
+type replica struct {
+	*world
+	name    string
+	paper   *paper
+	dead    atomic.Bool
+	stopped atomic.Int64 // until when, in ns since the epoch
+	cancel  context.CancelFunc
+	claims  sync.Map // refresh token -> grant.Claim
+	rotator *renewal.Rotator
+}
+
+// step is a moment between two steps of the protocol.
+func (r *replica) step(name string) {
+	if r.chance(r.crashes) && !r.dead.Swap(true) {
+		r.note("%s dies %s", r.name, name)
+		r.cancel()
+	}
+	if r.pauses && r.chance(0.03) {
+		d := r.between(time.Second, 90*time.Second)
+		r.note("%s is stopped for %v %s", r.name, d, name)
+		r.stopped.Store(int64(time.Since(epoch) + d))
+	}
+	for {
+		left := time.Duration(r.stopped.Load()) - time.Since(epoch)
+		if left <= 0 {
+			break
+		}
+		time.Sleep(left)
+	}
+	if r.dead.Load() {
+		runtime.Goexit()
+	}
+}
+
+// redisCall is a call that may fail before or after it has done its work.
+func redisCall[T any](r *replica, name string, call func() (T, error)) (T, error) {
+	var none T
+	r.step("before " + name)
+	r.mu.Lock()
+	down := r.down
+	r.mu.Unlock()
+	if down || r.chance(r.redisFails) {
+		return none, errDown
+	}
+	time.Sleep(r.between(0, 2*time.Millisecond))
+	answer, err := call()
+	r.step("after " + name)
+	if r.chance(r.redisFails / 2) {
+		return none, errDown // done, but nobody knows
+	}
+	return answer, err
+}
+
+func (r *replica) Claim(ctx context.Context, id grant.ID, owner string, terms grant.Terms) (grant.Claim, error) {
+	claim, err := redisCall(r, "the claim", func() (grant.Claim, error) { return r.redis.Claim(ctx, id, owner, terms) })
+	if err == nil {
+		r.note("%s claims %.4s: %s, uncertain: %v", r.name, id, claim.Refresh.Reveal(), claim.Uncertain)
+		r.claims.Store(claim.Refresh.Reveal(), claim)
+	}
+	return claim, err
+}
+
+func (r *replica) Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (bool, error) {
+	missing, err := redisCall(r, "the commit", func() (bool, error) { return r.redis.Commit(ctx, id, spent, tokens, due) })
+	r.note("%s commits %s to %.4s: %v", r.name, tokens.Refresh.Reveal(), id, err)
+	return missing, err
+}
+
+func (r *replica) Fail(ctx context.Context, c grant.Claim, outcome grant.Outcome, retryIn time.Duration, reason string) error {
+	_, err := redisCall(r, "the failure", func() (struct{}, error) { return struct{}{}, r.redis.Fail(ctx, c, outcome, retryIn, reason) })
+	r.note("%s records %s for %.4s: %v", r.name, outcome, c.ID, err)
+	return err
+}
+
+func (r *replica) Serving(ctx context.Context, id grant.ID) (grant.Serving, error) {
+	return redisCall(r, "the read", func() (grant.Serving, error) { return r.redis.Serving(ctx, id) })
+}
+
+func (r *replica) HandedOut(ctx context.Context, id grant.ID) error {
+	return r.redis.HandedOut(ctx, id)
+}
+
+func (r *replica) Pause(ctx context.Context, app string, d time.Duration, reason string) error {
+	return r.redis.Pause(ctx, app, d, reason)
+}
+
+func (r *replica) Paused(ctx context.Context, app string) (time.Duration, error) {
+	return r.redis.Paused(ctx, app)
+}
+
+func (r *replica) Breaks() int64 { return r.redis.Breaks() }
+
+func (r *replica) CheckContinuity(context.Context) error {
+	_, err := redisCall(r, "the check", func() (struct{}, error) { return struct{}{}, nil })
+	return err
+}
+
+func (r *replica) Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (bool, error) {
+	return r.redis.Accept(ctx, id, c, due)
+}
+
+func (r *replica) Add(e journal.Entry) error {
+	r.step("before the journal")
+	err := r.paper.Add(e)
+	r.reached.add(store.RefreshFingerprint(e.Tokens.Refresh))
+	r.note("%s journals %s", r.name, e.Tokens.Refresh.Reveal())
+	r.step("after the journal")
+	return err
+}
+
+func (r *replica) Settle(id grant.ID, spent string) { r.paper.Settle(id, spent) }
+
+func (r *replica) Entries() []journal.Entry { return r.paper.Entries() }
+
+// Refresh is the call to Zoom over a network that loses things.
+func (r *replica) Refresh(ctx context.Context, refresh secret.Text) (zoom.Tokens, error) {
+	r.step("before the call")
+	found, _ := r.claims.Load(refresh.Reveal())
+	claim := found.(grant.Claim)
+	if ctx.Err() != nil { // as every HTTP client does before it writes
+		return zoom.Tokens{}, zoom.ErrUnsent
+	}
+	if r.chance(r.zoomFails / 3) {
+		return zoom.Tokens{}, zoom.ErrUnsent
+	}
+	if r.chance(r.zoomFails / 6) {
+		return zoom.Tokens{}, &zoom.RefusedError{Status: 429}
+	}
+	if r.chance(r.zoomFails / 3) {
+		time.Sleep(r.between(0, 5*time.Second))
+		r.note("the request with %s is lost", refresh.Reveal())
+		return zoom.Tokens{}, zoom.ErrUncertain
+	}
+	off := sync.OnceFunc(r.judge.onTheWire(refresh.Reveal()))
+	defer off()
+	time.Sleep(r.between(10*time.Millisecond, 500*time.Millisecond))
+	tokens, err := r.judge.spend(claim.ID, refresh.Reveal(), claim.Uncertain)
+	r.note("Zoom takes %s: %s, %v", refresh.Reveal(), tokens.Refresh.Reveal(), err)
+	slow := r.between(10*time.Millisecond, 500*time.Millisecond)
+	if r.chance(r.zoomFails / 6) {
+		slow = time.Minute
+	}
+	select {
+	case <-time.After(slow):
+	case <-ctx.Done():
+		return zoom.Tokens{}, zoom.ErrUncertain
+	}
+	off()
+	r.step("after the call")
+	if r.chance(r.zoomFails / 3) {
+		r.note("the answer to %s is lost", refresh.Reveal())
+		return zoom.Tokens{}, zoom.ErrUncertain
+	}
+	return tokens, err
+}
+
+// live is a process from its start to its end.
+func (r *replica) live(ctx context.Context) {
+	r.rotator = renewal.New(renewal.Config{
+		Store: r, Journal: r, Apps: map[string]renewal.Zoom{"default": r}, Log: zap.NewNop(),
+		Metrics: prometheus.NewRegistry(), RefreshBefore: tokenLife - 30*time.Second,
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() { r.rotator.Run(ctx) })
+	wg.Go(func() { // the refresher
+		for ctx.Err() == nil {
+			for _, id := range r.redis.due() {
+				if r.rotator.Room() > 0 {
+					r.rotator.RenewDue(id, func(error) {})
+				}
+			}
+			sleep(ctx, 500*time.Millisecond)
+		}
+	})
+	wg.Go(func() { // callbacks
+		for ctx.Err() == nil {
+			sleep(ctx, r.between(time.Second, 20*time.Second))
+			id := r.anyGrant()
+			wait, cancel := context.WithTimeout(ctx, 4*time.Second)
+			if serving, err := r.Serving(wait, id); err == nil {
+				_, _ = r.rotator.HandOut(wait, id, serving, grant.MinTTL)
+			}
+			cancel()
+		}
+	})
+	wg.Wait()
+	if !r.dead.Load() {
+		end, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := r.rotator.Close(end); err != nil {
+			r.violate("%s cannot be stopped: %v", r.name, err)
+		}
+	}
+}
+
+func (w *world) anyGrant() grant.ID {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return grantID(w.rand.IntN(w.grants))
+}
+
+func grantID(n int) grant.ID { return grant.NewID("default", fmt.Sprint("user-", n)) }
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// run plays one schedule and returns what went against the invariants.
+func run(t *testing.T, seed uint64, mutate func(*world)) (broken, trace []string) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		w := &world{schedule: draw(random), redis: newMemory(), rand: random, faulty: true}
+		w.judge = &judge{world: w, grants: map[grant.ID]*issuance{}, presents: map[string]int{}, wire: map[string]int{}, successors: map[string][]string{}}
+		for n := range w.grants {
+			g := &issuance{}
+			w.judge.nextLocked(g)
+			issued := time.Now()
+			due := issued.Add(time.Duration(random.IntN(20)) * time.Second)
+			w.redis.records[grantID(n)] = record{app: "default", plan: due, due: due, planned: true, linked: true, tokens: grant.Tokens{
+				Access: secret.New(g.access), Refresh: secret.New(g.refresh), Issued: issued.Add(-time.Minute), Expires: g.expires,
+			}}
+			w.judge.grants[grantID(n)] = g
+		}
+		if mutate != nil {
+			mutate(w)
+		}
+		w.note("%+v", w.schedule)
+		ctx, cancel := context.WithCancel(t.Context())
+		papers := make([]*paper, w.replicas)
+		var wg sync.WaitGroup
+		for i := range w.replicas {
+			papers[i] = newPaper()
+			papers[i].vanishes = w.redis.pauses == nil
+			wg.Go(func() { w.keepAlive(ctx, i, papers[i]) })
+		}
+		if w.redis.pauses == nil {
+			w.redis.pauses = map[string]time.Time{}
+		}
+		wg.Go(func() { w.disturbRedis(ctx) })
+		sleep(ctx, turmoil)
+		w.mu.Lock()
+		w.faulty, w.down = false, false
+		w.mu.Unlock()
+		w.note("calm")
+		sleep(ctx, calm)
+		cancel()
+		wg.Wait()
+		w.examine()
+		time.Sleep(10 * time.Minute) // what is left of the dead ends
+		broken, trace = w.broken, w.trace
+	})
+	return broken, trace
+}
+
+// keepAlive starts a replica again whenever it has died.
+func (w *world) keepAlive(ctx context.Context, n int, p *paper) {
+	for life := 1; ctx.Err() == nil; life++ {
+		alive, cancel := context.WithCancel(ctx)
+		r := &replica{world: w, name: fmt.Sprintf("replica-%d.%d", n, life), paper: p, cancel: cancel}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			r.live(alive)
+		}()
+		<-done
+		cancel()
+		if ctx.Err() == nil {
+			sleep(ctx, w.between(100*time.Millisecond, 2*time.Second))
+		}
+	}
+}
+
+// disturbRedis takes Redis down, and brings it back as it was some time before.
+func (w *world) disturbRedis(ctx context.Context) {
+	old, at := w.redis.snapshot(), time.Now()
+	for ctx.Err() == nil {
+		sleep(ctx, 500*time.Millisecond)
+		if !w.rollbacks {
+			continue
+		}
+		if w.chance(0.03) {
+			w.mu.Lock()
+			w.down = true
+			w.mu.Unlock()
+			sleep(ctx, w.between(0, 3*time.Second))
+			w.note("Redis is back as it was %v before", time.Since(at))
+			w.redis.restore(old)
+			w.mu.Lock()
+			w.down, w.quiet = false, time.Now().Add(16*time.Second)
+			w.mu.Unlock()
+		}
+		if time.Since(at) > 2*time.Second {
+			old, at = w.redis.snapshot(), time.Now()
+		}
+	}
+}
+
+// examine holds the end of a run against the invariants.
+func (w *world) examine() {
+	for n := range w.grants {
+		id := grantID(n)
+		stored, issued := w.redis.records[id], w.judge.grants[id]
+		newest := store.RefreshFingerprint(secret.New(issued.refresh))
+		first := issued.predecessor == ""
+		switch {
+		case stored.fingerprint() == newest:
+			if stored.gone {
+				w.violate("%.4s has the newest token and is called gone", id)
+			}
+			if stored.tokens.Expires.Before(time.Now()) || stored.tokens.Access.Reveal() != issued.access {
+				w.violate("%.4s is honoured by Zoom and not fresh", id)
+			}
+		case w.reached.has(newest) || first:
+			w.violate("the answer with %s reached a journal and is lost", issued.refresh)
+		case w.lenient && !stored.gone:
+			w.violate("%.4s could have been saved by trying its old token", id)
+		case !stored.gone:
+			w.violate("%.4s is lost and nobody says so", id)
+		}
+	}
+	seconds := int((turmoil + calm) / time.Second)
+	if most := seconds * w.replicas * (w.grants + 2) * 4; w.redis.calls > most {
+		w.violate("%d calls to Redis, more than %d: something spins", w.redis.calls, most)
+	}
+	if most := seconds * w.grants; len(w.judge.presents) > most {
+		w.violate("%d tokens presented, more than %d: something spins", len(w.judge.presents), most)
+	}
+}
+
+func TestModel(t *testing.T) {
+	const lanes = 4
+	for lane := range lanes {
+		t.Run(fmt.Sprint("lane ", lane), func(t *testing.T) {
+			t.Parallel()
+			for n := lane; n < *schedules && !t.Failed(); n += lanes {
+				seed := *firstSeed + uint64(n)
+				if broken, trace := run(t, seed, nil); len(broken) > 0 {
+					t.Errorf("seed %d: %s\n%s", seed, strings.Join(broken, "\n"), strings.Join(trace, "\n"))
+				}
+			}
+		})
+	}
+}
+
+// TestModelFindsBrokenProtocols breaks the protocol on purpose.
+func TestModelFindsBrokenProtocols(t *testing.T) {
+	for name, mutate := range map[string]func(*world){
+		"commit without a look at the predecessor": func(w *world) { w.redis.anyPredecessor = true },
+		"somebody else's lease is released": func(w *world) {
+			w.redis.anyHolder = true
+			w.schedule = schedule{replicas: 4, grants: 1, zoomFails: 0.9, pauses: true} // it takes three who meet
+		},
+		"a lease that does not hold":       func(w *world) { w.redis.leaseIsNoLease = true },
+		"no journal":                       func(w *world) { w.redis.pauses = nil },
+		"Redis forgets and nobody notices": func(w *world) { w.redis.breaksUnnoticed = true },
+		"an intent that is not told":       func(w *world) { w.redis.intentForgotten = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for seed := range uint64(5000) {
+				if broken, _ := run(t, seed, mutate); len(broken) > 0 {
+					t.Logf("found by seed %d: %s", seed, broken[0])
+					return
+				}
+			}
+			t.Error("the model does not find it")
+		})
+	}
+}

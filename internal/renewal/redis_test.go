@@ -1,0 +1,109 @@
+package renewal_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"tokenprovider/internal/grant"
+	"tokenprovider/internal/journal"
+	"tokenprovider/internal/renewal"
+	"tokenprovider/internal/secret"
+	"tokenprovider/internal/store"
+	"tokenprovider/internal/testkit"
+	"tokenprovider/internal/zoom"
+	"tokenprovider/internal/zoomtest"
+)
+
+// TestReplicasRenewEachGrantOnce runs two replicas on a real Redis against the
+// strict Zoom.
+func TestReplicasRenewEachGrantOnce(t *testing.T) {
+	keyset := testkit.Keyset(t)
+	stand := zoomtest.New(zoomtest.Options{Latency: 20 * time.Millisecond})
+	server := httptest.NewServer(stand)
+	defer server.Close()
+	base, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	redis := testkit.StartRedis(t)
+	replica := func() (*renewal.Rotator, *store.Store) {
+		grants := store.New(redis.Client(), keyset)
+		kept, err := journal.Open(t.TempDir(), keyset, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = kept.Close() })
+		return renewal.New(renewal.Config{
+			Store: grants, Journal: kept, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
+			Hold: time.Nanosecond, Settle: time.Nanosecond,
+			Apps: map[string]renewal.Zoom{"default": zoom.New(zoom.Config{
+				ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret),
+				OAuthURL: base, APIURL: base, HTTP: &http.Client{Transport: &http.Transport{}},
+			})},
+		}), grants
+	}
+	one, grants := replica()
+	two, _ := replica()
+
+	const n = 40
+	var ids []grant.ID
+	for i := range n {
+		user := fmt.Sprint("user-", i)
+		access, refresh := stand.Grant(zoomtest.DefaultClientID, user)
+		id := grant.NewID("default", user)
+		now := time.Now()
+		if _, err := grants.Accept(t.Context(), id, grant.Consent{
+			App: "default", User: user,
+			Tokens: grant.Tokens{Access: secret.New(access), Refresh: secret.New(refresh), Issued: now.Add(-time.Hour), Expires: now},
+		}, now.Add(-time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	var wg sync.WaitGroup
+	for _, id := range ids {
+		for _, rotator := range []*renewal.Rotator{one, two} {
+			wg.Go(func() {
+				landed := make(chan error, 1)
+				if rotator.RenewDue(id, func(err error) { landed <- err }) {
+					t.Log("a flight by plan ended with:", <-landed)
+				}
+			})
+			wg.Go(func() {
+				serving, err := grants.Serving(t.Context(), id)
+				if err == nil {
+					serving, err = rotator.HandOut(t.Context(), id, serving, time.Minute)
+				}
+				if err != nil || !serving.GoodFor(time.Minute, time.Now()) {
+					t.Errorf("handed out a token until %v, %v", serving.Expires, err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if counts := stand.Counts(); counts.Refreshes != n || counts.SpentPresented != 0 || counts.UnknownPresented != 0 {
+		t.Errorf("%+v, want %d refreshes and nothing else", counts, n)
+	}
+	for _, id := range ids {
+		serving, err := grants.Serving(t.Context(), id)
+		if err != nil || !stand.Live(serving.Access.Reveal()) {
+			t.Errorf("the stored token of %s is dead, or %v", id, err)
+		}
+	}
+	for _, rotator := range []*renewal.Rotator{one, two} {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if err := rotator.Close(ctx); err != nil {
+			t.Error(err)
+		}
+		cancel()
+	}
+}
