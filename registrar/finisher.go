@@ -42,7 +42,7 @@ func (s *Service) Finish(ctx context.Context, every time.Duration) {
 func (s *Service) finishDue(ctx context.Context) error {
 	const page, atOnce = 8, 8
 	for ctx.Err() == nil {
-		ids, err := s.Store.Work(ctx, page)
+		ids, err := s.Store.ListWork(ctx, page)
 		if err != nil || len(ids) == 0 {
 			return err
 		}

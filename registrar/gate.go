@@ -11,7 +11,7 @@ import (
 
 // Quota is what all replicas share of Recall's limits; see [store.Store].
 type Quota interface {
-	Take(ctx context.Context, kind string, perMinute, n int, background bool) (wait time.Duration, err error)
+	TakeQuota(ctx context.Context, kind string, perMinute, n int, background bool) (wait time.Duration, err error)
 	Pause(ctx context.Context, name string, d time.Duration, reason string) error
 	Paused(ctx context.Context, name string) (time.Duration, error)
 }
@@ -66,11 +66,11 @@ func (g *Gate) turn(ctx context.Context, kind recall.Kind, n int) (time.Duration
 	// The scarcer one first: what it gives in vain, because the other has none, is
 	// lost.
 	if kind == recall.Lists {
-		if wait, err := g.Quota.Take(ctx, pause(kind), min(listsPerMinute, g.PerMinute), n, g.Background); err != nil || wait > 0 {
+		if wait, err := g.Quota.TakeQuota(ctx, pause(kind), min(listsPerMinute, g.PerMinute), n, g.Background); err != nil || wait > 0 {
 			return wait, err
 		}
 	}
-	return g.Quota.Take(ctx, pause("all"), g.PerMinute, n, g.Background)
+	return g.Quota.TakeQuota(ctx, pause("all"), g.PerMinute, n, g.Background)
 }
 
 // Rest implements [recall.Gate].

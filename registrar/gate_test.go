@@ -48,8 +48,8 @@ func TestRecallsLimitIsSharedByReplicas(t *testing.T) {
 func TestRetryAfterIsForAllReplicas(t *testing.T) {
 	w := surroundings(t)
 	w.replica = w.join(replicaOptions{})
-	through := w.replica.recall.Through(w.gate(w.replica, 10_000))
-	other := w.replica.recall.Through(w.gate(w.join(replicaOptions{}), 10_000))
+	through := w.replica.recall.WithGate(w.gate(w.replica, 10_000))
+	other := w.replica.recall.WithGate(w.gate(w.join(replicaOptions{}), 10_000))
 	w.recall.Fail(http.MethodGet, credentialsPath, 1, recalltest.Fault{Status: 429, Header: http.Header{"Retry-After": {"30"}}})
 	_, err := through.Get(t.Context(), "x")
 	var refused *recall.RefusedError

@@ -139,7 +139,7 @@ func (r *Reconciler) turn(ctx context.Context, every time.Duration) (time.Durati
 		return look, err
 	}
 	defer unlock()
-	text, err := r.Service.Store.Reconciliation(ctx)
+	text, err := r.Service.Store.ReadReconciliation(ctx)
 	if err != nil {
 		return look, err
 	}
@@ -275,7 +275,7 @@ func (p *pass) judge(ctx context.Context, found []recall.Credential) error {
 	for _, c := range found {
 		base, address, ok := callback.ParseURL(c.CallbackURL.Reveal())
 		g, known := byID[address.ID]
-		opens := known && address.Opens(g.Keys, time.Now())
+		opens := known && address.Matches(g.Secrets, time.Now())
 		switch {
 		case known && g.Credential == c.ID:
 			seen = append(seen, g.ID)
@@ -284,7 +284,7 @@ func (p *pass) judge(ctx context.Context, found []recall.Credential) error {
 			}
 		case !ok || !opens && !s.isOurs(base): // not ours
 			continue
-		case known && (g.Credential == "" || g.Former == c.ID): // under way
+		case known && (g.Credential == "" || g.ReplacedCredential == c.ID): // under way
 		case len(p.Orphans) < mostOrphans && time.Since(c.CreatedAt) > p.young():
 			p.Orphans = append(p.Orphans, c.ID)
 		}
@@ -296,7 +296,7 @@ func (p *pass) judge(ctx context.Context, found []recall.Credential) error {
 		}
 		return nil
 	}
-	return s.Store.Seen(ctx, seen)
+	return s.Store.MarkListed(ctx, seen)
 }
 
 func (p *pass) young() time.Duration {
@@ -356,14 +356,14 @@ func (p *pass) health(ctx context.Context, c recall.Credential) (string, error) 
 	default:
 		return "", nil
 	}
-	complaints, err := p.Recall.Complaints(ctx, c.ID, time.Now().Add(-7*24*time.Hour))
+	complaints, err := p.Recall.ListLogs(ctx, c.ID, time.Now().Add(-7*24*time.Hour))
 	if err != nil {
 		return "", err
 	}
 	if len(complaints) == 0 {
 		return text, nil
 	}
-	last := slices.MaxFunc(complaints, func(a, b recall.Complaint) int { return a.At.Compare(b.At) })
+	last := slices.MaxFunc(complaints, func(a, b recall.LogEntry) int { return a.At.Compare(b.At) })
 	return text + ": " + harmless(last.Message), nil
 }
 
@@ -385,7 +385,7 @@ func harmless(text string) string {
 func (p *pass) replace(ctx context.Context, f Finding, why string) error {
 	return p.onUser(ctx, f.Grant, func(ctx context.Context) error {
 		g, err := p.Service.Store.Get(ctx, f.Grant)
-		if err != nil || g.Credential != f.Credential || g.Former != "" || g.State == grant.Deleting {
+		if err != nil || g.Credential != f.Credential || g.ReplacedCredential != "" || g.State == grant.Deleting {
 			return ignore(err, grant.ErrNotFound)
 		}
 		if g, err = p.Service.unlink(ctx, g, why); err != nil {
@@ -407,7 +407,7 @@ func (p *pass) onUser(ctx context.Context, id grant.ID, work func(context.Contex
 		return err // the next pass looks again
 	}
 	defer unlock()
-	if err := p.Recall.Room(ctx); err != nil { // what work does is not for the background
+	if err := p.Recall.WaitForQuota(ctx); err != nil { // what work does is not for the background
 		return err
 	}
 	return work(ctx)
@@ -456,7 +456,7 @@ func (p *pass) removeOrphan(ctx context.Context, id string) error {
 		if errors.Is(err, grant.ErrNotFound) {
 			return true, nil
 		}
-		return err == nil && g.Credential != "" && g.Credential != id && g.Former != id, err
+		return err == nil && g.Credential != "" && g.Credential != id && g.ReplacedCredential != id, err
 	}
 	if p.dry {
 		orphan, err := check(ctx)
@@ -484,7 +484,7 @@ func (p *pass) users(ctx context.Context) (done bool, err error) {
 	}
 	for _, g := range grants {
 		p.Users++
-		listed := p.seen[g.ID] || !g.Seen.Before(p.Began)
+		listed := p.seen[g.ID] || !g.ListedTime.Before(p.Began)
 		if _, known := p.Service.app(g.App); known && g.Credential != "" && g.State != grant.Deleting && !listed {
 			if err := p.unseen(ctx, g); err != nil {
 				return false, err
@@ -512,7 +512,7 @@ func (p *pass) unseen(ctx context.Context, g grant.Grant) error {
 				return ignore(err, grant.ErrNotFound)
 			}
 			none, why := "", "Recall has lost its credential"
-			now, err = p.Service.change(ctx, now, store.Change{Credential: &none, Health: &none, Reason: &why, Keys: &[]grant.CallbackKey{}})
+			now, err = p.Service.change(ctx, now, store.Change{Credential: &none, Health: &none, Reason: &why, Secrets: &[]grant.CallbackSecret{}})
 			if err != nil {
 				return ignore(err, errOvertaken)
 			}

@@ -92,7 +92,7 @@ func TestReconcile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.store.Remove(t.Context(), g.ID, g.Version, store.Outcome{}); err != nil { // as if Redis had forgotten it
+	if err := w.store.Remove(t.Context(), g.ID, g.Version, store.ConsentOutcome{}); err != nil { // as if Redis had forgotten it
 		t.Fatal(err)
 	}
 	stray := w.recall.AddCredential(recalltest.Credential{AccessTokenCallbackURL: callback.NewAddress(grant.NewID("default", "never")).URL(w.base).Reveal()})
@@ -204,8 +204,8 @@ func TestReconcileAStaleSecret(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys := []grant.CallbackKey{callback.NewAddress(g.ID).Key()} // as if a restored Redis had another one
-	if _, err := w.store.Change(t.Context(), g.ID, g.Version, store.Change{Keys: &keys}); err != nil {
+	keys := []grant.CallbackSecret{callback.NewAddress(g.ID).CallbackSecret()} // as if a restored Redis had another one
+	if _, err := w.store.Change(t.Context(), g.ID, g.Version, store.Change{Secrets: &keys}); err != nil {
 		t.Fatal(err)
 	}
 	w.wantFound(w.pass(w.reconciler(), false), map[string]registrar.FindingKind{"ann": registrar.StaleSecret})
@@ -271,7 +271,7 @@ func TestReconcilerRunsAndResumes(t *testing.T) {
 		<-ended
 	}
 	run(func() bool { // stopped after its first page
-		progress, err := w.store.Reconciliation(t.Context())
+		progress, err := w.store.ReadReconciliation(t.Context())
 		return err == nil && progress != ""
 	})
 	run(func() bool {

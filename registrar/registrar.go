@@ -43,7 +43,7 @@ type App struct {
 // Config is what the service needs. Every field without a default is required.
 type Config struct {
 	Store        *store.Store
-	Rotator      *renewal.Rotator
+	Renewer      *renewal.Renewer
 	Apps         map[string]App // by the name of the Zoom app; [Service.SetApps] changes them
 	Recall       *recall.Client
 	CallbackBase *url.URL // public URL of the token server
@@ -57,9 +57,9 @@ type Config struct {
 	// Audit is told of each registration, removal and rotation of a secret, and of
 	// each token handed out. Nil: Log's logger "audit".
 	Audit *zap.Logger
-	// LateAnswer is how long the answer to a code is waited for from a replica that
+	// LateResponseWait is how long the answer to a code is waited for from a replica that
 	// may have died with it. 0: 30 s.
-	LateAnswer time.Duration
+	LateResponseWait time.Duration
 	// WorkTime bounds one registration, removal or rotation of a secret. 0: 1 minute.
 	WorkTime time.Duration
 	// Lock is how long a user whose replica has died is left alone. 0: 5 s.
@@ -85,8 +85,8 @@ func New(c Config) *Service {
 	if c.Audit == nil {
 		c.Audit = c.Log.Named("audit")
 	}
-	if c.LateAnswer == 0 {
-		c.LateAnswer = 30 * time.Second
+	if c.LateResponseWait == 0 {
+		c.LateResponseWait = 30 * time.Second
 	}
 	if c.WorkTime == 0 {
 		c.WorkTime = time.Minute
@@ -215,8 +215,8 @@ func (s *Service) change(ctx context.Context, g grant.Grant, c store.Change) (gr
 		if err != nil {
 			return grant.Grant{}, err
 		}
-		if now.Consent != g.Consent || now.Credential != g.Credential || now.Former != g.Former || now.ZoomUser != g.ZoomUser ||
-			now.Ask != g.Ask || (now.State == grant.Deleting) != (g.State == grant.Deleting) || !slices.Equal(now.Keys, g.Keys) {
+		if now.Consent != g.Consent || now.Credential != g.Credential || now.ReplacedCredential != g.ReplacedCredential || now.ZoomUser != g.ZoomUser ||
+			now.OwnerUnverified != g.OwnerUnverified || (now.State == grant.Deleting) != (g.State == grant.Deleting) || !slices.Equal(now.Secrets, g.Secrets) {
 			return grant.Grant{}, errOvertaken
 		}
 		g = now

@@ -102,7 +102,7 @@ func surroundings(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	tokens := httptest.NewServer(tokenserver.New(tokenserver.Config{
-		Cache: cache, HandOuter: rotator, Log: w.log, Metrics: prometheus.NewRegistry(),
+		Cache: cache, Tokens: rotator, Log: w.log, Metrics: prometheus.NewRegistry(),
 	}))
 	w.base = parse(t, tokens.URL)
 	t.Cleanup(func() {
@@ -119,7 +119,7 @@ func (w *world) client(name, clientSecret string, http *http.Client) *zoom.Clien
 	return zoom.New(zoom.Config{ClientID: name, ClientSecret: secret.New(clientSecret), OAuthURL: w.zoomURL, APIURL: w.zoomURL, HTTP: http})
 }
 
-func (w *world) rotator(grants *store.Store, folder string, http *http.Client, of *life) (*renewal.Rotator, func(time.Duration)) {
+func (w *world) rotator(grants *store.Store, folder string, http *http.Client, of *life) (*renewal.Renewer, func(time.Duration)) {
 	w.t.Helper()
 	kept, err := journal.Open(folder, w.keyset, time.Minute)
 	for end := time.Now().Add(5 * time.Second); errors.Is(err, journal.ErrLocked) && time.Now().Before(end); {
@@ -131,7 +131,7 @@ func (w *world) rotator(grants *store.Store, folder string, http *http.Client, o
 	}
 	rotator := renewal.New(renewal.Config{
 		Store: grants, Journal: paper{kept, of}, Log: w.log, Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
-		Hold: time.Nanosecond, Settle: time.Nanosecond,
+		PauseAfterFailover: time.Nanosecond, VerifyDelay: time.Nanosecond,
 		Apps: map[string]renewal.Zoom{
 			"default": w.client(zoomtest.DefaultClientID, zoomtest.DefaultClientSecret, http),
 			"second":  w.client("second-client", "second-secret", http),

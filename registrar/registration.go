@@ -46,7 +46,7 @@ func (e *holdError) Error() string {
 // caller does not wait for so long.
 func (s *Service) awaitHold(ctx context.Context) error {
 	for {
-		hold := s.Rotator.Holding()
+		hold := s.Renewer.Holding()
 		if hold == 0 {
 			return nil
 		}
@@ -78,8 +78,8 @@ func (s *Service) register(ctx context.Context, id grant.ID, c consent) (grant.G
 	case err == nil:
 		s.metrics.linked(g, linked)
 		return linked, nil
-	case errors.As(err, &taken) && linked.Credential == "" && linked.Former == "":
-		outcome := store.Outcome{Taken: true, TakenUser: taken.zoomUser, TakenAccount: taken.zoomAccount}
+	case errors.As(err, &taken) && linked.Credential == "" && linked.ReplacedCredential == "":
+		outcome := store.ConsentOutcome{Conflict: true, ConflictUser: taken.zoomUser, ConflictAccount: taken.zoomAccount}
 		return grant.Grant{}, errors.Join(err, s.discard(ctx, id, outcome))
 	}
 	s.metrics.waits(g)
@@ -102,13 +102,13 @@ func (s *Service) accept(ctx context.Context, id grant.ID, c consent) (grant.Gra
 	if err := s.awaitHold(ctx); err != nil { // what is spent may have been forgotten
 		return grant.Grant{}, err
 	}
-	outcome, err := s.Store.Spend(ctx, id, c.fingerprint, s.LateAnswer)
+	outcome, err := s.Store.ClaimConsent(ctx, id, c.fingerprint, s.LateResponseWait)
 	switch {
-	case errors.Is(err, store.ErrSpent) && outcome.Taken:
-		return grant.Grant{}, &takenError{outcome.TakenUser, outcome.TakenAccount}
-	case errors.Is(err, store.ErrSpent) && outcome.Stored && before.Version != 0:
+	case errors.Is(err, store.ErrConsentUsed) && outcome.Conflict:
+		return grant.Grant{}, &takenError{outcome.ConflictUser, outcome.ConflictAccount}
+	case errors.Is(err, store.ErrConsentUsed) && outcome.Stored && before.Version != 0:
 		return before, nil
-	case errors.Is(err, store.ErrSpent):
+	case errors.Is(err, store.ErrConsentUsed):
 		return grant.Grant{}, &fieldError{c.field, "it was spent, and the user was removed since; get a new one by the user's consent", err}
 	case err != nil:
 		return grant.Grant{}, err
@@ -121,14 +121,14 @@ func (s *Service) accept(ctx context.Context, id grant.ID, c consent) (grant.Gra
 	var taken *takenError
 	if errors.As(err, &taken) {
 		// The user goes on with the grant it has.
-		outcome := store.Outcome{Taken: true, TakenUser: taken.zoomUser, TakenAccount: taken.zoomAccount}
-		if err := s.Store.Unspend(ctx, id, c.fingerprint, &outcome); err != nil {
+		outcome := store.ConsentOutcome{Conflict: true, ConflictUser: taken.zoomUser, ConflictAccount: taken.zoomAccount}
+		if err := s.Store.ReleaseConsent(ctx, id, c.fingerprint, &outcome); err != nil {
 			return grant.Grant{}, err
 		}
-		s.Rotator.Drop(answer)
+		s.Renewer.Drop(answer)
 		return grant.Grant{}, taken
 	}
-	switch err := s.Rotator.Accept(ctx, answer, whose.ID, whose.AccountID); {
+	switch err := s.Renewer.Accept(ctx, answer, whose.ID, whose.AccountID); {
 	case errors.Is(err, grant.ErrSuperseded):
 		return grant.Grant{}, errOvertaken
 	case err != nil:
@@ -151,7 +151,7 @@ func (s *Service) spend(ctx context.Context, id grant.ID, c consent) (journal.En
 	if err != nil {
 		// There is no answer that anybody could bring. If that cannot be written,
 		// others wait for one in vain, and then try.
-		if err := s.Store.Unspend(ctx, id, c.fingerprint, nil); err != nil {
+		if err := s.Store.ReleaseConsent(ctx, id, c.fingerprint, nil); err != nil {
 			s.Log.Warn("a consent that brought no grant stays claimed for a while", zap.String("grant", string(id)), zap.Error(err))
 		}
 		return journal.Entry{}, refusedConsent(c.field, err)
@@ -159,7 +159,7 @@ func (s *Service) spend(ctx context.Context, id grant.ID, c consent) (journal.En
 	e := journal.Entry{ID: id, Spent: c.fingerprint, App: c.app, User: c.user, Tokens: grant.Tokens{
 		Access: answer.Access, Refresh: answer.Refresh, Issued: issued, Expires: issued.Add(answer.Life),
 	}}
-	s.Rotator.Keep(e, time.Now())
+	s.Renewer.Keep(e, time.Now())
 	return e, nil
 }
 
@@ -211,22 +211,22 @@ func (s *Service) link(ctx context.Context, g grant.Grant) (grant.Grant, error) 
 	if err != nil {
 		return g, err
 	}
-	if len(g.Strays) > 0 {
-		for _, zoomUser := range g.Strays {
+	if len(g.UnrecordedZoomUsers) > 0 {
+		for _, zoomUser := range g.UnrecordedZoomUsers {
 			if err := s.removeUnrecorded(ctx, g, zoomUser); err != nil {
 				return g, err
 			}
 		}
-		if g, err = s.change(ctx, g, store.Change{Strays: &[]string{}}); err != nil {
+		if g, err = s.change(ctx, g, store.Change{UnrecordedZoomUsers: &[]string{}}); err != nil {
 			return g, err
 		}
 	}
 	switch {
-	case g.Credential != "" && g.Former != "":
+	case g.Credential != "" && g.ReplacedCredential != "":
 		return s.dropFormer(ctx, g)
 	case g.Credential != "":
 		return g, nil
-	case len(g.Keys) > 0: // an earlier create may have got through
+	case len(g.Secrets) > 0: // an earlier create may have got through
 		found, err := s.find(ctx, g)
 		if err != nil || found.Credential != "" {
 			return found, err
@@ -238,10 +238,10 @@ func (s *Service) link(ctx context.Context, g grant.Grant) (grant.Grant, error) 
 
 // identify asks Zoom whose grant it is, unless that is known.
 func (s *Service) identify(ctx context.Context, g grant.Grant) (grant.Grant, error) {
-	if g.ZoomUser != "" && !g.Ask {
+	if g.ZoomUser != "" && !g.OwnerUnverified {
 		return g, nil
 	}
-	serving, err := s.Store.Serving(ctx, g.ID)
+	serving, err := s.Store.ReadServingRecord(ctx, g.ID)
 	if err != nil {
 		return g, err
 	}
@@ -253,7 +253,7 @@ func (s *Service) identify(ctx context.Context, g grant.Grant) (grant.Grant, err
 	defer cancel()
 	whose, err := app.Zoom.Me(askCtx, serving.Access)
 	if errors.Is(err, zoom.ErrInvalidToken) { // renewed meanwhile, or the grant is gone: a renewal tells
-		_, err = s.Rotator.HandOut(ctx, g.ID, serving, time.Until(serving.Expires)+time.Second)
+		_, err = s.Renewer.EnsureFresh(ctx, g.ID, serving, time.Until(serving.Expires)+time.Second)
 		return g, errors.Join(zoom.ErrInvalidToken, err)
 	}
 	if err != nil {
@@ -264,21 +264,21 @@ func (s *Service) identify(ctx context.Context, g grant.Grant) (grant.Grant, err
 	case g.ZoomUser == "" || g.ZoomUser == whose.ID:
 	case g.Credential != "":
 		none := ""
-		change.Credential, change.Former, change.Health, change.Keys = &none, &g.Credential, &none, &[]grant.CallbackKey{}
-	case len(g.Keys) > 0:
-		strays := append(slices.Clone(g.Strays), g.ZoomUser)
-		change.Strays = &strays
+		change.Credential, change.ReplacedCredential, change.Health, change.Secrets = &none, &g.Credential, &none, &[]grant.CallbackSecret{}
+	case len(g.Secrets) > 0:
+		strays := append(slices.Clone(g.UnrecordedZoomUsers), g.ZoomUser)
+		change.UnrecordedZoomUsers = &strays
 	}
 	return s.change(ctx, g, change)
 }
 
 // dropFormer removes a credential that was replaced.
 func (s *Service) dropFormer(ctx context.Context, g grant.Grant) (grant.Grant, error) {
-	if err := s.deleteCredential(ctx, g.Former); err != nil {
+	if err := s.deleteCredential(ctx, g.ReplacedCredential); err != nil {
 		return g, err
 	}
 	none := ""
-	return s.change(ctx, g, store.Change{Former: &none})
+	return s.change(ctx, g, store.Change{ReplacedCredential: &none})
 }
 
 func (s *Service) deleteCredential(ctx context.Context, id string) error {
@@ -297,22 +297,22 @@ func (s *Service) create(ctx context.Context, g grant.Grant) (grant.Grant, error
 	if !known {
 		return g, unknownApp(g.App)
 	}
-	address, before := callback.NewAddress(g.ID), g.Keys
-	keys := append(g.Keys[max(0, len(g.Keys)-attempts+1):len(g.Keys):len(g.Keys)], address.Key())
-	g, err := s.change(ctx, g, store.Change{Keys: &keys})
+	address, before := callback.NewAddress(g.ID), g.Secrets
+	keys := append(g.Secrets[max(0, len(g.Secrets)-attempts+1):len(g.Secrets):len(g.Secrets)], address.CallbackSecret())
+	g, err := s.change(ctx, g, store.Change{Secrets: &keys})
 	if err != nil {
 		return g, err
 	}
 	var created recall.Credential
-	if g.Former == "" {
+	if g.ReplacedCredential == "" {
 		created, err = s.Recall.Create(ctx, app.OAuthApp, address.URL(s.CallbackBase))
 	} else {
-		created, err = s.Recall.Replace(ctx, g.Former, app.OAuthApp, address.URL(s.CallbackBase))
+		created, err = s.Recall.Replace(ctx, g.ReplacedCredential, app.OAuthApp, address.URL(s.CallbackBase))
 	}
 	var conflict *recall.ConflictError
 	switch {
 	case err == nil:
-		return s.record(ctx, g, created.ID, address.Key(), true)
+		return s.record(ctx, g, created.ID, address.CallbackSecret(), true)
 	case errors.As(err, &conflict):
 		found, err := s.find(ctx, g)
 		if err != nil || found.Credential != "" {
@@ -321,7 +321,7 @@ func (s *Service) create(ctx context.Context, g grant.Grant) (grant.Grant, error
 		return found, &takenError{conflict.ZoomUser, conflict.ZoomAccount}
 	case unmade(err):
 		// Nobody has to look for this one. If that cannot be written, somebody does.
-		if forgotten, changeErr := s.change(ctx, g, store.Change{Keys: &before}); changeErr == nil {
+		if forgotten, changeErr := s.change(ctx, g, store.Change{Secrets: &before}); changeErr == nil {
 			g = forgotten
 		}
 	}
@@ -346,16 +346,16 @@ func (s *Service) find(ctx context.Context, g grant.Grant) (grant.Grant, error) 
 		return g, unknownApp(g.App)
 	}
 	var adopted, stale string
-	var key grant.CallbackKey
+	var key grant.CallbackSecret
 	strangers := map[string]grant.ID{} // under our bases, of other users
 	filter := recall.Filter{OAuthApp: app.OAuthApp, ZoomUser: g.ZoomUser}
 	err := s.Recall.List(ctx, filter, func(c recall.Credential) bool {
 		base, address, ok := callback.ParseURL(c.CallbackURL.Reveal())
-		opens := ok && address.ID == g.ID && address.Opens(g.Keys, time.Now())
+		opens := ok && address.ID == g.ID && address.Matches(g.Secrets, time.Now())
 		switch {
-		case !ok || c.ID == g.Former:
+		case !ok || c.ID == g.ReplacedCredential:
 		case opens && s.isCurrent(base):
-			adopted, key = c.ID, address.Key()
+			adopted, key = c.ID, address.CallbackSecret()
 		case opens, address.ID == g.ID && s.isOurs(base):
 			stale = c.ID
 		case s.isOurs(base):
@@ -367,7 +367,7 @@ func (s *Service) find(ctx context.Context, g grant.Grant) (grant.Grant, error) 
 		return g, err
 	}
 	if adopted != "" {
-		if g, err = s.record(ctx, g, adopted, key, false); err != nil || g.Former == "" {
+		if g, err = s.record(ctx, g, adopted, key, false); err != nil || g.ReplacedCredential == "" {
 			return g, err
 		}
 		return s.dropFormer(ctx, g)
@@ -381,12 +381,12 @@ func (s *Service) find(ctx context.Context, g grant.Grant) (grant.Grant, error) 
 	switch {
 	case stale == "":
 		return g, nil
-	case g.Former != "" && g.Former != stale:
+	case g.ReplacedCredential != "" && g.ReplacedCredential != stale:
 		if g, err = s.dropFormer(ctx, g); err != nil {
 			return g, err
 		}
 	}
-	if g, err = s.change(ctx, g, store.Change{Former: &stale}); err != nil {
+	if g, err = s.change(ctx, g, store.Change{ReplacedCredential: &stale}); err != nil {
 		return g, err
 	}
 	return s.create(ctx, g)
@@ -398,11 +398,11 @@ const keyGrace = time.Minute
 
 // record ends a registration: the credential, made just now or found, is known and
 // its secret is the only one that stays.
-func (s *Service) record(ctx context.Context, g grant.Grant, credential string, key grant.CallbackKey, made bool) (grant.Grant, error) {
+func (s *Service) record(ctx context.Context, g grant.Grant, credential string, key grant.CallbackSecret, made bool) (grant.Grant, error) {
 	none, now := "", time.Now().UTC().Truncate(time.Millisecond)
 	key.NotAfter = time.Time{}
-	keys := []grant.CallbackKey{key}
-	for _, old := range g.Keys {
+	keys := []grant.CallbackSecret{key}
+	for _, old := range g.Secrets {
 		if old.NotAfter.IsZero() {
 			old.NotAfter = now.Add(keyGrace)
 		}
@@ -410,9 +410,9 @@ func (s *Service) record(ctx context.Context, g grant.Grant, credential string, 
 			keys = append(keys, old)
 		}
 	}
-	change := store.Change{Credential: &credential, Keys: &keys, Reason: &none, Health: &none}
+	change := store.Change{Credential: &credential, Secrets: &keys, Reason: &none, Health: &none}
 	if made { // Recall had to let go of the former one first
-		change.Former = &none
+		change.ReplacedCredential = &none
 	}
 	g, err := s.change(ctx, g, change)
 	if err != nil {
@@ -480,7 +480,7 @@ func reason(cause error) string {
 
 // discard removes a grant that was stored in vain. It stays alive at Zoom,
 // where it may serve the caller's own use.
-func (s *Service) discard(ctx context.Context, id grant.ID, outcome store.Outcome) error {
+func (s *Service) discard(ctx context.Context, id grant.ID, outcome store.ConsentOutcome) error {
 	for {
 		g, err := s.Store.Get(ctx, id)
 		if err == nil {

@@ -21,7 +21,7 @@ func (s *Service) deregister(ctx context.Context, id grant.ID, revoke bool) erro
 	if errors.Is(err, grant.ErrNotFound) {
 		// A call that has died may have left the answer to a code in a journal: it
 		// must not bring the user back.
-		return ignore(s.Store.Remove(ctx, id, g.Version, store.Outcome{}), grant.ErrNotFound)
+		return ignore(s.Store.Remove(ctx, id, g.Version, store.ConsentOutcome{}), grant.ErrNotFound)
 	}
 	if err != nil {
 		return err
@@ -37,7 +37,7 @@ func (s *Service) deregister(ctx context.Context, id grant.ID, revoke bool) erro
 // remove takes away what a user has, the credential first: as long as Recall
 // has one, the record says so. Every step can be repeated.
 func (s *Service) remove(ctx context.Context, g grant.Grant) error {
-	for _, credential := range []string{g.Credential, g.Former} {
+	for _, credential := range []string{g.Credential, g.ReplacedCredential} {
 		if credential == "" {
 			continue
 		}
@@ -45,8 +45,8 @@ func (s *Service) remove(ctx context.Context, g grant.Grant) error {
 			return err
 		}
 	}
-	unrecorded := g.Strays
-	if g.Credential == "" && len(g.Keys) > 0 && g.ZoomUser != "" { // a create may have got through
+	unrecorded := g.UnrecordedZoomUsers
+	if g.Credential == "" && len(g.Secrets) > 0 && g.ZoomUser != "" { // a create may have got through
 		unrecorded = append(slices.Clone(unrecorded), g.ZoomUser)
 	}
 	for _, zoomUser := range unrecorded {
@@ -59,7 +59,7 @@ func (s *Service) remove(ctx context.Context, g grant.Grant) error {
 			return err
 		}
 	}
-	if err := s.discard(ctx, g.ID, store.Outcome{}); err != nil {
+	if err := s.discard(ctx, g.ID, store.ConsentOutcome{}); err != nil {
 		return err
 	}
 	s.Log.Info("user removed", zap.String("grant", string(g.ID)), zap.Bool("revoked", g.Revoke))
@@ -74,7 +74,7 @@ func (s *Service) removeUnrecorded(ctx context.Context, g grant.Grant, zoomUser 
 	filter := recall.Filter{OAuthApp: app.OAuthApp, ZoomUser: zoomUser}
 	err := s.Recall.List(ctx, filter, func(c recall.Credential) bool {
 		base, address, ok := callback.ParseURL(c.CallbackURL.Reveal())
-		if ok && address.ID == g.ID && c.ID != g.Credential && (s.isOurs(base) || address.Opens(g.Keys, time.Now())) {
+		if ok && address.ID == g.ID && c.ID != g.Credential && (s.isOurs(base) || address.Matches(g.Secrets, time.Now())) {
 			found = append(found, c.ID)
 		}
 		return true
@@ -97,7 +97,7 @@ func (s *Service) revoke(ctx context.Context, g grant.Grant) error {
 		s.Log.Warn("a grant is not revoked: its Zoom app is not in the settings any more", zap.String("grant", string(g.ID)), zap.String("app", g.App))
 		return nil
 	}
-	token, err := s.Store.Refresh(ctx, g.ID)
+	token, err := s.Store.ReadRefreshToken(ctx, g.ID)
 	if err != nil {
 		return err
 	}

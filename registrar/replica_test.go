@@ -35,7 +35,7 @@ type replica struct {
 	registrarv1.RegistrarServiceClient
 	life    *life
 	store   *store.Store
-	rotator *renewal.Rotator
+	rotator *renewal.Renewer
 	service *registrar.Service
 	recall  *recall.Client
 	folder  string
@@ -79,8 +79,8 @@ func (w *world) join(o replicaOptions) *replica {
 	}
 	r.recall = recall.New(recall.Config{APIURL: w.recallURL, APIKey: secret.New("recall-key"), HTTP: client, Gate: o.gate})
 	r.service = registrar.New(registrar.Config{
-		Store: r.store, Rotator: rotator, CallbackBase: w.base, Log: w.log, Apps: apps, Recall: r.recall,
-		LateAnswer: o.lateAnswer, Lock: 300 * time.Millisecond, WorkTime: o.workTime, Audit: o.audit, Metrics: o.metrics,
+		Store: r.store, Renewer: rotator, CallbackBase: w.base, Log: w.log, Apps: apps, Recall: r.recall,
+		LateResponseWait: o.lateAnswer, Lock: 300 * time.Millisecond, WorkTime: o.workTime, Audit: o.audit, Metrics: o.metrics,
 	})
 	if o.access == nil {
 		o.access = &registrar.Access{Plaintext: true}

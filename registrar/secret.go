@@ -24,7 +24,7 @@ func (s *Service) rotateSecret(ctx context.Context, id grant.ID) (grant.Grant, e
 		}
 		return g, nil
 	}
-	if g.Former != "" {
+	if g.ReplacedCredential != "" {
 		if g, err = s.dropFormer(ctx, g); err != nil {
 			return grant.Grant{}, err
 		}
@@ -43,5 +43,5 @@ func (s *Service) rotateSecret(ctx context.Context, id grant.ID) (grant.Grant, e
 // secrets are accepted.
 func (s *Service) unlink(ctx context.Context, g grant.Grant, why string) (grant.Grant, error) {
 	none := ""
-	return s.change(ctx, g, store.Change{Credential: &none, Former: &g.Credential, Reason: &why})
+	return s.change(ctx, g, store.Change{Credential: &none, ReplacedCredential: &g.Credential, Reason: &why})
 }

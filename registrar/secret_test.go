@@ -50,10 +50,10 @@ func TestRotateCallbackSecret(t *testing.T) {
 		t.Errorf("the old URL is answered %d just after", status)
 	}
 	g, err := w.store.Get(t.Context(), grant.NewID("default", "ann"))
-	if err != nil || len(g.Keys) != 2 {
-		t.Fatal(len(g.Keys), err)
+	if err != nil || len(g.Secrets) != 2 {
+		t.Fatal(len(g.Secrets), err)
 	}
-	keys := g.Keys
+	keys := g.Secrets
 	for i := range keys {
 		if !keys[i].NotAfter.IsZero() {
 			if in := time.Until(keys[i].NotAfter); in < 50*time.Second || in > time.Minute {
@@ -62,7 +62,7 @@ func TestRotateCallbackSecret(t *testing.T) {
 			keys[i].NotAfter = time.Now().Add(-time.Second)
 		}
 	}
-	if _, err := w.store.Change(t.Context(), g.ID, g.Version, store.Change{Keys: &keys}); err != nil {
+	if _, err := w.store.Change(t.Context(), g.ID, g.Version, store.Change{Secrets: &keys}); err != nil {
 		t.Fatal(err)
 	}
 	if status := w.answer(before.AccessTokenCallbackURL); status != http.StatusNotFound {

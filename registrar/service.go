@@ -185,13 +185,13 @@ func (s *Service) accessToken(ctx context.Context, id grant.ID, r *registrarv1.G
 	if r.GetMinTtl() != nil {
 		ttl = r.GetMinTtl().AsDuration()
 	}
-	serving, err := s.Store.Serving(ctx, id)
+	serving, err := s.Store.ReadServingRecord(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	serving, err = s.Rotator.HandOut(ctx, id, serving, ttl)
+	serving, err = s.Renewer.EnsureFresh(ctx, id, serving, ttl)
 	// A token that is not good for so long is the best there is.
-	if err != nil && (!errors.Is(err, renewal.ErrShort) || !serving.GoodFor(time.Second, time.Now())) {
+	if err != nil && (!errors.Is(err, renewal.ErrTTLTooLong) || !serving.HasTTL(time.Second, time.Now())) {
 		return nil, err
 	}
 	return &registrarv1.GetAccessTokenResponse{

@@ -89,7 +89,7 @@ func statusOf(err error) error {
 		return status.Error(codes.Unauthenticated, errNobody.Error())
 	case errors.Is(err, errForbidden):
 		return status.Error(codes.PermissionDenied, err.Error())
-	case errors.Is(err, store.ErrTrimmed):
+	case errors.Is(err, store.ErrPositionExpired):
 		return withDetails(codes.OutOfRange, "changes since the resume_token are not kept any more: watch anew without one, and list all users",
 			&errdetails.ErrorInfo{Reason: "RESUME_TOKEN_EXPIRED", Domain: "tokenprovider"})
 	case errors.Is(err, grant.ErrNotFound):
@@ -102,7 +102,7 @@ func statusOf(err error) error {
 		return status.Error(codes.Canceled, "the caller has left; the work goes on")
 	case errors.Is(err, context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, "the caller's deadline has passed; the work goes on, so repeat the call to see what came of it")
-	case errors.Is(err, seal.ErrOpen):
+	case errors.Is(err, seal.ErrDecrypt):
 		return status.Error(codes.Internal, "internal error: the user's record does not open")
 	}
 	wait, text := time.Second, "Redis, Zoom or Recall cannot be reached; nothing is lost, try again"

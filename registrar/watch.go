@@ -50,7 +50,7 @@ func (s *Service) latest(ctx context.Context) (*store.Position, error) {
 	if s.heads.latest != nil && time.Since(s.heads.at) < watchLook {
 		return s.heads.latest, nil
 	}
-	latest, err := s.Store.Heads(ctx)
+	latest, err := s.Store.ReadHeads(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func (s *Service) WatchUsers(r *registrarv1.WatchUsersRequest, stream grpc.Serve
 		}
 		w.position = position
 	} else {
-		position, err := s.Store.Heads(ctx) // not as of a moment ago: what the caller knows is younger
+		position, err := s.Store.ReadHeads(ctx) // not as of a moment ago: what the caller knows is younger
 		if err != nil {
 			return err
 		}
@@ -136,7 +136,7 @@ func (w *watcher) catchUp(ctx context.Context) error {
 
 // read tells of the next n changes of a shard.
 func (w *watcher) read(ctx context.Context, shard int) (n int, err error) {
-	events, err := w.Store.Changes(ctx, shard, w.position[shard], watchPage)
+	events, err := w.Store.ReadChanges(ctx, shard, w.position[shard], watchPage)
 	if err != nil {
 		return 0, err
 	}
@@ -153,7 +153,7 @@ func (w *watcher) read(ctx context.Context, shard int) (n int, err error) {
 		now[g.ID] = g
 	}
 	for _, e := range events {
-		w.position[shard] = e.Mark
+		w.position[shard] = e.StreamID
 		if m := w.message(e, now); m != nil {
 			if err := w.send(m); err != nil {
 				return 0, err

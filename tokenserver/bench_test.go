@@ -42,18 +42,18 @@ func warmHandler(tb testing.TB, signed bool) (http.Handler, *http.Request) {
 	tb.Helper()
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	now := time.Now()
-	source := &records{id: address.ID, serving: grant.Serving{
+	source := &records{id: address.ID, serving: grant.ServingRecord{
 		State: grant.Active, Access: secret.New(strings.Repeat("x", zoomLike)), Expires: now.Add(time.Hour),
-		Plan: now.Add(50 * time.Minute), Keys: []grant.CallbackKey{address.Key()},
+		RenewTime: now.Add(50 * time.Minute), Secrets: []grant.CallbackSecret{address.CallbackSecret()},
 	}}
 	cache, err := tokenserver.NewCache(source, 1000, zap.NewNop())
 	if err != nil {
 		tb.Fatal(err)
 	}
-	cache.Live()
+	cache.Synced()
 	config := tokenserver.Config{
 		Cache: cache, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
-		HandOuter: &renewal.Rotator{Config: renewal.Config{InUse: 5 * time.Second}},
+		Tokens: &renewal.Renewer{Config: renewal.Config{HandOffGuard: 5 * time.Second}},
 	}
 	request, err := http.NewRequestWithContext(tb.Context(), http.MethodGet, callback.Prefix+string(address.ID)+"/"+address.Secret.Reveal(), nil)
 	if err != nil {

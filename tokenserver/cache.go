@@ -15,13 +15,13 @@ import (
 )
 
 // Grants reads what a callback needs, within some seconds whatever its context;
-// see [store.Store.Serving].
+// see [store.Store.ReadServingRecord].
 type Grants interface {
-	Serving(ctx context.Context, id grant.ID) (grant.Serving, error)
+	ReadServingRecord(ctx context.Context, id grant.ID) (grant.ServingRecord, error)
 }
 
 // Cache keeps opened records in memory, ready to be served, and drops each as
-// soon as it is told that the record has changed: it is a [store.Follower].
+// soon as it is told that the record has changed: it is a [store.ChangeListener].
 //
 // A record that was read while every change is told is trusted until its change
 // is. When changes may be missed, nothing in the cache is trusted: the next use
@@ -53,10 +53,10 @@ func keyOf(id grant.ID) (k key) {
 // record is a grant, ready to be served. Nobody changes it. What is looked at
 // lies together: where records are many, the time goes into reaching them.
 type record struct {
-	grant.Serving
-	era    int64                // in which it was read
-	keys   [2]grant.CallbackKey // of Serving, where they are so few
-	handed atomic.Int64         // when its token was handed out last, in ns, to a tenth of a second
+	grant.ServingRecord
+	era    int64                   // in which it was read
+	keys   [2]grant.CallbackSecret // of Serving, where they are so few
+	handed atomic.Int64            // when its token was handed out last, in ns, to a tenth of a second
 }
 
 // handOut notes that the token is handed out now.
@@ -71,7 +71,7 @@ func (r *record) handOut(now time.Time) {
 const verifyTime = 200 * time.Millisecond
 
 // NewCache returns a cache of at most size records, in front of grants. It does
-// no I/O; until [Cache.Live] is called nothing in it is trusted.
+// no I/O; until [Cache.Synced] is called nothing in it is trusted.
 func NewCache(grants Grants, size int, log *zap.Logger) (*Cache, error) {
 	c := &Cache{grants: grants, log: log}
 	c.loader = func(ctx context.Context, k key) (*record, error) { return c.read(ctx, grant.ID(k[:])) }
@@ -97,7 +97,7 @@ func (c *Cache) get(ctx context.Context, id grant.ID) (r *record, fresh bool, er
 	case cached:
 		return c.verify(ctx, id, r)
 	case c.outage.on(time.Now()):
-		return nil, false, store.ErrDown
+		return nil, false, store.ErrUnavailable
 	}
 	c.metrics.read(missed)
 	r, err = c.records.Get(ctx, keyOf(id), c.loader)
@@ -124,7 +124,7 @@ func (c *Cache) verify(ctx context.Context, id grant.ID, r *record) (*record, bo
 			return read.Value, true, nil
 		case errors.Is(read.Err, otter.ErrNotFound):
 			return nil, true, grant.ErrNotFound
-		case !errors.Is(read.Err, store.ErrDown):
+		case !errors.Is(read.Err, store.ErrUnavailable):
 			return nil, true, read.Err
 		}
 	case <-ctx.Done():
@@ -137,7 +137,7 @@ func (c *Cache) verify(ctx context.Context, id grant.ID, r *record) (*record, bo
 // again reads a record past the cache.
 func (c *Cache) again(ctx context.Context, id grant.ID) (*record, error) {
 	if c.outage.on(time.Now()) {
-		return nil, store.ErrDown
+		return nil, store.ErrUnavailable
 	}
 	c.metrics.read(otherSecret)
 	return c.read(ctx, id)
@@ -146,12 +146,12 @@ func (c *Cache) again(ctx context.Context, id grant.ID) (*record, error) {
 // read reads a record from Redis.
 func (c *Cache) read(ctx context.Context, id grant.ID) (*record, error) {
 	era := c.era.Load()
-	serving, err := c.grants.Serving(ctx, id)
+	serving, err := c.grants.ReadServingRecord(ctx, id)
 	switch {
 	case errors.Is(err, grant.ErrNotFound):
 		c.reached()
 		return nil, errors.Join(otter.ErrNotFound, err)
-	case errors.Is(err, store.ErrDown):
+	case errors.Is(err, store.ErrUnavailable):
 		c.outage.begin(time.Now())
 		return nil, err
 	case err != nil:
@@ -174,36 +174,36 @@ func (c *Cache) reached() {
 	c.slow.end()
 }
 
-func newRecord(serving grant.Serving, era int64) *record {
-	r := &record{Serving: serving, era: era}
-	if n := len(serving.Keys); n <= len(r.keys) {
-		copy(r.keys[:], serving.Keys)
-		r.Keys = r.keys[:n]
+func newRecord(serving grant.ServingRecord, era int64) *record {
+	r := &record{ServingRecord: serving, era: era}
+	if n := len(serving.Secrets); n <= len(r.keys) {
+		copy(r.keys[:], serving.Secrets)
+		r.Secrets = r.keys[:n]
 	}
 	return r
 }
 
-// Warm reports whether there is a credential that can be served without Redis.
-func (c *Cache) Warm() bool { return time.Now().UnixMilli() < c.good.Load() }
+// HasLiveTokens reports whether there is a credential that can be served without Redis.
+func (c *Cache) HasLiveTokens() bool { return time.Now().UnixMilli() < c.good.Load() }
 
-// Live implements [store.Follower].
-func (c *Cache) Live() {
+// Synced implements [store.ChangeListener].
+func (c *Cache) Synced() {
 	c.reached()
 	c.eras++
 	c.era.Store(c.eras)
 	c.log.Info("following the changes of grants")
 }
 
-// Changed implements [store.Follower].
-func (c *Cache) Changed(id grant.ID) {
+// Invalidate implements [store.ChangeListener].
+func (c *Cache) Invalidate(id grant.ID) {
 	if dropped, cached := c.records.Invalidate(keyOf(id)); cached {
 		c.metrics.dropped(c.grants, id, dropped)
 	}
 }
 
-// Lost implements [store.Follower].
-func (c *Cache) Lost(why error) {
-	if errors.Is(why, store.ErrSilent) {
+// Desynced implements [store.ChangeListener].
+func (c *Cache) Desynced(why error) {
+	if errors.Is(why, store.ErrNoReply) {
 		c.outage.begin(time.Now())
 	}
 	if c.era.Swap(0) != 0 {

@@ -98,7 +98,7 @@ func (m *cacheMetrics) dropped(grants Grants, id grant.ID, before *record) {
 		defer func() { <-m.looks }()
 		ctx, cancel := context.WithTimeout(context.Background(), inUse)
 		defer cancel()
-		if now, err := grants.Serving(ctx, id); err == nil && !now.Access.Equal(before.Access) {
+		if now, err := grants.ReadServingRecord(ctx, id); err == nil && !now.Access.Equal(before.Access) {
 			m.ended.Inc()
 		}
 	}()

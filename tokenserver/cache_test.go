@@ -25,24 +25,24 @@ import (
 // goodOnes hands out what is good, and nothing else.
 type goodOnes struct{}
 
-func (goodOnes) Ready(serving *grant.Serving, ttl time.Duration, now time.Time) bool {
-	return serving.Alive() == nil && serving.GoodFor(ttl, now)
+func (goodOnes) CanServe(serving *grant.ServingRecord, ttl time.Duration, now time.Time) bool {
+	return serving.CheckAlive() == nil && serving.HasTTL(ttl, now)
 }
 
-func (goodOnes) HandOut(context.Context, grant.ID, grant.Serving, time.Duration) (grant.Serving, error) {
-	return grant.Serving{}, &grant.BackoffError{For: time.Second}
+func (goodOnes) EnsureFresh(context.Context, grant.ID, grant.ServingRecord, time.Duration) (grant.ServingRecord, error) {
+	return grant.ServingRecord{}, &grant.BackoffError{For: time.Second}
 }
 
 // shelf is a store of many grants, that can be down and can be slow.
 type shelf struct {
 	mu      sync.Mutex
-	records map[grant.ID]grant.Serving
+	records map[grant.ID]grant.ServingRecord
 	err     error
 	reads   int
 	slow    chan struct{} // a read waits for it, once it has read
 }
 
-func (s *shelf) Serving(_ context.Context, id grant.ID) (grant.Serving, error) {
+func (s *shelf) ReadServingRecord(_ context.Context, id grant.ID) (grant.ServingRecord, error) {
 	s.mu.Lock()
 	s.reads++
 	serving, known := s.records[id]
@@ -53,9 +53,9 @@ func (s *shelf) Serving(_ context.Context, id grant.ID) (grant.Serving, error) {
 	}
 	switch {
 	case err != nil:
-		return grant.Serving{}, err
+		return grant.ServingRecord{}, err
 	case !known:
-		return grant.Serving{}, grant.ErrNotFound
+		return grant.ServingRecord{}, grant.ErrNotFound
 	}
 	return serving, nil
 }
@@ -86,13 +86,13 @@ type memory struct {
 func inBubble(t *testing.T, size int, test func(*memory)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		m := &memory{shelf: &shelf{records: map[grant.ID]grant.Serving{}}, t: t}
+		m := &memory{shelf: &shelf{records: map[grant.ID]grant.ServingRecord{}}, t: t}
 		var err error
 		if m.cache, err = tokenserver.NewCache(m.shelf, size, zap.NewNop()); err != nil {
 			t.Fatal(err)
 		}
 		m.handler = tokenserver.New(tokenserver.Config{
-			Cache: m.cache, HandOuter: goodOnes{}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
+			Cache: m.cache, Tokens: goodOnes{}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
 		})
 		test(m)
 	})
@@ -102,8 +102,8 @@ func inBubble(t *testing.T, size int, test func(*memory)) {
 func (m *memory) add(user string) (grant.ID, string) {
 	address := callback.NewAddress(grant.NewID("default", user))
 	m.set(func() {
-		m.records[address.ID] = grant.Serving{
-			State: grant.Active, Access: secret.New("token-of-" + user), Expires: time.Now().Add(time.Hour), Keys: []grant.CallbackKey{address.Key()},
+		m.records[address.ID] = grant.ServingRecord{
+			State: grant.Active, Access: secret.New("token-of-" + user), Expires: time.Now().Add(time.Hour), Secrets: []grant.CallbackSecret{address.CallbackSecret()},
 		}
 	})
 	return address.ID, path(address)
@@ -131,7 +131,7 @@ func (m *memory) want(path string, status int, body string, reads int) {
 
 func TestWarmIsServedFromMemoryUntilItChanges(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
-		m.cache.Live()
+		m.cache.Synced()
 		id, ann := m.add("ann")
 		m.want(ann, 200, "token-of-ann", 1)
 		for range 10 {
@@ -140,11 +140,11 @@ func TestWarmIsServedFromMemoryUntilItChanges(t *testing.T) {
 		renewed := m.records[id]
 		renewed.Access = secret.New("renewed")
 		m.set(func() { m.records[id] = renewed })
-		m.cache.Changed(id)
+		m.cache.Invalidate(id)
 		m.want(ann, 200, "renewed", 1)
 		m.want(ann, 200, "renewed", 0)
 		m.set(func() { delete(m.records, id) })
-		m.cache.Changed(id)
+		m.cache.Invalidate(id)
 		m.want(ann, 404, "", 1)
 		m.want(ann, 404, "", 1)
 	})
@@ -156,14 +156,14 @@ func TestNothingIsTrustedWhileChangesMayBeMissed(t *testing.T) {
 		for range 3 { // not live yet
 			m.want(ann, 200, "token-of-ann", 1)
 		}
-		m.cache.Live()
+		m.cache.Synced()
 		m.want(ann, 200, "token-of-ann", 1) // what was read before may be out of date
 		m.want(ann, 200, "token-of-ann", 0)
-		m.cache.Lost(errors.New("connection cut"))
+		m.cache.Desynced(errors.New("connection cut"))
 		for range 3 {
 			m.want(ann, 200, "token-of-ann", 1)
 		}
-		m.cache.Live()
+		m.cache.Synced()
 		m.want(ann, 200, "token-of-ann", 1)
 		m.want(ann, 200, "token-of-ann", 0)
 	})
@@ -171,13 +171,13 @@ func TestNothingIsTrustedWhileChangesMayBeMissed(t *testing.T) {
 
 func TestOutage(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
-		m.cache.Live()
+		m.cache.Synced()
 		id, ann := m.add("ann")
 		_, bob := m.add("bob")
 		m.want(ann, 200, "token-of-ann", 1)
-		m.set(func() { m.err = fmt.Errorf("reading: %w", store.ErrDown) })
+		m.set(func() { m.err = fmt.Errorf("reading: %w", store.ErrUnavailable) })
 		m.want(ann, 200, "token-of-ann", 0) // nobody has noticed
-		m.cache.Lost(errors.New("connection cut"))
+		m.cache.Desynced(errors.New("connection cut"))
 		m.want(ann, 200, "token-of-ann", 1) // Redis is asked, and is down
 		for range 100 {
 			m.want(ann, 200, "token-of-ann", 0)
@@ -191,7 +191,7 @@ func TestOutage(t *testing.T) {
 		m.want(ann, 200, "token-of-ann", 0)
 		time.Sleep(time.Hour - grant.MinTTL - time.Second)
 		m.want(ann, 503, "", 1) // the token is too old by now
-		if m.cache.Warm() {
+		if m.cache.HasLiveTokens() {
 			t.Error("warm, with nothing to serve")
 		}
 		m.set(func() { m.err = nil })
@@ -208,13 +208,13 @@ func TestOutage(t *testing.T) {
 
 func TestSilentRedisIsNotAsked(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
-		m.cache.Live()
+		m.cache.Synced()
 		_, ann := m.add("ann")
 		m.want(ann, 200, "token-of-ann", 1)
-		if !m.cache.Warm() {
+		if !m.cache.HasLiveTokens() {
 			t.Error("not warm, with a token good for an hour")
 		}
-		m.cache.Lost(fmt.Errorf("following: %w", store.ErrSilent))
+		m.cache.Desynced(fmt.Errorf("following: %w", store.ErrNoReply))
 		m.want(ann, 200, "token-of-ann", 0)
 		// A read that hangs is not waited for: at most one request a second pays.
 		hang := make(chan struct{})
@@ -229,7 +229,7 @@ func TestSilentRedisIsNotAsked(t *testing.T) {
 		close(hang)
 		m.set(func() { m.slow = nil })
 		synctest.Wait()
-		m.cache.Live()
+		m.cache.Synced()
 		m.want(ann, 200, "token-of-ann", 1)
 	})
 }
@@ -238,11 +238,11 @@ func TestSilentRedisIsNotAsked(t *testing.T) {
 // moment; what is not in memory is.
 func TestSlowReadKeepsNobodyFromTheirs(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
-		m.cache.Live()
+		m.cache.Synced()
 		_, ann := m.add("ann")
 		_, bob := m.add("bob")
 		m.want(ann, 200, "token-of-ann", 1)
-		m.cache.Lost(errors.New("connection cut"))
+		m.cache.Desynced(errors.New("connection cut"))
 		hang := make(chan struct{})
 		m.set(func() { m.slow = hang })
 		m.want(ann, 200, "token-of-ann", 1)
@@ -255,17 +255,17 @@ func TestSlowReadKeepsNobodyFromTheirs(t *testing.T) {
 
 func TestNewSecretOpensBeforeItsChangeIsTold(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
-		m.cache.Live()
+		m.cache.Synced()
 		id, old := m.add("ann")
 		m.want(old, 200, "token-of-ann", 1)
 		address := callback.NewAddress(id)
 		m.want(path(address), 404, "", 1) // a guess is a read, whatever is in memory
 		both := m.records[id]
-		both.Keys = []grant.CallbackKey{both.Keys[0], address.Key()}
-		both.Keys[0].NotAfter = time.Now().Add(time.Minute)
+		both.Secrets = []grant.CallbackSecret{both.Secrets[0], address.CallbackSecret()}
+		both.Secrets[0].NotAfter = time.Now().Add(time.Minute)
 		m.set(func() { m.records[id] = both })
 		m.want(path(address), 200, "token-of-ann", 1)
-		m.cache.Changed(id)
+		m.cache.Invalidate(id)
 		m.want(old, 200, "token-of-ann", 1)
 		m.want(path(address), 200, "token-of-ann", 0)
 		time.Sleep(time.Minute)
@@ -276,7 +276,7 @@ func TestNewSecretOpensBeforeItsChangeIsTold(t *testing.T) {
 
 func TestChangeDuringARead(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
-		m.cache.Live()
+		m.cache.Synced()
 		id, ann := m.add("ann")
 		hold := make(chan struct{})
 		m.set(func() { m.slow = hold })
@@ -294,7 +294,7 @@ func TestChangeDuringARead(t *testing.T) {
 		renewed := m.records[id]
 		renewed.Access = secret.New("renewed")
 		m.set(func() { m.records[id], m.slow = renewed, nil })
-		m.cache.Changed(id)
+		m.cache.Invalidate(id)
 		close(hold)
 		for range 5 {
 			if body := <-served; body != "renewed" {
@@ -317,7 +317,7 @@ func TestDamagedRecordIsNotServedFromMemory(t *testing.T) {
 
 func TestMemoryIsBounded(t *testing.T) {
 	inBubble(t, 50, func(m *memory) {
-		m.cache.Live()
+		m.cache.Synced()
 		var paths []string
 		for i := range 1000 {
 			_, path := m.add(fmt.Sprint("user-", i))
@@ -338,8 +338,8 @@ func TestMemoryIsBounded(t *testing.T) {
 func TestNotTooManyWait(t *testing.T) {
 	release := make(chan struct{})
 	waiting := make(chan struct{}, 3)
-	f := startWith(t, tokenserver.Config{MaxWaiting: 3, HandOuter: handOut(
-		func(_ context.Context, _ grant.ID, serving grant.Serving, _ time.Duration) (grant.Serving, error) {
+	f := startWith(t, tokenserver.Config{MaxWaiting: 3, Tokens: handOut(
+		func(_ context.Context, _ grant.ID, serving grant.ServingRecord, _ time.Duration) (grant.ServingRecord, error) {
 			waiting <- struct{}{}
 			<-release
 			return serving, nil
@@ -364,7 +364,7 @@ func TestNotTooManyWait(t *testing.T) {
 }
 
 func TestPanicIsContained(t *testing.T) {
-	f := start(t, func(context.Context, grant.ID, grant.Serving, time.Duration) (grant.Serving, error) {
+	f := start(t, func(context.Context, grant.ID, grant.ServingRecord, time.Duration) (grant.ServingRecord, error) {
 		panic("a fault that quotes " + token)
 	}, nil)
 	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 500 || strings.Contains(got.body, token) {

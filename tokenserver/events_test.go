@@ -191,11 +191,11 @@ func TestNoEventsWithoutASecretToken(t *testing.T) {
 	}
 	none := tokenserver.NewEvents(&users{}, func() []tokenserver.App { return []tokenserver.App{{Name: "silent", ClientID: "x"}} },
 		zap.NewNop(), prometheus.NewRegistry())
-	f = startWith(t, tokenserver.Config{HandOuter: goodOnes{}, Events: none})
+	f = startWith(t, tokenserver.Config{Tokens: goodOnes{}, Events: none})
 	if got := do(t, http.MethodPost, f.server.URL+"/zoom/events", nil); got.status != 404 || got.body != "not found\n" {
 		t.Errorf("apps without any: answered %d, want 404", got.status)
 	}
-	f = startWith(t, tokenserver.Config{HandOuter: goodOnes{}, Events: (&users{}).events(zap.NewNop())})
+	f = startWith(t, tokenserver.Config{Tokens: goodOnes{}, Events: (&users{}).events(zap.NewNop())})
 	if got := do(t, http.MethodPost, f.server.URL+"/zoom/events", nil); got.status != 401 {
 		t.Errorf("with events, unsigned: answered %d, want 401", got.status)
 	}

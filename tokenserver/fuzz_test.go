@@ -73,15 +73,15 @@ func FuzzVerifier(f *testing.F) {
 // URL gets the token, nothing panics, and all other answers are alike.
 func FuzzURL(f *testing.F) {
 	address := callback.Address{ID: grant.NewID("default", "ann"), Secret: secret.New(strings.Repeat("s", 43))}
-	source := &records{id: address.ID, serving: grant.Serving{
-		State: grant.Active, Access: secret.New(token), Expires: time.Now().Add(time.Hour), Keys: []grant.CallbackKey{address.Key()},
+	source := &records{id: address.ID, serving: grant.ServingRecord{
+		State: grant.Active, Access: secret.New(token), Expires: time.Now().Add(time.Hour), Secrets: []grant.CallbackSecret{address.CallbackSecret()},
 	}}
 	cache, err := tokenserver.NewCache(source, 10, zap.NewNop())
 	if err != nil {
 		f.Fatal(err)
 	}
-	cache.Live()
-	handler := tokenserver.New(tokenserver.Config{Cache: cache, HandOuter: goodOnes{}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry()})
+	cache.Synced()
+	handler := tokenserver.New(tokenserver.Config{Cache: cache, Tokens: goodOnes{}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry()})
 	good := path(address)
 	for _, seed := range []string{
 		good, good + "/", good + "?x=y", good[:len(good)-1], "/", "//", "/callback", "/callback/" + string(address.ID) + "/",

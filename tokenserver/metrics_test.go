@@ -22,7 +22,7 @@ func measured(t *testing.T, test func(m *memory, want func(series string, value 
 	inBubble(t, 10, func(m *memory) {
 		registry := prometheus.NewRegistry()
 		m.cache.Measure(registry)
-		m.handler = tokenserver.New(tokenserver.Config{Cache: m.cache, HandOuter: goodOnes{}, Log: zap.NewNop(), Metrics: registry})
+		m.handler = tokenserver.New(tokenserver.Config{Cache: m.cache, Tokens: goodOnes{}, Log: zap.NewNop(), Metrics: registry})
 		test(m, func(series string, value float64) {
 			m.t.Helper()
 			synctest.Wait()
@@ -35,7 +35,7 @@ func measured(t *testing.T, test func(m *memory, want func(series string, value 
 
 func TestCallbacksAreCounted(t *testing.T) {
 	measured(t, func(m *memory, want func(string, float64)) {
-		m.cache.Live()
+		m.cache.Synced()
 		_, path := m.add("ann")
 		want(`callbacks_total{outcome="served"}`, 0) // there from the start, for increase()
 		for range 3 {
@@ -56,7 +56,7 @@ func TestReadsOfTheCacheAreCounted(t *testing.T) {
 	measured(t, func(m *memory, want func(string, float64)) {
 		id, path := m.add("ann")
 		want(`cache_following`, 0)
-		m.cache.Live()
+		m.cache.Synced()
 		want(`cache_following`, 1)
 		m.get(path)
 		m.get(path)
@@ -65,17 +65,17 @@ func TestReadsOfTheCacheAreCounted(t *testing.T) {
 		other := path[:len(path)-4] + "AAAA"
 		m.get(other)
 		want(`cache_reads_total{reason="secret"}`, 1)
-		m.cache.Lost(fmt.Errorf("gone"))
+		m.cache.Desynced(fmt.Errorf("gone"))
 		want(`cache_following`, 0)
 		m.get(path)
 		want(`cache_reads_total{reason="unverified"}`, 1)
-		m.set(func() { m.err = store.ErrDown })
+		m.set(func() { m.err = store.ErrUnavailable })
 		m.get(path)
 		m.get(path) // not asked again: Redis is known to be away
 		want(`cache_reads_total{reason="unverified"}`, 2)
 		want(`cache_unverified_total`, 2)
-		m.cache.Changed(id)
-		m.cache.Changed(id) // is not in memory any more
+		m.cache.Invalidate(id)
+		m.cache.Invalidate(id) // is not in memory any more
 		want(`cache_invalidations_total`, 1)
 	})
 }
@@ -85,7 +85,7 @@ func TestReadsOfTheCacheAreCounted(t *testing.T) {
 func TestTokensEndedInUse(t *testing.T) {
 	const ended = `tokens_ended_in_use_total`
 	measured(t, func(m *memory, want func(string, float64)) {
-		m.cache.Live()
+		m.cache.Synced()
 		id, path := m.add("ann")
 		renew := func(token string) {
 			m.set(func() {
@@ -93,14 +93,14 @@ func TestTokensEndedInUse(t *testing.T) {
 				serving.Access = secret.New(token)
 				m.records[id] = serving
 			})
-			m.cache.Changed(id)
+			m.cache.Invalidate(id)
 		}
 		m.get(path)
 		time.Sleep(3 * time.Second)
 		renew("two")
 		want(ended, 0)
 		m.get(path)
-		m.cache.Changed(id) // the same token
+		m.cache.Invalidate(id) // the same token
 		want(ended, 0)
 		m.get(path)
 		time.Sleep(2900 * time.Millisecond)
@@ -114,9 +114,9 @@ func TestTokensEndedInUse(t *testing.T) {
 // TestNothingIsMeasured: a handler without metrics serves, and refuses.
 func TestNothingIsMeasured(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
-		m.cache.Live()
+		m.cache.Synced()
 		_, path := m.add("ann")
-		m.handler = tokenserver.New(tokenserver.Config{Cache: m.cache, HandOuter: goodOnes{}, Log: zap.NewNop()})
+		m.handler = tokenserver.New(tokenserver.Config{Cache: m.cache, Tokens: goodOnes{}, Log: zap.NewNop()})
 		m.want(path, 200, "token-of-ann", 1)
 		m.want(path, 200, "token-of-ann", 0)
 		w := httptest.NewRecorder()

@@ -11,14 +11,14 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// DueIndex knows which grants are to be renewed; see [store.Store.Due].
+// DueIndex knows which grants are to be renewed; see [store.Store.ListDue].
 type DueIndex interface {
-	Due(ctx context.Context, shard, limit int) (late []grant.Late, next time.Duration, err error)
+	ListDue(ctx context.Context, shard, limit int) (late []grant.DueGrant, next time.Duration, err error)
 }
 
-// DueRenewer starts renewals; see [renewal.Rotator].
+// DueRenewer starts renewals; see [renewal.Renewer].
 type DueRenewer interface {
-	Room() int
+	Capacity() int
 	RenewDue(id grant.ID, landed func(error)) bool
 }
 
@@ -57,14 +57,14 @@ const (
 )
 
 // Run works until ctx ends. Renewals under way go on: see
-// [renewal.Rotator.Close].
+// [renewal.Renewer.Close].
 func (r *Refresher) Run(ctx context.Context) {
 	if r.Poll == 0 {
 		r.Poll = 15 * time.Second
 	}
 	r.queued = make(map[grant.ID]bool)
 	for ctx.Err() == nil {
-		if r.Renewer.Room() == 0 {
+		if r.Renewer.Capacity() == 0 {
 			pause(ctx, soon)
 			continue
 		}
@@ -96,7 +96,7 @@ func (r *Refresher) gather(ctx context.Context) (time.Duration, error) {
 	soonest := now.Add(r.Poll)
 	for _, shard := range rand.Perm(grant.Shards) { //nolint:gosec // replicas spread out; no secret
 		if !now.Before(r.look[shard]) {
-			late, next, err := r.Index.Due(ctx, shard, batch)
+			late, next, err := r.Index.ListDue(ctx, shard, batch)
 			if err != nil {
 				return 0, err
 			}
@@ -117,7 +117,7 @@ func (r *Refresher) gather(ctx context.Context) (time.Duration, error) {
 			for _, l := range late {
 				if !r.queued[l.ID] {
 					r.queued[l.ID] = true
-					r.queue = append(r.queue, waiting{l.ID, now.Add(-l.By)})
+					r.queue = append(r.queue, waiting{l.ID, now.Add(-l.Overdue)})
 				}
 			}
 		}
@@ -134,7 +134,7 @@ func (r *Refresher) gather(ctx context.Context) (time.Duration, error) {
 
 // start starts as many renewals as there is room for.
 func (r *Refresher) start() {
-	room := min(r.Renewer.Room(), len(r.queue))
+	room := min(r.Renewer.Capacity(), len(r.queue))
 	for _, w := range r.queue[:room] {
 		delete(r.queued, w.id)
 		r.Renewer.RenewDue(w.id, func(error) {}) // the rotator tells what came of it

@@ -33,7 +33,7 @@ type plan struct {
 	finished sync.WaitGroup
 }
 
-func (p *plan) Due(_ context.Context, shard, limit int) (late []grant.Late, next time.Duration, err error) {
+func (p *plan) ListDue(_ context.Context, shard, limit int) (late []grant.DueGrant, next time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.looks++
@@ -45,16 +45,16 @@ func (p *plan) Due(_ context.Context, shard, limit int) (late []grant.Late, next
 		switch wait := time.Until(at); {
 		case id.Shard() != shard:
 		case wait <= 0:
-			late = append(late, grant.Late{ID: id, By: -wait})
+			late = append(late, grant.DueGrant{ID: id, Overdue: -wait})
 		case next < 0 || wait < next:
 			next = wait
 		}
 	}
-	slices.SortFunc(late, func(a, b grant.Late) int { return p.due[a.ID].Compare(p.due[b.ID]) })
+	slices.SortFunc(late, func(a, b grant.DueGrant) int { return p.due[a.ID].Compare(p.due[b.ID]) })
 	return late[:min(limit, len(late))], next, nil
 }
 
-func (p *plan) Room() int {
+func (p *plan) Capacity() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.space - len(p.under)

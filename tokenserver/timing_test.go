@@ -40,21 +40,21 @@ func TestTimeTellsNothing(t *testing.T) {
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	now := time.Now()
 	token := secret.New(string(make([]byte, 800)))
-	if _, err := grants.Accept(t.Context(), address.ID, grant.Consent{App: "default", User: "ann", Tokens: grant.Tokens{
+	if _, err := grants.AcceptConsent(t.Context(), address.ID, grant.Consent{App: "default", User: "ann", Tokens: grant.Tokens{
 		Access: token, Refresh: token, Issued: now, Expires: now.Add(time.Hour),
 	}}, now.Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := grants.Change(t.Context(), address.ID, 1, store.Change{Keys: &[]grant.CallbackKey{address.Key()}}); err != nil {
+	if _, err := grants.Change(t.Context(), address.ID, 1, store.Change{Secrets: &[]grant.CallbackSecret{address.CallbackSecret()}}); err != nil {
 		t.Fatal(err)
 	}
 	cache, err := tokenserver.NewCache(grants, 100, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	cache.Live()
+	cache.Synced()
 	server := httptest.NewServer(tokenserver.New(tokenserver.Config{
-		Cache: cache, HandOuter: goodOnes{}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
+		Cache: cache, Tokens: goodOnes{}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
 	}))
 	defer server.Close()
 

@@ -28,30 +28,30 @@ import (
 	"tokenprovider/internal/telemetry"
 )
 
-// HandOuter decides which token may be handed out, and renews it first if need
-// be; see [renewal.Rotator].
-type HandOuter interface {
-	// Ready reports whether serving may be handed out as it is, to somebody who
+// TokenSource decides which token may be handed out, and renews it first if need
+// be; see [renewal.Renewer].
+type TokenSource interface {
+	// CanServe reports whether serving may be handed out as it is, to somebody who
 	// needs the token for ttl.
-	Ready(serving *grant.Serving, ttl time.Duration, now time.Time) bool
-	HandOut(ctx context.Context, id grant.ID, serving grant.Serving, ttl time.Duration) (grant.Serving, error)
+	CanServe(serving *grant.ServingRecord, ttl time.Duration, now time.Time) bool
+	EnsureFresh(ctx context.Context, id grant.ID, serving grant.ServingRecord, ttl time.Duration) (grant.ServingRecord, error)
 }
 
 // Config is what the handler needs. Every field without a default is required.
 type Config struct {
-	Cache     *Cache
-	HandOuter HandOuter
-	Log       *zap.Logger
-	Metrics   prometheus.Registerer // nil: nothing is measured
+	Cache   *Cache
+	Tokens  TokenSource
+	Log     *zap.Logger
+	Metrics prometheus.Registerer // nil: nothing is measured
 
 	// Verifier checks that a request was signed by Recall. Nil: the secret in
 	// the URL is the only proof.
 	Verifier *Verifier
 	// Events handles POST /zoom/events. Nil: there is no such path.
 	Events http.Handler
-	// Patience is how long a callback may take, renewal included: less than
+	// Timeout is how long a callback may take, renewal included: less than
 	// Recall waits. 0: 4.5 s.
-	Patience time.Duration
+	Timeout time.Duration
 	// MaxWaiting is how many callbacks may wait for a renewal at once. 0: 1000.
 	MaxWaiting int
 }
@@ -66,8 +66,8 @@ type Handler struct {
 
 // New returns the handler of everything on the public side. It does no I/O.
 func New(c Config) *Handler {
-	if c.Patience == 0 {
-		c.Patience = 4500 * time.Millisecond
+	if c.Timeout == 0 {
+		c.Timeout = 4500 * time.Millisecond
 	}
 	if c.MaxWaiting == 0 {
 		c.MaxWaiting = 1000
@@ -162,14 +162,14 @@ func (h *Handler) serve(r *http.Request, now time.Time) (*record, error) {
 		address = h.decoy // takes the same way as an unknown one, and the same time
 	}
 	record, fresh, err := h.Cache.get(r.Context(), address.ID)
-	if err == nil && !address.Opens(record.Keys, now) {
+	if err == nil && !address.Matches(record.Secrets, now) {
 		if fresh {
 			return nil, errUnknown
 		}
 		// The secret may be newer than what is cached. And whoever guesses must not
 		// learn from the time it takes what is cached: every guess is one read.
 		record, err = h.Cache.again(r.Context(), address.ID)
-		if err == nil && !address.Opens(record.Keys, now) {
+		if err == nil && !address.Matches(record.Secrets, now) {
 			return nil, errUnknown
 		}
 	}
@@ -180,11 +180,11 @@ func (h *Handler) serve(r *http.Request, now time.Time) (*record, error) {
 		return nil, err
 	case h.Verifier != nil && !h.Verifier.Verify(r.Header, now):
 		return nil, errSignature
-	case h.HandOuter.Ready(&record.Serving, grant.MinTTL, now):
+	case h.Tokens.CanServe(&record.ServingRecord, grant.MinTTL, now):
 		record.handOut(now)
 		return record, nil
 	}
-	return h.renewed(r.Context(), address.ID, record, now.Add(h.Patience))
+	return h.renewed(r.Context(), address.ID, record, now.Add(h.Timeout))
 }
 
 // renewed is a record whose token was renewed, if that had to be.
@@ -199,7 +199,7 @@ func (h *Handler) renewed(ctx context.Context, id grant.ID, r *record, deadline 
 	defer cancel()
 	ctx, span := telemetry.Tracer().Start(ctx, "callback", trace.WithAttributes(attribute.String("grant", string(id))))
 	defer span.End()
-	serving, err := h.HandOuter.HandOut(ctx, id, r.Serving, grant.MinTTL)
+	serving, err := h.Tokens.EnsureFresh(ctx, id, r.ServingRecord, grant.MinTTL)
 	if err != nil {
 		return nil, err
 	}

@@ -31,36 +31,36 @@ const token = "an-access-token"
 type records struct {
 	mu      sync.Mutex
 	id      grant.ID
-	serving grant.Serving
+	serving grant.ServingRecord
 	err     error
 	reads   []grant.ID
 }
 
-func (r *records) Serving(_ context.Context, id grant.ID) (grant.Serving, error) {
+func (r *records) ReadServingRecord(_ context.Context, id grant.ID) (grant.ServingRecord, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.reads = append(r.reads, id)
 	if r.err != nil {
-		return grant.Serving{}, r.err
+		return grant.ServingRecord{}, r.err
 	}
 	if id != r.id {
-		return grant.Serving{}, grant.ErrNotFound
+		return grant.ServingRecord{}, grant.ErrNotFound
 	}
 	return r.serving, nil
 }
 
 // handOut is asked for every token, as if every renewal were near.
-type handOut func(ctx context.Context, id grant.ID, serving grant.Serving, ttl time.Duration) (grant.Serving, error)
+type handOut func(ctx context.Context, id grant.ID, serving grant.ServingRecord, ttl time.Duration) (grant.ServingRecord, error)
 
-func (handOut) Ready(*grant.Serving, time.Duration, time.Time) bool { return false }
+func (handOut) CanServe(*grant.ServingRecord, time.Duration, time.Time) bool { return false }
 
-func (f handOut) HandOut(ctx context.Context, id grant.ID, serving grant.Serving, ttl time.Duration) (grant.Serving, error) {
+func (f handOut) EnsureFresh(ctx context.Context, id grant.ID, serving grant.ServingRecord, ttl time.Duration) (grant.ServingRecord, error) {
 	return f(ctx, id, serving, ttl)
 }
 
 // asItIs hands out what was read.
-func asItIs(_ context.Context, _ grant.ID, serving grant.Serving, _ time.Duration) (grant.Serving, error) {
-	return serving, serving.Alive()
+func asItIs(_ context.Context, _ grant.ID, serving grant.ServingRecord, _ time.Duration) (grant.ServingRecord, error) {
+	return serving, serving.CheckAlive()
 }
 
 type fixture struct {
@@ -77,7 +77,7 @@ func start(t *testing.T, handOuter handOut, verifier *tokenserver.Verifier) *fix
 	if handOuter == nil {
 		handOuter = asItIs
 	}
-	return startWith(t, tokenserver.Config{HandOuter: handOuter, Verifier: verifier})
+	return startWith(t, tokenserver.Config{Tokens: handOuter, Verifier: verifier})
 }
 
 func startWith(t *testing.T, config tokenserver.Config) *fixture {
@@ -85,9 +85,9 @@ func startWith(t *testing.T, config tokenserver.Config) *fixture {
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	core, logs := observer.New(zap.DebugLevel)
 	f := &fixture{
-		records: &records{id: address.ID, serving: grant.Serving{
+		records: &records{id: address.ID, serving: grant.ServingRecord{
 			State: grant.Active, Access: secret.New(token), Expires: time.Now().Add(time.Hour),
-			Keys: []grant.CallbackKey{address.Key()},
+			Secrets: []grant.CallbackSecret{address.CallbackSecret()},
 		}},
 		address: address, logs: logs, metrics: prometheus.NewRegistry(),
 	}
@@ -95,7 +95,7 @@ func startWith(t *testing.T, config tokenserver.Config) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cache.Live()
+	cache.Synced()
 	logs.TakeAll()
 	f.cache = cache
 	config.Cache, config.Log, config.Metrics = cache, zap.New(core), f.metrics
@@ -126,7 +126,7 @@ func (f *fixture) change(change func(*records)) {
 	f.mu.Lock()
 	change(f.records)
 	f.mu.Unlock()
-	f.cache.Changed(f.id)
+	f.cache.Invalidate(f.id)
 }
 
 type answer struct {
@@ -236,7 +236,7 @@ func TestUnknownMalformedAndWrongAreOneAnswer(t *testing.T) {
 
 func TestKeysEnd(t *testing.T) {
 	f := start(t, nil, nil)
-	f.change(func(r *records) { r.serving.Keys[0].NotAfter = time.Now().Add(-time.Second) })
+	f.change(func(r *records) { r.serving.Secrets[0].NotAfter = time.Now().Add(-time.Second) })
 	if got := do(t, http.MethodGet, f.url(t), nil); got.status != http.StatusNotFound {
 		t.Errorf("an ended secret is answered %d, want 404", got.status)
 	}
@@ -333,7 +333,7 @@ func TestNewVerifierRefuses(t *testing.T) {
 
 func TestHandsOutWhatItIsTold(t *testing.T) {
 	var f *fixture
-	f = start(t, func(_ context.Context, id grant.ID, serving grant.Serving, ttl time.Duration) (grant.Serving, error) {
+	f = start(t, func(_ context.Context, id grant.ID, serving grant.ServingRecord, ttl time.Duration) (grant.ServingRecord, error) {
 		if id != f.address.ID || ttl != 120*time.Second || serving.Access.Reveal() != token {
 			t.Errorf("asked about %s for %v", id, ttl)
 		}
@@ -351,7 +351,7 @@ func TestHandsOutWhatItIsTold(t *testing.T) {
 
 func TestNoTokenToBeHad(t *testing.T) {
 	var outcome error
-	f := start(t, func(_ context.Context, _ grant.ID, serving grant.Serving, _ time.Duration) (grant.Serving, error) {
+	f := start(t, func(_ context.Context, _ grant.ID, serving grant.ServingRecord, _ time.Duration) (grant.ServingRecord, error) {
 		return serving, outcome
 	}, nil)
 	for _, c := range []struct {
@@ -392,7 +392,7 @@ func TestStoreDown(t *testing.T) {
 
 func TestAbandonedCallback(t *testing.T) {
 	arrived, left := make(chan struct{}), make(chan error, 1)
-	f := start(t, func(ctx context.Context, _ grant.ID, serving grant.Serving, _ time.Duration) (grant.Serving, error) {
+	f := start(t, func(ctx context.Context, _ grant.ID, serving grant.ServingRecord, _ time.Duration) (grant.ServingRecord, error) {
 		close(arrived)
 		<-ctx.Done()
 		left <- ctx.Err()

@@ -44,7 +44,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := apps.CheckUsers(ctx, grants.Apps); err != nil {
+	if err := apps.CheckUsers(ctx, grants.CountByApp); err != nil {
 		return err
 	}
 	internal, err := app.Listen(ctx, "GRPC_ADDR", c.GRPCAddr)
@@ -56,13 +56,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	metrics := app.Metrics("registrar")
-	c.Measure(grants, kept, metrics)
+	c.RegisterMetrics(grants, kept, metrics)
 	registrar.MeasureCertificates(c.certificates, metrics)
 	client, zoomMetrics := app.Outbound(20*time.Second), zoom.NewMetrics(metrics)
 	clocks := c.Clocks(grants, client, log)
 	rotator := renewal.New(renewal.Config{
 		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
-		Aside: clocks.Wrong, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
+		SuspendReason: clocks.Wrong, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
 	gate := registrar.Gate{Quota: grants, PerMinute: c.RecallRateLimit, Log: log.Named("recall"), Metrics: registrar.NewGateMetrics(metrics), Patience: 2 * time.Second}
 	background := gate
@@ -78,16 +78,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		recallClient.SetKey(key)
 		return nil
 	})
-	resealer := &keyset.Resealer{
+	resealer := &keyset.Reencrypter{
 		Store: grants, Keyset: c.Keyset(), Log: log.Named("keyset"),
 		Wait: 12 * c.ReloadInterval, // for every process to have the key, and for the file to reach it
 	}
 	service := registrar.New(registrar.Config{
-		Store: grants, Rotator: rotator, Recall: recallClient, Log: log.Named("registrar"), Audit: c.Audit(stderr), Metrics: metrics,
+		Store: grants, Renewer: rotator, Recall: recallClient, Log: log.Named("registrar"), Audit: c.Audit(stderr), Metrics: metrics,
 		CallbackBase: c.CallbackBaseURL, OldBases: c.OldBases(),
 	})
 	reconciler := &registrar.Reconciler{
-		Service: service, Recall: recallClient.Through(&background), Log: log.Named("reconciler"), Every: c.ReconcileInterval,
+		Service: service, Recall: recallClient.WithGate(&background), Log: log.Named("reconciler"), Every: c.ReconcileInterval,
 	}
 	setApps := func(list []config.App) {
 		atZoom, known := map[string]renewal.Zoom{}, map[string]registrar.App{}
@@ -116,11 +116,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		app.Loop("recovery", rotator.Run),
 		app.Part{Name: "renewals", Stop: rotator.Close},
 		app.Part{Name: "registrations", Stop: service.Close},
-		app.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.Apps, setApps) }),
+		app.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.CountByApp, setApps) }),
 		app.Loop("storage's secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
 		app.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
 		app.Loop("clocks", clocks.Run),
-		app.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "registrar", config.Version()) }),
+		app.Loop("attendance", func(ctx context.Context) { grants.Heartbeat(ctx, "registrar", config.Version()) }),
 		app.Loop("resealer", resealer.Run),
 		app.Loop("certificates", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.certificates, log, "server's certificates") }),
 		app.Loop("policy", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.policy, log, "policy") }),

@@ -25,7 +25,7 @@ type settings struct {
 
 	config.Storage
 	config.Zoom
-	config.Refreshing
+	config.Renewal
 	config.Recall
 	ReconcileInterval time.Duration `env:"RECONCILE_INTERVAL" default:"1h" help:"How long after one comparison with all that Recall has the next begins."`
 
@@ -37,7 +37,7 @@ type settings struct {
 func (c *settings) Check(fault func(setting, text string)) {
 	c.Program.Check(fault)
 	c.Storage.Check(fault)
-	c.Refreshing.Check(fault)
+	c.Renewal.Check(fault)
 	c.Zoom.Check(fault)
 	c.checkGRPC(fault)
 	c.Recall.Check(fault)

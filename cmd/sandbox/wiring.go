@@ -106,10 +106,10 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	handler := tokenserver.New(tokenserver.Config{Cache: cache, HandOuter: rotator, Log: log, Metrics: metrics})
+	handler := tokenserver.New(tokenserver.Config{Cache: cache, Tokens: rotator, Log: log, Metrics: metrics})
 	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log, Poll: 500 * time.Millisecond}
 	service := registrar.New(registrar.Config{
-		Store: grants, Rotator: rotator, Log: log, CallbackBase: mustURL(s.tokens),
+		Store: grants, Renewer: rotator, Log: log, CallbackBase: mustURL(s.tokens),
 		Apps: map[string]registrar.App{config.DefaultApp: {Zoom: zoomClient, OAuthApp: recalltest.DefaultOAuthApp}},
 		Recall: recall.New(recall.Config{
 			APIURL: recallURL, APIKey: secret.New(recallKey), HTTP: outbound,
@@ -128,9 +128,9 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		app.Part{Name: "renewals", Stop: rotator.Close},
 		app.Part{Name: "registrations", Stop: service.Close},
 		app.Loop("refresher", refresher.Run),
-		app.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "tokenserver", config.Version()) }),
+		app.Loop("attendance", func(ctx context.Context) { grants.Heartbeat(ctx, "tokenserver", config.Version()) }),
 		app.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, time.Second) }),
-		app.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
+		app.Loop("changes", func(ctx context.Context) { grants.Subscribe(ctx, cache) }),
 		app.HTTP("callbacks", log, listeners[2], handler),
 		app.GRPC("grpc", listeners[4], server),
 		app.Part{Name: "watches", Stop: func(context.Context) error { service.EndWatches(); return nil }},

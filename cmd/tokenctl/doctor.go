@@ -48,13 +48,13 @@ func (d *doctorCommand) Check(fault func(setting, text string)) {
 	d.Registrar.Check(fault)
 }
 
-// Spares implements [config.Sparing]: what a program does not have, it may not
+// Spares implements [config.OptionalSettings]: what a program does not have, it may not
 // need.
 func (*doctorCommand) Spares(setting string) bool {
 	return setting != "REDIS_URL" && setting != "KEYSET_FILE"
 }
 
-// Tolerate implements [config.Tolerant]: a wrong setting is a finding.
+// Tolerate implements [config.IgnoresSettings]: a wrong setting is a finding.
 func (d *doctorCommand) Tolerate(faults config.Faults) { d.faults = faults }
 
 func (d *doctorCommand) config() (doctor.Config, func()) {

@@ -50,7 +50,7 @@ func (e *export) run(ctx context.Context, s *session) (err error) {
 		}()
 		target = file
 	}
-	states, err := grants.States(ctx)
+	states, err := grants.CountByState(ctx)
 	if err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func (e *export) run(ctx context.Context, s *session) (err error) {
 	if err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
-	if err := grants.Dump(ctx, func(dumped []store.Dumped) error {
+	if err := grants.ReadBackup(ctx, func(dumped []store.BackupRecord) error {
 		progress.at(writer.Grants(), all)
 		return writer.Add(dumped)
 	}); err != nil {
@@ -109,7 +109,7 @@ Examples:
   tokenctl restore - --yes <grants-2026-11-24.backup`
 }
 
-// Spares implements [config.Sparing].
+// Spares implements [config.OptionalSettings].
 func (r *restore) Spares(setting string) bool { return r.OnlyCheck && setting == "REDIS_URL" }
 
 // backup opens the backup, which is read twice: once to see that it is whole. What
@@ -146,7 +146,7 @@ func (r *restore) run(ctx context.Context, s *session) error {
 		return err
 	}
 	defer func() { _ = r.Close() }()
-	empty, err := grants.Empty(ctx)
+	empty, err := grants.IsEmpty(ctx)
 	switch {
 	case err != nil:
 		return err
@@ -166,8 +166,8 @@ func (r *restore) run(ctx context.Context, s *session) error {
 	defer progress.done()
 	reason := "restored from a backup of " + when + ": whether its refresh token still works is not known yet"
 	seen, revived := 0, 0
-	if _, _, err := backup.Read(file, r.Keyset(), func(_ backup.Header, dumped []store.Dumped) error {
-		n, err := grants.Revive(ctx, dumped, reason)
+	if _, _, err := backup.Read(file, r.Keyset(), func(_ backup.Header, dumped []store.BackupRecord) error {
+		n, err := grants.Restore(ctx, dumped, reason)
 		seen, revived = seen+len(dumped), revived+n
 		progress.at(seen, all)
 		return errors.Join(err, ctx.Err())

@@ -36,11 +36,11 @@ func (g *grantsDue) run(ctx context.Context, s *session) error {
 		return err
 	}
 	before := now.Add(g.Within)
-	planned, err := grants.Plan(ctx, before, g.Limit)
+	planned, err := grants.ListPlanned(ctx, before, g.Limit)
 	if err != nil {
 		return err
 	}
-	all, err := grants.Backlog(ctx, before)
+	all, err := grants.CountOverdue(ctx, before)
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ func (i *indexRebuild) run(ctx context.Context, s *session) error {
 	defer progress.done()
 	seen := 0
 	for shard := range grant.Shards {
-		n, err := grants.RebuildDue(ctx, shard)
+		n, err := grants.ReindexDue(ctx, shard)
 		seen += n
 		if err != nil {
 			return err

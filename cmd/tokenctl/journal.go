@@ -27,13 +27,13 @@ type journalShow struct {
 
 // Check implements [config.Checker].
 func (j *journalShow) Check(fault func(setting, text string)) {
-	j.Sealing.Check(fault)
+	j.Encryption.Check(fault)
 	if !j.Offline {
 		j.Redis.Check(fault)
 	}
 }
 
-// Spares implements [config.Sparing].
+// Spares implements [config.OptionalSettings].
 func (j *journalShow) Spares(setting string) bool { return j.Offline && setting == "REDIS_URL" }
 
 // Help implements [kong.HelpProvider].
@@ -47,14 +47,14 @@ Example:
 
 // entry is an entry of a journal in JSON.
 type entry struct {
-	Grant   grant.ID       `json:"grant"`
-	Kind    string         `json:"kind"` // renewal or consent
-	User    string         `json:"user_id,omitempty"`
-	App     string         `json:"zoom_app,omitempty"`
-	Issued  time.Time      `json:"issue_time"`
-	Expires time.Time      `json:"access_token_expire_time"`
-	InRedis store.Standing `json:"in_redis,omitempty"`
-	Error   string         `json:"error,omitempty"`
+	Grant   grant.ID             `json:"grant"`
+	Kind    string               `json:"kind"` // renewal or consent
+	User    string               `json:"user_id,omitempty"`
+	App     string               `json:"zoom_app,omitempty"`
+	Issued  time.Time            `json:"issue_time"`
+	Expires time.Time            `json:"access_token_expire_time"`
+	InRedis store.ResponseStatus `json:"in_redis,omitempty"`
+	Error   string               `json:"error,omitempty"`
 }
 
 // describe says what entries are of, and what Redis has of them, unless there is
@@ -67,7 +67,7 @@ func describe(ctx context.Context, grants *store.Store, entries []journal.Entry)
 		}
 		return described, nil
 	}
-	standings, err := grants.Standings(ctx, doctor.Answers(entries))
+	standings, err := grants.CheckResponses(ctx, doctor.Answers(entries))
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +94,7 @@ func describe(ctx context.Context, grants *store.Store, entries []journal.Entry)
 	return described, nil
 }
 
-func describeOne(e journal.Entry, user, app string, standing store.Standing) entry {
+func describeOne(e journal.Entry, user, app string, standing store.ResponseStatus) entry {
 	kind := "renewal"
 	if e.OfConsent() {
 		kind = "consent"
@@ -197,7 +197,7 @@ func (j *journalReplay) run(ctx context.Context, s *session) error {
 		e.Error = faults[i]
 		if err := s.object(struct {
 			entry
-			Before store.Standing `json:"in_redis_before"`
+			Before store.ResponseStatus `json:"in_redis_before"`
 		}{e, before[i].InRedis}); err != nil {
 			return err
 		}

@@ -36,7 +36,7 @@ func (k *keysetCreate) run(ctx context.Context, s *session) error {
 }
 
 // edited is a keyset that a command changes.
-type edited struct{ config.Sealing }
+type edited struct{ config.Encryption }
 
 // change changes the keyset's file, and returns where the one before is.
 func (e *edited) change(ctx context.Context, how func(seal.Wrapping, []byte) ([]byte, error)) (backup string, err error) {
@@ -185,7 +185,7 @@ func (k *keysetDisable) Check(fault func(setting, text string)) {
 	k.edited.Check(fault)
 }
 
-// Spares implements [config.Sparing].
+// Spares implements [config.OptionalSettings].
 func (k *keysetDisable) Spares(setting string) bool { return k.Offline && setting == "REDIS_URL" }
 
 // Help implements [kong.HelpProvider].
@@ -237,17 +237,17 @@ func (k *keysetDisable) run(ctx context.Context, s *session) error {
 
 // unneeded says no if anything in Redis is sealed by the key.
 func (k *keysetDisable) unneeded(ctx context.Context) error {
-	records := config.Records{Redis: k.Redis, Sealing: k.Sealing}
+	records := config.Records{Redis: k.Redis, Encryption: k.Encryption}
 	grants, err := records.Open(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = records.Close() }()
-	counts, err := grants.SealedBy(ctx)
+	counts, err := grants.CountByKey(ctx)
 	if err != nil {
 		return err
 	}
-	mark, err := grants.OpensWith(ctx)
+	mark, err := grants.CheckDecrypts(ctx)
 	if err != nil {
 		return err
 	}

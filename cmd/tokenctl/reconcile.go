@@ -92,11 +92,11 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 		apps[app.Name] = registrar.App{Zoom: r.Client(app, client, nil), OAuthApp: app.OAuthApp}
 	}
 	service := registrar.New(registrar.Config{
-		Store: grants, Rotator: rotator, Apps: apps, Recall: recallClient, Log: log,
+		Store: grants, Renewer: rotator, Apps: apps, Recall: recallClient, Log: log,
 		CallbackBase: r.CallbackBaseURL, OldBases: r.OldBases(),
 	})
 	reconciler := &registrar.Reconciler{
-		Service: service, Recall: recallClient.Through(&background), Log: log, AnyNumber: r.AnyNumber,
+		Service: service, Recall: recallClient.WithGate(&background), Log: log, AnyNumber: r.AnyNumber,
 	}
 	counts := map[registrar.FindingKind]int{}
 	var printing error

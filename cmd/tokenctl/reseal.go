@@ -30,7 +30,7 @@ func (r *reseal) run(ctx context.Context, s *session) error {
 		return err
 	}
 	defer func() { _ = r.Close() }()
-	unlock, ok, err := grants.LockResealing(ctx, time.Minute)
+	unlock, ok, err := grants.LockReencryption(ctx, time.Minute)
 	switch {
 	case err != nil:
 		return err
@@ -38,7 +38,7 @@ func (r *reseal) run(ctx context.Context, s *session) error {
 		return errors.New("reseal: a registrar is sealing again at this moment; its log tells how far it is")
 	}
 	defer unlock()
-	states, err := grants.States(ctx)
+	states, err := grants.CountByState(ctx)
 	if err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ func (r *reseal) run(ctx context.Context, s *session) error {
 	progress := s.progress("grants")
 	defer progress.done()
 	primary := r.Keyset().Primary()
-	done, err := grants.Reseal(ctx, r.PerSecond, func(p store.Resealing) { progress.at(p.Seen, all) })
+	done, err := grants.Reencrypt(ctx, r.PerSecond, func(p store.ReencryptProgress) { progress.at(p.Seen, all) })
 	progress.done()
 	if err != nil {
 		return fmt.Errorf("after %d grants: %w", done.Seen, err)
@@ -61,5 +61,5 @@ func (r *reseal) run(ctx context.Context, s *session) error {
 	if done.Broken > 0 {
 		return fmt.Errorf("reseal: %d grants do not open with any key of the keyset: is one missing or disabled?", done.Broken)
 	}
-	return grants.SetResealed(ctx, primary)
+	return grants.SetReencryptedBy(ctx, primary)
 }

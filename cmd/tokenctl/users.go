@@ -37,7 +37,7 @@ func (r *reading) Check(fault func(setting, text string)) {
 	r.Records.Check(fault)
 }
 
-// Spares implements [config.Sparing].
+// Spares implements [config.OptionalSettings].
 func (r *reading) Spares(setting string) bool {
 	return setting == "REGISTRAR_ADDR" || r.RegistrarAddr != ""
 }
@@ -62,7 +62,7 @@ func (r *reading) open(ctx context.Context) (reader, *store.Store, func(), error
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	apps, err := grants.Apps(ctx)
+	apps, err := grants.CountByApp(ctx)
 	if err != nil {
 		return nil, nil, nil, errors.Join(err, r.Close())
 	}
@@ -239,7 +239,7 @@ func (u *usersGet) run(ctx context.Context, s *session) error {
 		Renewal *renewalStatus `json:"renewal,omitempty"`
 	}{user: one}
 	if grants != nil {
-		found, err := grants.Renewals(ctx, []grant.ID{one.Grant})
+		found, err := grants.ReadRenewals(ctx, []grant.ID{one.Grant})
 		if err != nil {
 			return err
 		}
@@ -416,10 +416,10 @@ func (u *usersRefresh) run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	err = grants.Hasten(ctx, before.ID)
+	err = grants.MakeDue(ctx, before.ID)
 	switch {
 	case errors.Is(err, grant.ErrFresh):
-		again := grant.Mature(before.Refreshed, before.AccessExpires)
+		again := grant.MatureTime(before.Refreshed, before.AccessExpires)
 		return fmt.Errorf("users refresh: %w: it was renewed %s, and can be again %s", err, ago(before.Refreshed), ago(again))
 	case err != nil:
 		return fmt.Errorf("users refresh: %w", err)
@@ -457,7 +457,7 @@ func (u *usersRefresh) run(ctx context.Context, s *session) error {
 func theOne(ctx context.Context, grants *store.Store, n named) (grant.Grant, error) {
 	app := n.App
 	if app == "" {
-		apps, err := grants.Apps(ctx)
+		apps, err := grants.CountByApp(ctx)
 		if err != nil {
 			return grant.Grant{}, err
 		}

@@ -32,7 +32,7 @@ type settings struct {
 	OpsAddr  string `env:"OPS_ADDR" default:":9090" help:"Where /healthz, /readyz and /metrics are. Never expose it."`
 	config.Storage
 	config.Zoom
-	config.Refreshing
+	config.Renewal
 	RecallVerificationSecrets     secret.Text   `env:"RECALL_VERIFICATION_SECRETS" placeholder:"SECRETS" help:"Recall's workspace verification secrets (whsec_…), separated by commas. If set, a callback without a valid, fresh signature by one of them is refused."`
 	RecallVerificationSecretsFile string        `env:"RECALL_VERIFICATION_SECRETS_FILE" placeholder:"FILE" help:"File that holds the verification secrets."`
 	RecallVerificationRequired    bool          `env:"RECALL_VERIFICATION_REQUIRED" help:"Do not start without verification secrets."`
@@ -49,7 +49,7 @@ type settings struct {
 func (c *settings) Check(fault func(setting, text string)) {
 	c.Program.Check(fault)
 	c.Storage.Check(fault)
-	c.Refreshing.Check(fault)
+	c.Renewal.Check(fault)
 	c.Zoom.Check(fault)
 	if c.ZoomAppsFile != "" && !c.ZoomWebhookSecretToken.IsZero() {
 		fault("ZOOM_WEBHOOK_SECRET_TOKEN", "set besides ZOOM_APPS_FILE, which has one for each app: choose one")
@@ -92,7 +92,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := apps.CheckUsers(ctx, grants.Apps); err != nil {
+	if err := apps.CheckUsers(ctx, grants.CountByApp); err != nil {
 		return err
 	}
 	public, err := app.Listen(ctx, "HTTP_ADDR", c.HTTPAddr)
@@ -104,12 +104,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	metrics := app.Metrics("tokenserver")
-	c.Measure(grants, kept, metrics)
+	c.RegisterMetrics(grants, kept, metrics)
 	client, zoomMetrics := app.Outbound(0), zoom.NewMetrics(metrics)
 	clocks := c.Clocks(grants, client, log)
 	rotator := renewal.New(renewal.Config{
 		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
-		Aside: clocks.Wrong, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
+		SuspendReason: clocks.Wrong, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
 	setApps := func(list []config.App) {
 		atZoom := map[string]renewal.Zoom{}
@@ -131,7 +131,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	cache.Measure(metrics)
 	handler := tokenserver.New(tokenserver.Config{
-		Cache: cache, HandOuter: rotator, Log: log.Named("callback"), Metrics: metrics,
+		Cache: cache, Tokens: rotator, Log: log.Named("callback"), Metrics: metrics,
 		Verifier: c.verifier, Events: c.events(apps, grants, log, metrics), MaxWaiting: c.MaxWaiting,
 	})
 	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log.Named("refresher")}
@@ -139,7 +139,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if err := clocks.Wrong(); err != nil {
 			return err
 		}
-		if cache.Warm() { // what is in memory can be served whether Redis is there or not
+		if cache.HasLiveTokens() { // what is in memory can be served whether Redis is there or not
 			return nil
 		}
 		return grants.Ping(ctx)
@@ -155,13 +155,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		app.HTTP("ops", log, ops, app.Ops(ready, metrics)),
 		app.Loop("recovery", rotator.Run),
 		app.Part{Name: "renewals", Stop: rotator.Close},
-		app.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.Apps, setApps) }),
+		app.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.CountByApp, setApps) }),
 		app.Loop("storage's secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
 		app.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
 		app.Loop("refresher", refresher.Run),
 		app.Loop("clocks", clocks.Run),
-		app.Loop("attendance", func(ctx context.Context) { grants.Attend(ctx, "tokenserver", config.Version()) }),
-		app.Loop("changes", func(ctx context.Context) { grants.Follow(ctx, cache) }),
+		app.Loop("attendance", func(ctx context.Context) { grants.Heartbeat(ctx, "tokenserver", config.Version()) }),
+		app.Loop("changes", func(ctx context.Context) { grants.Subscribe(ctx, cache) }),
 		app.HTTP("callbacks", log, public, ready.Draining(handler)),
 		ready.Part(),
 	)

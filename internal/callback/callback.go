@@ -38,9 +38,9 @@ func NewAddress(id grant.ID) Address {
 	return Address{id, secret.New(base64.RawURLEncoding.EncodeToString(bits[:]))}
 }
 
-// Key returns the key that lets the token server know the address again.
-func (a Address) Key() grant.CallbackKey {
-	return grant.CallbackKey{Fingerprint: a.fingerprint()}
+// CallbackSecret returns the key that lets the token server know the address again.
+func (a Address) CallbackSecret() grant.CallbackSecret {
+	return grant.CallbackSecret{Fingerprint: a.fingerprint()}
 }
 
 // URL returns the address under base, the public URL of the token server.
@@ -48,9 +48,9 @@ func (a Address) URL(base *url.URL) secret.Text {
 	return secret.New(base.JoinPath(Prefix, string(a.ID), a.Secret.Reveal()).String())
 }
 
-// Opens reports whether the address's secret is one of keys at now. It takes
+// Matches reports whether the address's secret is one of keys at now. It takes
 // the same time whichever key fits.
-func (a Address) Opens(keys []grant.CallbackKey, now time.Time) bool {
+func (a Address) Matches(keys []grant.CallbackSecret, now time.Time) bool {
 	presented, opens := a.fingerprint(), false
 	for _, key := range keys {
 		same := subtle.ConstantTimeCompare(presented[:], key.Fingerprint[:]) == 1

@@ -61,25 +61,25 @@ func TestOpens(t *testing.T) {
 	now := time.Unix(1000, 0)
 	id := grant.NewID("app", "user")
 	address, other := callback.NewAddress(id), callback.NewAddress(id)
-	ended := address.Key()
+	ended := address.CallbackSecret()
 	ended.NotAfter = now
-	ending := address.Key()
+	ending := address.CallbackSecret()
 	ending.NotAfter = now.Add(1)
 	for name, c := range map[string]struct {
 		address callback.Address
-		keys    []grant.CallbackKey
+		keys    []grant.CallbackSecret
 		want    bool
 	}{
-		"its key":                 {address, []grant.CallbackKey{address.Key()}, true},
-		"its key, second":         {address, []grant.CallbackKey{other.Key(), address.Key()}, true},
-		"its key, about to end":   {address, []grant.CallbackKey{ending}, true},
-		"its key, ended":          {address, []grant.CallbackKey{ended}, false},
-		"another's key":           {address, []grant.CallbackKey{other.Key()}, false},
+		"its key":                 {address, []grant.CallbackSecret{address.CallbackSecret()}, true},
+		"its key, second":         {address, []grant.CallbackSecret{other.CallbackSecret(), address.CallbackSecret()}, true},
+		"its key, about to end":   {address, []grant.CallbackSecret{ending}, true},
+		"its key, ended":          {address, []grant.CallbackSecret{ended}, false},
+		"another's key":           {address, []grant.CallbackSecret{other.CallbackSecret()}, false},
 		"no key":                  {address, nil, false},
-		"an empty fingerprint":    {address, []grant.CallbackKey{{}}, false},
-		"ended first, then alive": {address, []grant.CallbackKey{ended, ending}, true},
+		"an empty fingerprint":    {address, []grant.CallbackSecret{{}}, false},
+		"ended first, then alive": {address, []grant.CallbackSecret{ended, ending}, true},
 	} {
-		if got := c.address.Opens(c.keys, now); got != c.want {
+		if got := c.address.Matches(c.keys, now); got != c.want {
 			t.Errorf("%s: Opens = %v, want %v", name, got, c.want)
 		}
 	}

@@ -108,7 +108,7 @@ type Apps struct {
 // List returns the apps as they are now.
 func (a *Apps) List() []App { return *a.current.Load() }
 
-// Users counts the users of each Zoom app; see [store.Store.Apps].
+// Users counts the users of each Zoom app; see [store.Store.CountByApp].
 type Users func(ctx context.Context) (map[string]int, error)
 
 // CheckUsers makes sure that no user belongs to an app that the settings do not

@@ -88,7 +88,7 @@ func ParseCommand(program, about string, target any, args []string, stdout io.Wr
 			p.fault(settingName(value), text)
 		}
 	}
-	spared, _ := command.(Sparing)
+	spared, _ := command.(OptionalSettings)
 	for _, flag := range asked.Flags() {
 		p.check(flag, flags[flag.Name+"-file"], spared)
 	}
@@ -103,22 +103,22 @@ func ParseCommand(program, about string, target any, args []string, stdout io.Wr
 		faults = append(faults, setting+": "+text)
 	}
 	slices.Sort(faults)
-	if tolerant, ok := command.(Tolerant); ok {
+	if tolerant, ok := command.(IgnoresSettings); ok {
 		tolerant.Tolerate(faults)
 		return command, nil
 	}
 	return nil, faults
 }
 
-// Sparing is implemented by commands that can do without settings that others
+// OptionalSettings is implemented by commands that can do without settings that others
 // need.
-type Sparing interface {
+type OptionalSettings interface {
 	// Spares reports whether a setting need not be given.
 	Spares(setting string) bool
 }
 
-// Tolerant is implemented by commands that run although settings are wrong.
-type Tolerant interface {
+// IgnoresSettings is implemented by commands that run although settings are wrong.
+type IgnoresSettings interface {
 	// Tolerate is told what is wrong.
 	Tolerate(faults Faults)
 }
@@ -178,7 +178,7 @@ func (p *parser) fault(setting, text string) {
 }
 
 // check looks at one setting after everything has been read.
-func (p *parser) check(flag, twin *kong.Flag, spared Sparing) {
+func (p *parser) check(flag, twin *kong.Flag, spared OptionalSettings) {
 	setting := settingName(flag.Value)
 	text, isSecret := flag.Target.Addr().Interface().(*secret.Text)
 	if isSecret && twin != nil {

@@ -92,8 +92,8 @@ func (r *Redis) Check(fault func(setting, text string)) {
 	r.client = client
 }
 
-// Sealing is what seals every secret in Redis.
-type Sealing struct {
+// Encryption is what seals every secret in Redis.
+type Encryption struct {
 	KeysetFile   string `env:"KEYSET_FILE" placeholder:"FILE" needed:"a Tink AEAD keyset in JSON; make one with: tokenctl keyset create" help:"Tink AEAD keyset (JSON) that seals every secret in Redis. It is read again when it changes."`
 	KeysetKMSURI string `name:"keyset-kms-uri" env:"KEYSET_KMS_URI" placeholder:"URI" help:"Key of a KMS that has wrapped the keyset: aws-kms://ARN, gcp-kms://NAME or hcvault://HOST/transit/keys/NAME. Empty: the keyset is in clear."`
 
@@ -102,7 +102,7 @@ type Sealing struct {
 
 // Check implements [Checker]. It reads the keyset, so that a wrong one is a fault
 // like any other.
-func (s *Sealing) Check(fault func(setting, text string)) {
+func (s *Encryption) Check(fault func(setting, text string)) {
 	if s.KeysetFile == "" {
 		return
 	}
@@ -113,7 +113,7 @@ func (s *Sealing) Check(fault func(setting, text string)) {
 }
 
 // Keyset returns the keyset in use, nil if there is none.
-func (s *Sealing) Keyset() *seal.Keyset {
+func (s *Encryption) Keyset() *seal.Keyset {
 	if s.keyset == nil {
 		return nil
 	}
@@ -128,13 +128,13 @@ type Storage struct {
 	RedisAllowLoss    bool          `name:"redis-allow-data-loss" env:"REDIS_ALLOW_DATA_LOSS" help:"Start although Redis, as it is set up, loses grants. For trials."`
 	RedisWaitReplicas int           `env:"REDIS_WAIT_REPLICAS" default:"0" help:"On how many replicas of Redis a renewed token must be before it counts as safe. Until then it stays in the journal."`
 	JournalDir        string        `env:"JOURNAL_DIR" default:"journal" help:"Folder for what Zoom has answered and Redis may not have yet, sealed. One for each process; it must survive a restart of the process."`
-	Sealing
+	Encryption
 }
 
 // Check implements [Checker].
 func (s *Storage) Check(fault func(setting, text string)) {
 	s.Redis.Check(fault)
-	s.Sealing.Check(fault)
+	s.Encryption.Check(fault)
 	if s.ReloadInterval <= 0 {
 		fault("RELOAD_INTERVAL", "not more than 0")
 	}
@@ -172,10 +172,10 @@ func (s *Storage) Open(ctx context.Context, log *zap.Logger) (*store.Store, *jou
 	return opened, kept, nil
 }
 
-// Measure tells of Redis, of what is in it, and of the journal.
-func (s *Storage) Measure(opened *store.Store, kept *journal.Journal, metrics prometheus.Registerer) {
-	s.client.Measure(metrics)
-	metrics.MustRegister(store.NewCensus(opened), kept)
+// RegisterMetrics tells of Redis, of what is in it, and of the journal.
+func (s *Storage) RegisterMetrics(opened *store.Store, kept *journal.Journal, metrics prometheus.Registerer) {
+	s.client.RegisterMetrics(metrics)
+	metrics.MustRegister(store.NewCollector(opened), kept)
 }
 
 // Follow keeps the keyset and the login to Redis in step with their files until
@@ -222,7 +222,7 @@ func (s *Storage) await(ctx context.Context, log *zap.Logger, opened *store.Stor
 
 // tellDangers refuses a Redis that loses grants, unless that is allowed.
 func (s *Storage) tellDangers(ctx context.Context, log *zap.Logger, opened *store.Store) error {
-	dangers, err := opened.Dangers(ctx)
+	dangers, err := opened.CheckConfig(ctx)
 	if err != nil {
 		return err
 	}
@@ -247,15 +247,15 @@ func (l redisLog) Printf(_ context.Context, format string, values ...any) {
 	l.Debug(fmt.Sprintf(format, values...))
 }
 
-// Refreshing is how access tokens are renewed.
-type Refreshing struct {
+// Renewal is how access tokens are renewed.
+type Renewal struct {
 	RefreshBefore       time.Duration `env:"REFRESH_BEFORE" default:"5m" help:"How long before its expiry a token is refreshed. It needs room for Recall's 2 minutes and some retries."`
 	RefreshMaxInFlight  int           `env:"REFRESH_MAX_IN_FLIGHT" default:"256" help:"Refreshes at once, at most, for each Zoom app and process."`
 	RefreshMaxPerSecond int           `env:"REFRESH_MAX_PER_SECOND" default:"1000" help:"Refreshes started in a second, at most, for each Zoom app and process."`
 }
 
 // Check implements [Checker].
-func (r Refreshing) Check(fault func(setting, text string)) {
+func (r Renewal) Check(fault func(setting, text string)) {
 	if r.RefreshBefore < 0 {
 		fault("REFRESH_BEFORE", "less than 0")
 	}

@@ -19,13 +19,13 @@ import (
 // Records is what reads grants as they are in Redis.
 type Records struct {
 	Redis
-	Sealing
+	Encryption
 }
 
 // Check implements [Checker].
 func (r *Records) Check(fault func(setting, text string)) {
 	r.Redis.Check(fault)
-	r.Sealing.Check(fault)
+	r.Encryption.Check(fault)
 }
 
 // Connection returns the client for Redis, nil if the settings name none.
@@ -36,7 +36,7 @@ func (r *Redis) Connection() *store.Connection { return r.client }
 func (r *Records) Open(ctx context.Context) (*store.Store, error) {
 	logging.Disable() // what matters of it comes back as errors
 	opened := store.New(r.client, r.Keyset())
-	if _, err := opened.OpensWith(ctx); err != nil {
+	if _, err := opened.CheckDecrypts(ctx); err != nil {
 		if errors.Is(err, store.ErrKeyset) {
 			err = Faults{"KEYSET_FILE: " + err.Error()}
 		}

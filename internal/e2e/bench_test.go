@@ -58,12 +58,12 @@ func fill(b testing.TB, grants *store.Store, n int, due time.Duration) []string 
 				token := secret.New(strings.Repeat("x", 800) + user)
 				address := callback.NewAddress(grant.NewID("default", user))
 				paths[i] = callback.Prefix + string(address.ID) + "/" + address.Secret.Reveal()
-				_, err := grants.Accept(context.Background(), address.ID, grant.Consent{
+				_, err := grants.AcceptConsent(context.Background(), address.ID, grant.Consent{
 					App: "default", User: user,
 					Tokens: grant.Tokens{Access: token, Refresh: token, Issued: now, Expires: now.Add(due + time.Hour)},
 				}, now.Add(due))
 				if err == nil {
-					_, err = grants.Change(context.Background(), address.ID, 1, store.Change{Keys: &[]grant.CallbackKey{address.Key()}})
+					_, err = grants.Change(context.Background(), address.ID, 1, store.Change{Secrets: &[]grant.CallbackSecret{address.CallbackSecret()}})
 				}
 				if err != nil {
 					b.Error(err)

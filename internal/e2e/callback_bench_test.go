@@ -234,7 +234,7 @@ func BenchmarkPush(b *testing.B) {
 	seen := &watcher{live: make(chan struct{}), changed: make(chan grant.ID, 1000)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { v.other().Follow(ctx, seen) })
+	running.Go(func() { v.other().Subscribe(ctx, seen) })
 	defer running.Wait()
 	defer cancel()
 	<-seen.live
@@ -264,9 +264,9 @@ type watcher struct {
 	changed chan grant.ID
 }
 
-func (w *watcher) Live()               { close(w.live) }
-func (w *watcher) Changed(id grant.ID) { w.changed <- id }
-func (w *watcher) Lost(error)          {}
+func (w *watcher) Synced()                { close(w.live) }
+func (w *watcher) Invalidate(id grant.ID) { w.changed <- id }
+func (w *watcher) Desynced(error)         {}
 
 func middle(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))

@@ -83,8 +83,8 @@ func observed(kind string) http.Handler {
 	if err != nil {
 		panic(err)
 	}
-	go grants.Follow(context.Background(), cache)
-	config := tokenserver.Config{Cache: cache, HandOuter: never{}, Log: zap.NewNop()}
+	go grants.Subscribe(context.Background(), cache)
+	config := tokenserver.Config{Cache: cache, Tokens: never{}, Log: zap.NewNop()}
 	if kind == "measured" {
 		metrics := app.Metrics("tokenserver")
 		cache.Measure(metrics)
@@ -96,10 +96,10 @@ func observed(kind string) http.Handler {
 // never renews no token.
 type never struct{}
 
-func (never) Ready(serving *grant.Serving, ttl time.Duration, now time.Time) bool {
+func (never) CanServe(serving *grant.ServingRecord, ttl time.Duration, now time.Time) bool {
 	return serving.Expires.Sub(now) >= ttl
 }
 
-func (never) HandOut(context.Context, grant.ID, grant.Serving, time.Duration) (grant.Serving, error) {
-	return grant.Serving{}, grant.ErrReauthorize
+func (never) EnsureFresh(context.Context, grant.ID, grant.ServingRecord, time.Duration) (grant.ServingRecord, error) {
+	return grant.ServingRecord{}, grant.ErrReauthorize
 }

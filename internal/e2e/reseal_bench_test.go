@@ -56,7 +56,7 @@ func BenchmarkReseal(b *testing.B) {
 			b.Fatal(err)
 		}
 		v.keyset.Replace(keyset)
-		counts, err := v.store.SealedBy(b.Context())
+		counts, err := v.store.CountByKey(b.Context())
 		if err != nil || counts[id] != grants || len(counts) != 1 {
 			b.Fatalf("sealed by %v, %v", counts, err)
 		}

@@ -178,7 +178,7 @@ func TestSecretsChangeUnderLoad(t *testing.T) {
 	}
 	f.write("keyset", string(json))
 	said(registrar, "everything is sealed by one key", 2) // the first one was, at the start
-	counts, err := stored.SealedBy(ctx)
+	counts, err := stored.CountByKey(ctx)
 	if err != nil || len(counts) != 1 || counts[id] != users+2 {
 		t.Errorf("sealed by %v, %v, want everything by %d", counts, err, id)
 	}

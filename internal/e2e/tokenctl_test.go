@@ -382,7 +382,7 @@ func TestOperatorReplaysAJournal(t *testing.T) {
 	o.register("ann")
 	grants, _, keyset := o.open(o.redis.URL())
 	id := grant.NewID("default", "ann")
-	before, err := grants.Refresh(t.Context(), id)
+	before, err := grants.ReadRefreshToken(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -417,7 +417,7 @@ func TestOperatorReplaysAJournal(t *testing.T) {
 	if len(all) != 2 || all[0]["in_redis"] != "stored" || all[0]["in_redis_before"] != "stored" {
 		t.Errorf("replayed again: %v", all)
 	}
-	if now, err := grants.Refresh(t.Context(), id); err != nil || now.Reveal() != refresh {
+	if now, err := grants.ReadRefreshToken(t.Context(), id); err != nil || now.Reveal() != refresh {
 		t.Errorf("the answer is not stored: %v", err)
 	}
 	if g, err := grants.Get(t.Context(), consent.ID); err != nil || g.User != "bob" {
@@ -725,7 +725,7 @@ func TestOperatorRestores(t *testing.T) {
 // part of a backup.
 func spendBehind(o *operator, grants *store.Store, user string) error {
 	id := grant.NewID("default", user)
-	refresh, err := grants.Refresh(o.t.Context(), id)
+	refresh, err := grants.ReadRefreshToken(o.t.Context(), id)
 	if err != nil {
 		return err
 	}

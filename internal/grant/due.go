@@ -7,22 +7,22 @@ import "time"
 // that a life shorter than the margin cannot make a hot loop.
 const youngest = 10
 
-// Due returns when a token should be renewed: before its expiry by the margin
+// ListDue returns when a token should be renewed: before its expiry by the margin
 // and some jitter, but not in the first tenth of its life. Jitter is a
 // fraction in [0, 1) of a twentieth of the life; it spreads grants that were
 // issued together.
-func Due(issued, expires time.Time, margin time.Duration, jitter float64) time.Time {
+func RenewTime(issued, expires time.Time, margin time.Duration, jitter float64) time.Time {
 	life := expires.Sub(issued)
 	due := expires.Add(-margin - time.Duration(jitter*float64(life)/20))
-	if earliest := Mature(issued, expires); due.Before(earliest) {
+	if earliest := MatureTime(issued, expires); due.Before(earliest) {
 		return earliest
 	}
 	return due
 }
 
-// Mature returns when a token has lived the tenth of its life before which
+// MatureTime returns when a token has lived the tenth of its life before which
 // nothing renews it.
-func Mature(issued, expires time.Time) time.Time {
+func MatureTime(issued, expires time.Time) time.Time {
 	return issued.Add(expires.Sub(issued) / youngest)
 }
 

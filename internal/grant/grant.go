@@ -112,20 +112,20 @@ type Grant struct {
 	ZoomUser    string // empty until Zoom has been asked
 	ZoomAccount string
 
-	Credential string // id of the credential at Recall; empty until there is one
-	Former     string // a credential at Recall that has to be removed; mostly empty
-	Consent    string // fingerprint of the code or refresh token it was registered with
-	Keys       []CallbackKey
-	Revoke     bool // revoke at Zoom when it is removed
-	Ask        bool // whose grant it is has to be asked: the last consent may be another Zoom user's
+	Credential         string // id of the credential at Recall; empty until there is one
+	ReplacedCredential string // a credential at Recall that has to be removed; mostly empty
+	Consent            string // fingerprint of the code or refresh token it was registered with
+	Secrets            []CallbackSecret
+	Revoke             bool // revoke at Zoom when it is removed
+	OwnerUnverified    bool // whose grant it is has to be asked: the last consent may be another Zoom user's
 
-	// Strays are Zoom users, replaced since, for whom a credential may have been made
+	// UnrecordedZoomUsers are Zoom users, replaced since, for whom a credential may have been made
 	// at Recall that was never recorded. Mostly empty.
-	Strays []string
+	UnrecordedZoomUsers []string
 
-	Health   string    // what Recall finds wrong with the credential; for people, without secrets
-	Attempts int       // of the registrar's, that have failed since it last went on
-	Seen     time.Time // when Recall was last seen to have the credential; zero: not yet
+	Health     string    // what Recall finds wrong with the credential; for people, without secrets
+	Attempts   int       // of the registrar's, that have failed since it last went on
+	ListedTime time.Time // when Recall was last seen to have the credential; zero: not yet
 
 	AccessExpires time.Time
 	Refreshed     time.Time // when the access token was issued
@@ -136,8 +136,8 @@ type Grant struct {
 	Version int64 // grows with every change
 }
 
-// CallbackKey is a callback secret that is accepted, known by its fingerprint.
-type CallbackKey struct {
+// CallbackSecret is a callback secret that is accepted, known by its fingerprint.
+type CallbackSecret struct {
 	Fingerprint Fingerprint
 	NotAfter    time.Time // to the millisecond; zero: no end
 }
@@ -162,24 +162,24 @@ type Consent struct {
 	ZoomAccount string
 }
 
-// Serving is what the token server needs to answer a callback.
-type Serving struct {
-	State   State
-	Access  secret.Text
-	Expires time.Time
-	Plan    time.Time // when it is to be renewed
-	Keys    []CallbackKey
+// ReadServingRecord is what the token server needs to answer a callback.
+type ServingRecord struct {
+	State     State
+	Access    secret.Text
+	Expires   time.Time
+	RenewTime time.Time // when it is to be renewed
+	Secrets   []CallbackSecret
 }
 
-// GoodFor reports whether the token can be handed out at now to someone who
+// HasTTL reports whether the token can be handed out at now to someone who
 // needs it for ttl.
-func (s *Serving) GoodFor(ttl time.Duration, now time.Time) bool {
+func (s *ServingRecord) HasTTL(ttl time.Duration, now time.Time) bool {
 	return !s.Access.IsZero() && s.Expires.Sub(now) >= ttl
 }
 
-// Alive says whether the grant may be served at all: nil, [ErrReauthorize] or
+// CheckAlive says whether the grant may be served at all: nil, [ErrReauthorize] or
 // [ErrDeleting].
-func (s *Serving) Alive() error {
+func (s *ServingRecord) CheckAlive() error {
 	switch s.State {
 	case ReauthorizationRequired:
 		return ErrReauthorize
@@ -190,25 +190,25 @@ func (s *Serving) Alive() error {
 	}
 }
 
-// Late is a grant that is due to be renewed, and since when.
-type Late struct {
-	ID ID
-	By time.Duration
+// DueGrant is a grant that is due to be renewed, and since when.
+type DueGrant struct {
+	ID      ID
+	Overdue time.Duration
 }
 
-// Terms are what a claim is made on.
-type Terms struct {
-	// GoodUntil is until when the access token has to be good, for who needs one
+// ClaimTerms are what a claim is made on.
+type ClaimTerms struct {
+	// ValidUntil is until when the access token has to be good, for who needs one
 	// now. Zero: the grant is to be renewed by its plan.
-	GoodUntil time.Time
+	ValidUntil time.Time
 	// Lease is how long the claim holds.
 	Lease time.Duration
-	// LateAnswer is how long after the end of a lease the answer of its holder,
+	// LateResponseWait is how long after the end of a lease the answer of its holder,
 	// who must have died, is waited for.
-	LateAnswer time.Duration
-	// InUse is for how long a renewal by plan leaves a token alone after it was
+	LateResponseWait time.Duration
+	// HandOffGuard is for how long a renewal by plan leaves a token alone after it was
 	// handed out, while it is good.
-	InUse time.Duration
+	HandOffGuard time.Duration
 }
 
 // Claim is the right, for the length of a lease, to spend a refresh token.
@@ -221,7 +221,7 @@ type Claim struct {
 	Uncertain bool   // an earlier attempt may have spent it already
 	Failures  int    // failed attempts since the last success
 
-	Late time.Duration // since the plan, which failures do not move; negative: it was claimed before
+	Overdue time.Duration // since the plan, which failures do not move; negative: it was claimed before
 }
 
 // Outcome says what a failed refresh has done to the refresh token.

@@ -60,7 +60,7 @@ func TestDue(t *testing.T) {
 		margin := time.Duration(rapid.Int64Range(0, int64(2*time.Hour)).Draw(t, "margin"))
 		jitter := rapid.Float64Range(0, 0.999).Draw(t, "jitter")
 		expires := issued.Add(life)
-		due := grant.Due(issued, expires, margin, jitter)
+		due := grant.RenewTime(issued, expires, margin, jitter)
 		if due.Before(issued.Add(life/10)) || due.After(expires) {
 			t.Fatalf("due %v after the issue, for a life of %v", due.Sub(issued), life)
 		}
@@ -69,10 +69,10 @@ func TestDue(t *testing.T) {
 		}
 	})
 	issued := time.Unix(0, 0)
-	if got := grant.Due(issued, issued.Add(time.Hour), 5*time.Minute, 0).Sub(issued); got != 55*time.Minute {
+	if got := grant.RenewTime(issued, issued.Add(time.Hour), 5*time.Minute, 0).Sub(issued); got != 55*time.Minute {
 		t.Errorf("an hour's token with a margin of 5 minutes is due after %v, want 55m", got)
 	}
-	if got := grant.Due(issued, issued.Add(time.Hour), 5*time.Minute, 0.5).Sub(issued); got != 53*time.Minute+30*time.Second {
+	if got := grant.RenewTime(issued, issued.Add(time.Hour), 5*time.Minute, 0.5).Sub(issued); got != 53*time.Minute+30*time.Second {
 		t.Errorf("with half the jitter it is due after %v, want 53m30s", got)
 	}
 }
@@ -96,15 +96,15 @@ func TestBackoff(t *testing.T) {
 
 func TestGoodFor(t *testing.T) {
 	now := time.Unix(1000, 0)
-	s := grant.Serving{Access: secret.New("t"), Expires: now.Add(grant.MinTTL)}
-	if !s.GoodFor(grant.MinTTL, now) {
+	s := grant.ServingRecord{Access: secret.New("t"), Expires: now.Add(grant.MinTTL)}
+	if !s.HasTTL(grant.MinTTL, now) {
 		t.Error("120 s left must be enough")
 	}
-	if s.GoodFor(grant.MinTTL, now.Add(time.Nanosecond)) {
+	if s.HasTTL(grant.MinTTL, now.Add(time.Nanosecond)) {
 		t.Error("less than 120 s left must not be enough")
 	}
 	s.Access = secret.Text{}
-	if s.GoodFor(0, now) {
+	if s.HasTTL(0, now) {
 		t.Error("no token is good for nothing")
 	}
 }
@@ -114,7 +114,7 @@ func TestAlive(t *testing.T) {
 		grant.Pending: nil, grant.Active: nil, grant.Degraded: nil,
 		grant.ReauthorizationRequired: grant.ErrReauthorize, grant.Deleting: grant.ErrDeleting,
 	} {
-		if got := (&grant.Serving{State: state}).Alive(); !errors.Is(got, want) {
+		if got := (&grant.ServingRecord{State: state}).CheckAlive(); !errors.Is(got, want) {
 			t.Errorf("%s: %v, want %v", state, got, want)
 		}
 	}

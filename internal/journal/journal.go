@@ -4,7 +4,7 @@
 // A refresh token works once, so its answer must survive whatever happens
 // between Zoom and Redis: this process killed, Redis down, Redis restored to a
 // moment before the commit. [Journal.Add] returns when an entry is synced to
-// disk; [Journal.Settle] says that its commit is in Redis. A settled entry is
+// disk; [Journal.MarkCommitted] says that its commit is in Redis. A settled entry is
 // kept for a while longer, because Redis can forget what it has acknowledged,
 // and [Journal.Entries] has all there are, to commit them again. Committing by
 // predecessor makes that harmless.
@@ -52,10 +52,10 @@ type Entry struct {
 // refresh token that the user was registered with.
 func (e Entry) OfConsent() bool { return e.User != "" }
 
-// Sealer seals entries; see [seal.Keyset].
-type Sealer interface {
-	Seal(plain []byte, record, field string) ([]byte, error)
-	Open(sealed []byte, record, field string) ([]byte, error)
+// Cipher seals entries; see [seal.Keyset].
+type Cipher interface {
+	Encrypt(plain []byte, record, field string) ([]byte, error)
+	Decrypt(sealed []byte, record, field string) ([]byte, error)
 }
 
 const (
@@ -66,7 +66,7 @@ const (
 // Journal is safe for concurrent use.
 type Journal struct {
 	folder string
-	seal   Sealer
+	seal   Cipher
 	keep   time.Duration
 	lock   *os.File
 
@@ -98,7 +98,7 @@ type stored struct {
 // Open opens the journal in a folder, which it makes if need be, and reads what
 // an earlier process has left there. A settled entry is kept for at least keep.
 // It answers [ErrLocked] if another process has the folder.
-func Open(folder string, seal Sealer, keep time.Duration) (*Journal, error) {
+func Open(folder string, seal Cipher, keep time.Duration) (*Journal, error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, fmt.Errorf("making the journal's folder: %w", err)
 	}
@@ -138,7 +138,7 @@ func lockFolder(folder string) (*os.File, error) {
 // Read returns the entries that are in a folder, oldest first, and whether a
 // process has it at the moment. It changes nothing, so it may be called then too:
 // some of the entries are settled already.
-func Read(folder string, seal Sealer) (entries []Entry, running bool, err error) {
+func Read(folder string, seal Cipher) (entries []Entry, running bool, err error) {
 	if _, err := os.Stat(folder); err != nil {
 		return nil, false, fmt.Errorf("reading the journal: %w", err)
 	}
@@ -212,7 +212,7 @@ func (j *Journal) encode(e Entry) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding an entry: %w", err)
 	}
-	sealed, err := j.seal.Seal(plain, place, "entry")
+	sealed, err := j.seal.Encrypt(plain, place, "entry")
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +224,7 @@ func (j *Journal) decode(line string) (Entry, error) {
 	if err != nil {
 		return Entry{}, errors.New("an entry is damaged")
 	}
-	plain, err := j.seal.Open(sealed, place, "entry")
+	plain, err := j.seal.Decrypt(sealed, place, "entry")
 	if err != nil {
 		return Entry{}, err
 	}
@@ -346,9 +346,9 @@ func (f *file) remove() error {
 	return errors.Join(err, os.Remove(f.path))
 }
 
-// Settle says that an entry needs no commit any more: it is in Redis, or of no
+// MarkCommitted says that an entry needs no commit any more: it is in Redis, or of no
 // use.
-func (j *Journal) Settle(id grant.ID, spent string) {
+func (j *Journal) MarkCommitted(id grant.ID, spent string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	key := Entry{ID: id, Spent: spent}.key()

@@ -78,7 +78,7 @@ func TestEntriesOutliveACrash(t *testing.T) {
 	folder, keyset := t.TempDir(), testkit.Keyset(t)
 	j := open(t, folder, keyset, time.Minute)
 	want := []journal.Entry{add(t, j, 1), add(t, j, 2), add(t, j, 3)}
-	j.Settle(want[1].ID, want[1].Spent)
+	j.MarkCommitted(want[1].ID, want[1].Spent)
 	if j.Pending() != 2 {
 		t.Errorf("%d pending, want 2", j.Pending())
 	}
@@ -107,7 +107,7 @@ func TestNothingIsInClear(t *testing.T) {
 			t.Errorf("mode %v, %v", info.Mode(), err)
 		}
 	}
-	if _, err := journal.Open(copyOf(t, folder), testkit.Keyset(t), 0); !errors.Is(err, seal.ErrOpen) {
+	if _, err := journal.Open(copyOf(t, folder), testkit.Keyset(t), 0); !errors.Is(err, seal.ErrDecrypt) {
 		t.Errorf("another keyset: %v, want ErrOpen", err)
 	}
 }
@@ -162,7 +162,7 @@ func TestCloseLeavesOnlyWhatIsNotSettled(t *testing.T) {
 	folder, keyset := t.TempDir(), testkit.Keyset(t)
 	j := open(t, folder, keyset, time.Hour)
 	one, two := add(t, j, 1), add(t, j, 2)
-	j.Settle(one.ID, one.Spent)
+	j.MarkCommitted(one.ID, one.Spent)
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -177,8 +177,8 @@ func TestCloseLeavesOnlyWhatIsNotSettled(t *testing.T) {
 		t.Error("an entry that was not settled is gone")
 	}
 	for _, e := range j.Entries() {
-		j.Settle(e.ID, e.Spent)
-		j.Settle(e.ID, e.Spent) // twice is once
+		j.MarkCommitted(e.ID, e.Spent)
+		j.MarkCommitted(e.ID, e.Spent) // twice is once
 	}
 	if j.Pending() != 0 {
 		t.Errorf("%d pending, want 0", j.Pending())
@@ -241,6 +241,6 @@ func BenchmarkAdd(b *testing.B) {
 		if err := j.Add(e); err != nil {
 			b.Fatal(err)
 		}
-		j.Settle(e.ID, e.Spent)
+		j.MarkCommitted(e.ID, e.Spent)
 	}
 }

@@ -32,13 +32,13 @@ func TestJournalTellsOfWhatWaits(t *testing.T) {
 	want(0, 0, 0)
 	one, two := add(t, j, 1), add(t, j, 2)
 	want(2, 0, 1)
-	j.Settle(one.ID, one.Spent)
+	j.MarkCommitted(one.ID, one.Spent)
 	want(1, 1, 2)
 	add(t, j, 1) // again: it has to be committed again
 	want(2, 0, 1)
-	j.Settle(one.ID, one.Spent)
-	j.Settle(two.ID, two.Spent)
-	j.Settle(two.ID, two.Spent)
+	j.MarkCommitted(one.ID, one.Spent)
+	j.MarkCommitted(two.ID, two.Spent)
+	j.MarkCommitted(two.ID, two.Spent)
 	want(0, 2, 0)
 	if j.Pending() != 0 {
 		t.Errorf("%d pending", j.Pending())

@@ -56,7 +56,7 @@ func Open(ctx context.Context, path, kmsURI string) (*File, error) {
 	return &File{content, wrapping, keyset}, nil
 }
 
-// Keyset returns the keyset, which changes with its file while [File.Follow] runs.
+// Keyset returns the keyset, which changes with its file while [File.Subscribe] runs.
 func (f *File) Keyset() *seal.Keyset { return f.keyset }
 
 // errUseless means: with the new keyset, nothing could be opened any more that is
@@ -98,11 +98,11 @@ func (f *File) replace() error {
 	if err != nil {
 		return err
 	}
-	sealed, err := f.keyset.Seal([]byte("x"), "keyset", "test")
+	sealed, err := f.keyset.Encrypt([]byte("x"), "keyset", "test")
 	if err != nil {
 		return err
 	}
-	if _, err := next.Open(sealed, "keyset", "test"); err != nil {
+	if _, err := next.Decrypt(sealed, "keyset", "test"); err != nil {
 		return errUseless
 	}
 	f.keyset.Replace(next)
@@ -111,15 +111,15 @@ func (f *File) replace() error {
 
 // Store is what holds sealed values; see [store.Store].
 type Store interface {
-	Reseal(ctx context.Context, perSecond int, tell func(store.Resealing)) (store.Resealing, error)
-	Resealed(ctx context.Context) (uint32, error)
-	SetResealed(ctx context.Context, id uint32) error
-	LockResealing(ctx context.Context, ttl time.Duration) (unlock func(), ok bool, err error)
+	Reencrypt(ctx context.Context, perSecond int, tell func(store.ReencryptProgress)) (store.ReencryptProgress, error)
+	ReencryptedBy(ctx context.Context) (uint32, error)
+	SetReencryptedBy(ctx context.Context, id uint32) error
+	LockReencryption(ctx context.Context, ttl time.Duration) (unlock func(), ok bool, err error)
 }
 
-// Resealer seals again what other keys than the present one have sealed. Every
+// Reencrypter seals again what other keys than the present one have sealed. Every
 // replica may run one: one of them works.
-type Resealer struct {
+type Reencrypter struct {
 	Store  Store
 	Keyset *seal.Keyset
 	Log    *zap.Logger
@@ -132,7 +132,7 @@ type Resealer struct {
 }
 
 // Run works until ctx ends.
-func (r *Resealer) Run(ctx context.Context) {
+func (r *Reencrypter) Run(ctx context.Context) {
 	wait, perSecond := r.Wait, r.PerSecond
 	if wait == 0 {
 		wait = 2 * time.Minute
@@ -159,19 +159,19 @@ func (r *Resealer) Run(ctx context.Context) {
 	}
 }
 
-func (r *Resealer) turn(ctx context.Context, primary uint32, perSecond int) error {
-	resealed, err := r.Store.Resealed(ctx)
+func (r *Reencrypter) turn(ctx context.Context, primary uint32, perSecond int) error {
+	resealed, err := r.Store.ReencryptedBy(ctx)
 	if err != nil || resealed == primary {
 		return err
 	}
-	unlock, ok, err := r.Store.LockResealing(ctx, time.Minute)
+	unlock, ok, err := r.Store.LockReencryption(ctx, time.Minute)
 	if err != nil || !ok {
 		return err
 	}
 	defer unlock()
 	r.Log.Info("another key seals now: sealing again what others have sealed", zap.Uint32("key", primary))
 	told := time.Now()
-	done, err := r.Store.Reseal(ctx, perSecond, func(p store.Resealing) {
+	done, err := r.Store.Reencrypt(ctx, perSecond, func(p store.ReencryptProgress) {
 		if time.Since(told) > 10*time.Second {
 			told = time.Now()
 			r.Log.Info("sealing again", zap.Int("grants", p.Seen), zap.Int("resealed", p.Resealed))
@@ -187,5 +187,5 @@ func (r *Resealer) turn(ctx context.Context, primary uint32, perSecond int) erro
 		return nil // another one meanwhile: the next turn begins anew
 	}
 	r.Log.Info("everything is sealed by one key", zap.Uint32("key", primary), zap.Int("grants", done.Seen), zap.Int("resealed", done.Resealed))
-	return r.Store.SetResealed(ctx, primary)
+	return r.Store.SetReencryptedBy(ctx, primary)
 }

@@ -151,7 +151,7 @@ func TestEverythingIsSealedByThePromotedKey(t *testing.T) {
 	now := time.Now()
 	token := secret.New("token")
 	for _, user := range []string{"ann", "bob", "cid"} {
-		if _, err := stored.Accept(t.Context(), grant.NewID("default", user), grant.Consent{
+		if _, err := stored.AcceptConsent(t.Context(), grant.NewID("default", user), grant.Consent{
 			App: "default", User: user, Fingerprint: user,
 			Tokens: grant.Tokens{Access: token, Refresh: token, Issued: now, Expires: now.Add(time.Hour)},
 		}, now.Add(time.Hour)); err != nil {
@@ -161,21 +161,21 @@ func TestEverythingIsSealedByThePromotedKey(t *testing.T) {
 	running(t, func(ctx context.Context) { opened.Follow(ctx, time.Millisecond, zap.NewNop()) })
 	core, logs := observer.New(zap.InfoLevel)
 	for range 2 { // replicas: one of them works
-		r := &keyset.Resealer{Store: stored, Keyset: opened.Keyset(), Log: zap.New(core), Wait: 40 * time.Millisecond}
+		r := &keyset.Reencrypter{Store: stored, Keyset: opened.Keyset(), Log: zap.New(core), Wait: 40 * time.Millisecond}
 		running(t, r.Run)
 	}
 	first := opened.Keyset().Primary()
 	until(t, "the first key is noted", func() bool {
-		id, err := stored.Resealed(t.Context())
+		id, err := stored.ReencryptedBy(t.Context())
 		return err == nil && id == first
 	})
 	id := f.add()
 	f.promote(id)
 	until(t, "the promoted key is noted", func() bool {
-		resealed, err := stored.Resealed(t.Context())
+		resealed, err := stored.ReencryptedBy(t.Context())
 		return err == nil && resealed == id
 	})
-	if counts, err := stored.SealedBy(t.Context()); err != nil || len(counts) != 1 || counts[id] != 3 {
+	if counts, err := stored.CountByKey(t.Context()); err != nil || len(counts) != 1 || counts[id] != 3 {
 		t.Errorf("sealed by %v, %v, want 3 by %d", counts, err, id)
 	}
 	if n := logs.FilterMessage("everything is sealed by one key").Len(); n != 2 {

@@ -62,7 +62,7 @@ func roundTrip(t *testing.T, uri string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sealed, err := keyset.Seal([]byte("secret"), "record", "field")
+	sealed, err := keyset.Encrypt([]byte("secret"), "record", "field")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func roundTrip(t *testing.T, uri string) {
 	if keyset, err = wrapping.Parse(promoted); err != nil {
 		t.Fatal(err)
 	}
-	if plain, err := keyset.Open(sealed, "record", "field"); err != nil || string(plain) != "secret" || keyset.Primary() != id {
+	if plain, err := keyset.Decrypt(sealed, "record", "field"); err != nil || string(plain) != "secret" || keyset.Primary() != id {
 		t.Errorf("opened %q, %v, primary %d", plain, err, keyset.Primary())
 	}
 	if _, err := seal.Parse(wrapped); err == nil {

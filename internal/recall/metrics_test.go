@@ -37,7 +37,7 @@ func TestRequestsAreCounted(t *testing.T) {
 	create("ann")
 	_, _ = c.Get(t.Context(), made.ID)
 	_ = list(t, c, recall.Filter{})
-	_, _ = c.Complaints(t.Context(), made.ID, time.Now().Add(-time.Hour))
+	_, _ = c.ListLogs(t.Context(), made.ID, time.Now().Add(-time.Hour))
 	_ = c.Delete(t.Context(), made.ID)
 	_ = c.Delete(t.Context(), made.ID)
 	_ = with("another").Delete(t.Context(), made.ID)

@@ -138,11 +138,11 @@ func newKey(text secret.Text) *atomic.Pointer[secret.Text] {
 }
 
 // SetKey replaces the API key, for requests from now on and for every client that
-// [Client.Through] has made of this one.
+// [Client.WithGate] has made of this one.
 func (c *Client) SetKey(key secret.Text) { c.key.Store(&key) }
 
-// Through returns a client like c whose requests go through another gate.
-func (c *Client) Through(gate Gate) *Client {
+// WithGate returns a client like c whose requests go through another gate.
+func (c *Client) WithGate(gate Gate) *Client {
 	other := *c
 	other.gate = gate
 	return &other
@@ -170,8 +170,8 @@ func (w wire) credential() Credential {
 	return Credential{w.ID, w.OAuthApp, secret.New(w.CallbackURL), w.Status, w.ZoomUser, w.ZoomAccount, w.CreatedAt, w.MeetingSync}
 }
 
-// Room returns when the gate would let a request pass, but sends none.
-func (c *Client) Room(ctx context.Context) error { return c.gate.Enter(ctx, Other, 0) }
+// Capacity returns when the gate would let a request pass, but sends none.
+func (c *Client) WaitForQuota(ctx context.Context) error { return c.gate.Enter(ctx, Other, 0) }
 
 // Create makes a credential that calls back for its tokens. Recall may call the
 // URL before this returns. It answers a [*ConflictError] if the Zoom user has
@@ -304,15 +304,15 @@ func (c *Client) Apps(ctx context.Context, clientID string) ([]App, error) {
 	return apps, nil
 }
 
-// Complaint is what Recall has logged of a credential.
-type Complaint struct {
+// LogEntry is what Recall has logged of a credential.
+type LogEntry struct {
 	Message string // Recall's own words, which may quote anything
 	At      time.Time
 }
 
-// Complaints returns what Recall has logged of a credential since a time, in no
+// ListLogs returns what Recall has logged of a credential since a time, in no
 // order.
-func (c *Client) Complaints(ctx context.Context, id string, since time.Time) ([]Complaint, error) {
+func (c *Client) ListLogs(ctx context.Context, id string, since time.Time) ([]LogEntry, error) {
 	if err := c.gate.Enter(ctx, Other, 1); err != nil {
 		return nil, fmt.Errorf("reading Recall's log: %w", err)
 	}
@@ -327,9 +327,9 @@ func (c *Client) Complaints(ctx context.Context, id string, since time.Time) ([]
 	if err := c.do(ctx, Other, http.MethodGet, &page, nil, http.StatusOK, &answer); err != nil {
 		return nil, fmt.Errorf("reading Recall's log: %w", err)
 	}
-	complaints := make([]Complaint, len(answer.Results))
+	complaints := make([]LogEntry, len(answer.Results))
 	for i, entry := range answer.Results {
-		complaints[i] = Complaint{entry.Message, entry.CreatedAt}
+		complaints[i] = LogEntry{entry.Message, entry.CreatedAt}
 	}
 	return complaints, nil
 }

@@ -31,11 +31,11 @@ const (
 // Options say what a [Recall] is like. The zero value is ready to use.
 type Options struct {
 	// APIKey is what requests must carry, as "Authorization: Token <APIKey>".
-	// Empty means "recall-key".
+	// IsEmpty means "recall-key".
 	APIKey string
 
 	// OAuthApps are the ids (UUIDs) of the Zoom OAuth apps Recall knows.
-	// Empty means DefaultOAuthApp alone.
+	// IsEmpty means DefaultOAuthApp alone.
 	OAuthApps []string
 
 	// ClientIDs are the client ids at Zoom of these apps, by their ids. Nil means

@@ -30,7 +30,7 @@ import (
 //
 // No caller's context is in it: who asked may leave, but a spent token needs
 // its answer.
-func (r *Rotator) fly(id grant.ID, goodUntil time.Time, asked []trace.Link) (err error) {
+func (r *Renewer) fly(id grant.ID, goodUntil time.Time, asked []trace.Link) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), r.Lease)
 	defer cancel()
 	took := time.Now()
@@ -65,7 +65,7 @@ func (r *Rotator) fly(id grant.ID, goodUntil time.Time, asked []trace.Link) (err
 }
 
 // claim takes the first step, and a place in the pace of the grant's app.
-func (r *Rotator) claim(ctx context.Context, id grant.ID, goodUntil time.Time) (grant.Claim, app, error) {
+func (r *Renewer) claim(ctx context.Context, id grant.ID, goodUntil time.Time) (grant.Claim, app, error) {
 	planned := goodUntil.IsZero()
 	if planned {
 		defer r.boarding.Add(-1)
@@ -73,16 +73,16 @@ func (r *Rotator) claim(ctx context.Context, id grant.ID, goodUntil time.Time) (
 	if wait := r.grounded(); wait > 0 {
 		return grant.Claim{}, app{}, &grant.BackoffError{For: wait}
 	}
-	breaks := r.Store.Breaks()
-	claim, err := r.Store.Claim(ctx, id, cryptorand.Text(), grant.Terms{
-		GoodUntil: goodUntil, Lease: r.Lease, LateAnswer: r.LateAnswer, InUse: r.InUse,
+	breaks := r.Store.Failovers()
+	claim, err := r.Store.Claim(ctx, id, cryptorand.Text(), grant.ClaimTerms{
+		ValidUntil: goodUntil, Lease: r.Lease, LateResponseWait: r.LateResponseWait, HandOffGuard: r.HandOffGuard,
 	})
 	if err != nil {
 		return grant.Claim{}, app{}, err
 	}
-	if r.Store.Breaks() != breaks {
+	if r.Store.Failovers() != breaks {
 		// The claim was made in a Redis that may have forgotten whose turn it is.
-		return grant.Claim{}, app{}, r.release(ctx, claim, r.Hold)
+		return grant.Claim{}, app{}, r.release(ctx, claim, r.PauseAfterFailover)
 	}
 	found, known := r.app(claim.App)
 	if !known {
@@ -96,7 +96,7 @@ func (r *Rotator) claim(ctx context.Context, id grant.ID, goodUntil time.Time) (
 }
 
 // keep makes Zoom's answer safe.
-func (r *Rotator) keep(ctx context.Context, app string, e journal.Entry, answered time.Time) error {
+func (r *Renewer) keep(ctx context.Context, app string, e journal.Entry, answered time.Time) error {
 	log := r.Log.With(zap.String("grant", string(e.ID)), zap.String("app", app))
 	if err := r.Journal.Add(e); err != nil {
 		log.Error("Zoom's answer is not in the journal: it is lost if this process dies before Redis has it", zap.Error(err))
@@ -124,7 +124,7 @@ func (r *Rotator) keep(ctx context.Context, app string, e journal.Entry, answere
 }
 
 // release lets go of a claim as if it had not been made.
-func (r *Rotator) release(ctx context.Context, claim grant.Claim, wait time.Duration) error {
+func (r *Renewer) release(ctx context.Context, claim grant.Claim, wait time.Duration) error {
 	wait += time.Duration(rand.Int64N(int64(wait)/4 + 1)) //nolint:gosec // jitter is no secret
 	if err := r.Store.Fail(ctx, claim, grant.Released, wait, ""); err != nil && !errors.Is(err, grant.ErrSuperseded) {
 		r.Log.Warn("a claim could not be released: it ends with its lease", zap.String("grant", string(claim.ID)), zap.Error(err))
@@ -133,7 +133,7 @@ func (r *Rotator) release(ctx context.Context, claim grant.Claim, wait time.Dura
 }
 
 // fail records a failed call and returns what it means for whoever asked.
-func (r *Rotator) fail(ctx context.Context, claim grant.Claim, cause error) error {
+func (r *Renewer) fail(ctx context.Context, claim grant.Claim, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.Lease/3)
 	defer cancel()
 	outcome, asked := judge(cause)

@@ -83,7 +83,7 @@ func benchRefresh(b *testing.B, latency time.Duration) {
 	rotator := renewal.New(renewal.Config{
 		Store: grants, Journal: kept, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
 		Apps: map[string]renewal.Zoom{"default": app}, MaxInFlight: benchFlights, MaxPerSecond: 1 << 20,
-		RefreshBefore: time.Hour, Hold: time.Nanosecond, // tokens live for a second and are due after a tenth of it
+		RefreshBefore: time.Hour, PauseAfterFailover: time.Nanosecond, // tokens live for a second and are due after a tenth of it
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -105,7 +105,7 @@ func benchRefresh(b *testing.B, latency time.Duration) {
 		user := fmt.Sprint("user-", i)
 		ids[i], bare[i] = grant.NewID("default", user), newGrant(b, base, user+"-bare")
 		now := time.Now()
-		if _, err := grants.Accept(ctx, ids[i], grant.Consent{
+		if _, err := grants.AcceptConsent(ctx, ids[i], grant.Consent{
 			App: "default", User: user,
 			Tokens: grant.Tokens{Access: secret.New("none"), Refresh: newGrant(b, base, user), Issued: now.Add(-time.Hour), Expires: now},
 		}, now.Add(-time.Minute)); err != nil {
@@ -115,7 +115,7 @@ func benchRefresh(b *testing.B, latency time.Duration) {
 	// As the refresher does: start what there is room for.
 	engine := func(turn <-chan int, done func(error)) {
 		for i := range turn {
-			for rotator.Room() == 0 || !rotator.RenewDue(ids[i], done) {
+			for rotator.Capacity() == 0 || !rotator.RenewDue(ids[i], done) {
 				time.Sleep(time.Millisecond)
 			}
 		}

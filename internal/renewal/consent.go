@@ -15,15 +15,15 @@ import (
 
 // A code is spent once, like a refresh token, and its answer is kept in the same
 // way: whoever registers a user calls Keep as soon as Zoom has answered, then
-// Accept.
+// AcceptConsent.
 
 // Holding returns for how long nothing may be spent at Zoom, because Redis may
 // have forgotten what is spent already.
-func (r *Rotator) Holding() time.Duration { return r.holding() }
+func (r *Renewer) Holding() time.Duration { return r.holding() }
 
 // Keep puts Zoom's answer to a consent into the journal. From then on it is not
-// lost, and comes into Redis sooner or later, unless [Rotator.Drop] is called.
-func (r *Rotator) Keep(e journal.Entry, answered time.Time) {
+// lost, and comes into Redis sooner or later, unless [Renewer.Drop] is called.
+func (r *Renewer) Keep(e journal.Entry, answered time.Time) {
 	if err := r.Journal.Add(e); err != nil {
 		r.Log.Error("Zoom's answer to a consent is not in the journal: it is lost if this process dies before Redis has it",
 			zap.String("grant", string(e.ID)), zap.String("app", e.App), zap.Error(err))
@@ -36,7 +36,7 @@ func (r *Rotator) Keep(e journal.Entry, answered time.Time) {
 // whose it is, or empty if Zoom has not said. It tries until ctx ends; after that
 // the answer waits in the journal for Redis. It answers [grant.ErrSuperseded] if
 // the user has consented again, or was removed, since.
-func (r *Rotator) Accept(ctx context.Context, e journal.Entry, zoomUser, zoomAccount string) error {
+func (r *Renewer) Accept(ctx context.Context, e journal.Entry, zoomUser, zoomAccount string) error {
 	kept := r.safety.add(&answer{Entry: e, zoomUser: zoomUser, zoomAccount: zoomAccount})
 	err := r.persist(ctx, kept)
 	if errors.Is(err, grant.ErrUnreplicated) { // the recovery sees to the replicas
@@ -49,10 +49,10 @@ func (r *Rotator) Accept(ctx context.Context, e journal.Entry, zoomUser, zoomAcc
 }
 
 // Drop ends the care for what was kept: it is of no use.
-func (r *Rotator) Drop(e journal.Entry) { r.Journal.Settle(e.ID, e.Spent) }
+func (r *Renewer) Drop(e journal.Entry) { r.Journal.MarkCommitted(e.ID, e.Spent) }
 
 // persist commits an answer, as often as it takes, until ctx ends.
-func (r *Rotator) persist(ctx context.Context, a *answer) error {
+func (r *Renewer) persist(ctx context.Context, a *answer) error {
 	pace := backoff.NewExponentialBackOff()
 	pace.InitialInterval, pace.MaxInterval = 20*time.Millisecond, time.Second
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {

@@ -57,12 +57,12 @@ func newMemory() *memory {
 // at is now as scripts have it, in milliseconds.
 func (m *memory) at() time.Time { return m.now().Truncate(time.Millisecond) }
 
-// Accept is not part of the model: no schedule registers anybody.
-func (m *memory) Accept(context.Context, grant.ID, grant.Consent, time.Time) (bool, error) {
+// AcceptConsent is not part of the model: no schedule registers anybody.
+func (m *memory) AcceptConsent(context.Context, grant.ID, grant.Consent, time.Time) (bool, error) {
 	return false, errors.ErrUnsupported
 }
 
-func (m *memory) Claim(_ context.Context, id grant.ID, owner string, terms grant.Terms) (grant.Claim, error) {
+func (m *memory) Claim(_ context.Context, id grant.ID, owner string, terms grant.ClaimTerms) (grant.Claim, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.calls++
@@ -85,30 +85,30 @@ func (m *memory) Claim(_ context.Context, id grant.ID, owner string, terms grant
 		return plan.Sub(at)
 	}
 	if r.lease != owner {
-		byPlan := terms.GoodUntil.IsZero()
+		byPlan := terms.ValidUntil.IsZero()
 		if byPlan {
 			if !r.planned || r.due.After(at) {
 				return grant.Claim{}, grant.ErrFresh
 			}
-			free := r.handed.Add(terms.InUse)
+			free := r.handed.Add(terms.HandOffGuard)
 			if free.After(at) && r.tokens.Expires.After(free.Add(130*time.Second)) {
 				return grant.Claim{}, &grant.HeldError{For: later(free)}
 			}
-		} else if !r.tokens.Expires.Before(terms.GoodUntil.Truncate(time.Millisecond)) {
+		} else if !r.tokens.Expires.Before(terms.ValidUntil.Truncate(time.Millisecond)) {
 			return grant.Claim{}, grant.ErrFresh
 		}
 		if !m.leaseIsNoLease {
 			if r.leaseUntil.After(at) {
 				return grant.Claim{}, &grant.HeldError{For: later(r.leaseUntil)}
 			}
-			if until := r.leaseUntil.Add(terms.LateAnswer); r.lease != "" && until.After(at) {
+			if until := r.leaseUntil.Add(terms.LateResponseWait); r.lease != "" && until.After(at) {
 				return grant.Claim{}, &grant.HeldError{For: later(until)}
 			}
 		}
 		if r.retryAt.After(at) {
 			return grant.Claim{}, &grant.BackoffError{For: later(r.retryAt)}
 		}
-		if !byPlan && grant.Mature(r.tokens.Issued, r.tokens.Expires).After(at) {
+		if !byPlan && grant.MatureTime(r.tokens.Issued, r.tokens.Expires).After(at) {
 			return grant.Claim{}, grant.ErrFresh
 		}
 		if !r.intent.IsZero() && !m.intentForgotten {
@@ -119,7 +119,7 @@ func (m *memory) Claim(_ context.Context, id grant.ID, owner string, terms grant
 	}
 	return grant.Claim{
 		ID: id, Owner: owner, App: r.app, Refresh: r.tokens.Refresh, Spent: r.fingerprint(),
-		Uncertain: r.uncertain, Failures: r.failures, Late: at.Sub(r.plan),
+		Uncertain: r.uncertain, Failures: r.failures, Overdue: at.Sub(r.plan),
 	}, nil
 }
 
@@ -186,15 +186,15 @@ func (m *memory) Fail(_ context.Context, c grant.Claim, outcome grant.Outcome, r
 	return nil
 }
 
-func (m *memory) Serving(_ context.Context, id grant.ID) (grant.Serving, error) {
+func (m *memory) ReadServingRecord(_ context.Context, id grant.ID) (grant.ServingRecord, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.calls++
 	r, known := m.records[id]
 	if !known {
-		return grant.Serving{}, grant.ErrNotFound
+		return grant.ServingRecord{}, grant.ErrNotFound
 	}
-	serving := grant.Serving{State: grant.Active, Access: r.tokens.Access, Expires: r.tokens.Expires, Plan: r.plan}
+	serving := grant.ServingRecord{State: grant.Active, Access: r.tokens.Access, Expires: r.tokens.Expires, RenewTime: r.plan}
 	switch {
 	case r.deleting:
 		serving.State = grant.Deleting
@@ -204,7 +204,7 @@ func (m *memory) Serving(_ context.Context, id grant.ID) (grant.Serving, error) 
 	return serving, nil
 }
 
-func (m *memory) HandedOut(_ context.Context, id grant.ID) error {
+func (m *memory) MarkServed(_ context.Context, id grant.ID) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.calls++
@@ -230,7 +230,7 @@ func (m *memory) Paused(_ context.Context, app string) (time.Duration, error) {
 	return max(0, m.pauses[app].Sub(m.at())), nil
 }
 
-func (m *memory) Breaks() int64 {
+func (m *memory) Failovers() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.breaksUnnoticed {
@@ -239,7 +239,7 @@ func (m *memory) Breaks() int64 {
 	return m.breaks
 }
 
-func (m *memory) CheckContinuity(context.Context) error { return nil }
+func (m *memory) CheckFailover(context.Context) error { return nil }
 
 // due returns what is due now.
 func (m *memory) due() (ids []grant.ID) {
@@ -287,7 +287,7 @@ func (p *paper) Add(e journal.Entry) error {
 	return nil
 }
 
-func (p *paper) Settle(id grant.ID, spent string) {
+func (p *paper) MarkCommitted(id grant.ID, spent string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.settled[string(id)+spent] = true

@@ -37,7 +37,7 @@ const (
 	pausedByClient = "refused" // Zoom refuses the app's client id or secret
 )
 
-func newMetrics(registerer prometheus.Registerer, r *Rotator) *metrics {
+func newMetrics(registerer prometheus.Registerer, r *Renewer) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "tokenprovider_" + name, Help: help})
 	}
@@ -84,7 +84,7 @@ func newMetrics(registerer prometheus.Registerer, r *Rotator) *metrics {
 
 // gauges tells how things are when it is asked.
 type gauges struct {
-	rotator         *Rotator
+	rotator         *Renewer
 	paused, holding *prometheus.Desc
 }
 
@@ -125,8 +125,8 @@ func (m *metrics) outcome(outcome string) { m.outcomes.WithLabelValues(outcome).
 
 // begun tells of a claim.
 func (m *metrics) begun(claim grant.Claim) {
-	if claim.Late >= 0 {
-		m.lateness.Observe(claim.Late.Seconds())
+	if claim.Overdue >= 0 {
+		m.lateness.Observe(claim.Overdue.Seconds())
 	}
 }
 

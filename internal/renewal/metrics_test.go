@@ -11,7 +11,7 @@ import (
 )
 
 // measured is a replica, and what it tells.
-func (b *bench) measured() (*renewal.Rotator, func(series string, value float64)) {
+func (b *bench) measured() (*renewal.Renewer, func(series string, value float64)) {
 	registry := b.metrics
 	r := b.replica()
 	return r, func(series string, value float64) {
@@ -23,7 +23,7 @@ func (b *bench) measured() (*renewal.Rotator, func(series string, value float64)
 }
 
 // byPlan renews a grant as the refresher does.
-func (b *bench) byPlan(r *renewal.Rotator, id grant.ID) error {
+func (b *bench) byPlan(r *renewal.Renewer, id grant.ID) error {
 	b.t.Helper()
 	landed := make(chan error, 1)
 	if !r.RenewDue(id, func(err error) { landed <- err }) {

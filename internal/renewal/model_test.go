@@ -201,7 +201,7 @@ type replica struct {
 	stopped atomic.Int64 // until when, in ns since the epoch
 	cancel  context.CancelFunc
 	claims  sync.Map // refresh token -> grant.Claim
-	rotator *renewal.Rotator
+	rotator *renewal.Renewer
 }
 
 // step is a moment between two steps of the protocol.
@@ -246,7 +246,7 @@ func redisCall[T any](r *replica, name string, call func() (T, error)) (T, error
 	return answer, err
 }
 
-func (r *replica) Claim(ctx context.Context, id grant.ID, owner string, terms grant.Terms) (grant.Claim, error) {
+func (r *replica) Claim(ctx context.Context, id grant.ID, owner string, terms grant.ClaimTerms) (grant.Claim, error) {
 	claim, err := redisCall(r, "the claim", func() (grant.Claim, error) { return r.redis.Claim(ctx, id, owner, terms) })
 	if err == nil {
 		r.note("%s claims %.4s: %s, uncertain: %v", r.name, id, claim.Refresh.Reveal(), claim.Uncertain)
@@ -267,12 +267,12 @@ func (r *replica) Fail(ctx context.Context, c grant.Claim, outcome grant.Outcome
 	return err
 }
 
-func (r *replica) Serving(ctx context.Context, id grant.ID) (grant.Serving, error) {
-	return redisCall(r, "the read", func() (grant.Serving, error) { return r.redis.Serving(ctx, id) })
+func (r *replica) ReadServingRecord(ctx context.Context, id grant.ID) (grant.ServingRecord, error) {
+	return redisCall(r, "the read", func() (grant.ServingRecord, error) { return r.redis.ReadServingRecord(ctx, id) })
 }
 
-func (r *replica) HandedOut(ctx context.Context, id grant.ID) error {
-	return r.redis.HandedOut(ctx, id)
+func (r *replica) MarkServed(ctx context.Context, id grant.ID) error {
+	return r.redis.MarkServed(ctx, id)
 }
 
 func (r *replica) Pause(ctx context.Context, app string, d time.Duration, reason string) error {
@@ -283,15 +283,15 @@ func (r *replica) Paused(ctx context.Context, app string) (time.Duration, error)
 	return r.redis.Paused(ctx, app)
 }
 
-func (r *replica) Breaks() int64 { return r.redis.Breaks() }
+func (r *replica) Failovers() int64 { return r.redis.Failovers() }
 
-func (r *replica) CheckContinuity(context.Context) error {
+func (r *replica) CheckFailover(context.Context) error {
 	_, err := redisCall(r, "the check", func() (struct{}, error) { return struct{}{}, nil })
 	return err
 }
 
-func (r *replica) Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (bool, error) {
-	return r.redis.Accept(ctx, id, c, due)
+func (r *replica) AcceptConsent(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (bool, error) {
+	return r.redis.AcceptConsent(ctx, id, c, due)
 }
 
 func (r *replica) Add(e journal.Entry) error {
@@ -303,7 +303,7 @@ func (r *replica) Add(e journal.Entry) error {
 	return err
 }
 
-func (r *replica) Settle(id grant.ID, spent string) { r.paper.Settle(id, spent) }
+func (r *replica) MarkCommitted(id grant.ID, spent string) { r.paper.MarkCommitted(id, spent) }
 
 func (r *replica) Entries() []journal.Entry { return r.paper.Entries() }
 
@@ -360,7 +360,7 @@ func (r *replica) live(ctx context.Context) {
 	wg.Go(func() { // the refresher
 		for ctx.Err() == nil {
 			for _, id := range r.redis.due() {
-				if r.rotator.Room() > 0 {
+				if r.rotator.Capacity() > 0 {
 					r.rotator.RenewDue(id, func(error) {})
 				}
 			}
@@ -372,8 +372,8 @@ func (r *replica) live(ctx context.Context) {
 			sleep(ctx, r.between(time.Second, 20*time.Second))
 			id := r.anyGrant()
 			wait, cancel := context.WithTimeout(ctx, 4*time.Second)
-			if serving, err := r.Serving(wait, id); err == nil {
-				_, _ = r.rotator.HandOut(wait, id, serving, grant.MinTTL)
+			if serving, err := r.ReadServingRecord(wait, id); err == nil {
+				_, _ = r.rotator.EnsureFresh(wait, id, serving, grant.MinTTL)
 			}
 			cancel()
 		}

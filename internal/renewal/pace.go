@@ -120,7 +120,7 @@ func (p *pace) pause(until time.Time) {
 
 // landed tells the pace how a call has ended, and the other replicas if the app
 // is to be left alone.
-func (r *Rotator) landed(app string, p *pace, err error) {
+func (r *Renewer) landed(app string, p *pace, err error) {
 	_, asked := judge(err)
 	pause := p.leave(time.Now(), appFault(err), asked)
 	if pause == 0 {
@@ -141,7 +141,7 @@ func (r *Rotator) landed(app string, p *pace, err error) {
 }
 
 // takePauses takes over the pauses of other replicas.
-func (r *Rotator) takePauses(ctx context.Context) {
+func (r *Renewer) takePauses(ctx context.Context) {
 	for app, p := range r.paces() {
 		left, err := r.Store.Paused(ctx, app)
 		if err == nil && left > 0 {
@@ -151,7 +151,7 @@ func (r *Rotator) takePauses(ctx context.Context) {
 }
 
 // grounded returns for how long no flight may begin, whatever it is for.
-func (r *Rotator) grounded() time.Duration {
+func (r *Renewer) grounded() time.Duration {
 	if hold := r.holding(); hold > 0 {
 		return hold
 	}

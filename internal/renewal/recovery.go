@@ -82,7 +82,7 @@ func (s *safety) left() int {
 }
 
 // commit commits an answer once.
-func (r *Rotator) commit(ctx context.Context, a *answer) error {
+func (r *Renewer) commit(ctx context.Context, a *answer) error {
 	r.safety.mu.Lock()
 	had := a.had
 	r.safety.mu.Unlock()
@@ -109,8 +109,8 @@ func (r *Rotator) commit(ctx context.Context, a *answer) error {
 
 // store brings an answer into Redis, by what it is the answer to, and reports
 // whether it was not there.
-func (r *Rotator) store(ctx context.Context, a *answer) (missing bool, err error) {
-	missing, err = bring(ctx, r.Store, a, r.Plan(a.Tokens))
+func (r *Renewer) store(ctx context.Context, a *answer) (missing bool, err error) {
+	missing, err = bring(ctx, r.Store, a, r.PlanRenewal(a.Tokens))
 	if errors.Is(err, errTooLate) {
 		r.Log.Error("the journal has brought an answer to a consent too late: the user has to register again",
 			zap.String("grant", string(a.ID)), zap.Duration("age", time.Since(a.Tokens.Issued)))
@@ -128,7 +128,7 @@ func bring(ctx context.Context, grants Grants, a *answer, due time.Time) (missin
 	if time.Since(a.Tokens.Issued) > grant.ConsentMemory {
 		return false, errTooLate
 	}
-	return grants.Accept(ctx, a.ID, grant.Consent{
+	return grants.AcceptConsent(ctx, a.ID, grant.Consent{
 		App: a.App, User: a.User, Fingerprint: a.Spent, Tokens: a.Tokens,
 		ZoomUser: a.zoomUser, ZoomAccount: a.zoomAccount,
 	}, due)
@@ -138,32 +138,32 @@ func bring(ctx context.Context, grants Grants, a *answer, due time.Time) (missin
 // more. It may be repeated. It answers what [Grants] does; [grant.ErrSuperseded]
 // also to a consent that is too old.
 func Replay(ctx context.Context, grants Grants, e journal.Entry) error {
-	_, err := bring(ctx, grants, &answer{Entry: e}, grant.Mature(e.Tokens.Issued, e.Tokens.Expires))
+	_, err := bring(ctx, grants, &answer{Entry: e}, grant.MatureTime(e.Tokens.Issued, e.Tokens.Expires))
 	return err
 }
 
 // forget ends the care for an answer. The journal still has it for a while.
-func (r *Rotator) forget(a *answer) {
+func (r *Renewer) forget(a *answer) {
 	r.safety.mu.Lock()
 	defer r.safety.mu.Unlock()
 	r.forgetLocked(a)
 }
 
-func (r *Rotator) forgetLocked(a *answer) {
+func (r *Renewer) forgetLocked(a *answer) {
 	delete(r.safety.unsafe, a.key())
-	r.Journal.Settle(a.ID, a.Spent)
+	r.Journal.MarkCommitted(a.ID, a.Spent)
 }
 
 // holding returns for how long no token may be spent because Redis may have
 // forgotten which ones are spent already, or because this process has to stand
 // aside. In the first case every replica commits again what its journal has.
-func (r *Rotator) holding() time.Duration {
-	breaks, now := r.Store.Breaks(), time.Now()
+func (r *Renewer) holding() time.Duration {
+	breaks, now := r.Store.Failovers(), time.Now()
 	r.safety.mu.Lock()
 	defer r.safety.mu.Unlock()
 	if breaks != r.safety.breaks {
 		r.safety.breaks = breaks
-		r.safety.resume = now.Add(r.Hold)
+		r.safety.resume = now.Add(r.PauseAfterFailover)
 		again := r.Journal.Entries()
 		for _, e := range again {
 			a := &answer{Entry: e}
@@ -173,13 +173,13 @@ func (r *Rotator) holding() time.Duration {
 		}
 		r.metrics.breaks.Inc()
 		r.Log.Warn("Redis may have forgotten what it had acknowledged: holding renewals, and committing again what the journal has",
-			zap.Duration("for", r.Hold), zap.Int("entries", len(again)))
+			zap.Duration("for", r.PauseAfterFailover), zap.Int("entries", len(again)))
 	}
 	if !r.safety.begun {
 		return time.Second
 	}
 	hold := r.safety.resume.Sub(now)
-	if r.Aside != nil && r.Aside() != nil {
+	if r.SuspendReason != nil && r.SuspendReason() != nil {
 		hold = max(hold, time.Second)
 	}
 	return max(0, hold)
@@ -188,7 +188,7 @@ func (r *Rotator) holding() time.Duration {
 // Run keeps the rotator safe until ctx ends: it commits what the journal has
 // from an earlier process, what Redis did not take and what it has forgotten,
 // watches for Redis forgetting, and takes over other replicas' pauses.
-func (r *Rotator) Run(ctx context.Context) {
+func (r *Renewer) Run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -201,15 +201,15 @@ func (r *Rotator) Run(ctx context.Context) {
 	}
 }
 
-func (r *Rotator) tend(ctx context.Context) {
+func (r *Renewer) tend(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, r.Lease)
 	defer cancel()
-	if err := r.Store.CheckContinuity(ctx); err != nil {
+	if err := r.Store.CheckFailover(ctx); err != nil {
 		return // Redis is down: nothing can be done, and nothing is spent
 	}
 	r.holding()
 	r.takePauses(ctx)
-	if err := r.settle(ctx, time.Now().Add(-r.Settle)); err == nil {
+	if err := r.settle(ctx, time.Now().Add(-r.VerifyDelay)); err == nil {
 		r.safety.mu.Lock()
 		r.safety.begun = true
 		r.safety.mu.Unlock()
@@ -218,8 +218,8 @@ func (r *Rotator) tend(ctx context.Context) {
 
 // settle looks at the answers that are not known to be in Redis for good.
 // Committing is how one looks: it changes nothing if all is well.
-func (r *Rotator) settle(ctx context.Context, before time.Time) error {
-	breaks := r.Store.Breaks()
+func (r *Renewer) settle(ctx context.Context, before time.Time) error {
+	breaks := r.Store.Failovers()
 	for _, a := range r.safety.waiting(before) {
 		err := r.commit(ctx, a.answer)
 		switch {
@@ -232,7 +232,7 @@ func (r *Rotator) settle(ctx context.Context, before time.Time) error {
 		case errors.Is(err, grant.ErrDeleting): // an answer to a consent waits for the removal
 		case err != nil:
 			return err
-		case a.again && r.Store.Breaks() == breaks:
+		case a.again && r.Store.Failovers() == breaks:
 			r.forget(a.answer)
 		}
 	}
@@ -241,9 +241,9 @@ func (r *Rotator) settle(ctx context.Context, before time.Time) error {
 
 // settleAll waits until every answer is in Redis for good, as far as can be
 // known, or ctx ends.
-func (r *Rotator) settleAll(ctx context.Context) error {
+func (r *Renewer) settleAll(ctx context.Context) error {
 	for {
-		err := r.settle(ctx, time.Now().Add(-r.Settle))
+		err := r.settle(ctx, time.Now().Add(-r.VerifyDelay))
 		left := r.safety.left()
 		if left == 0 {
 			return nil

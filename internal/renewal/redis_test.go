@@ -35,7 +35,7 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	redis := testkit.StartRedis(t)
-	replica := func() (*renewal.Rotator, *store.Store) {
+	replica := func() (*renewal.Renewer, *store.Store) {
 		grants := store.New(redis.Client(), keyset)
 		kept, err := journal.Open(t.TempDir(), keyset, 0)
 		if err != nil {
@@ -44,7 +44,7 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 		t.Cleanup(func() { _ = kept.Close() })
 		return renewal.New(renewal.Config{
 			Store: grants, Journal: kept, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
-			Hold: time.Nanosecond, Settle: time.Nanosecond,
+			PauseAfterFailover: time.Nanosecond, VerifyDelay: time.Nanosecond,
 			Apps: map[string]renewal.Zoom{"default": zoom.New(zoom.Config{
 				ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret),
 				OAuthURL: base, APIURL: base, HTTP: &http.Client{Transport: &http.Transport{}},
@@ -61,7 +61,7 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 		access, refresh := stand.Grant(zoomtest.DefaultClientID, user)
 		id := grant.NewID("default", user)
 		now := time.Now()
-		if _, err := grants.Accept(t.Context(), id, grant.Consent{
+		if _, err := grants.AcceptConsent(t.Context(), id, grant.Consent{
 			App: "default", User: user,
 			Tokens: grant.Tokens{Access: secret.New(access), Refresh: secret.New(refresh), Issued: now.Add(-time.Hour), Expires: now},
 		}, now.Add(-time.Second)); err != nil {
@@ -71,7 +71,7 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	for _, id := range ids {
-		for _, rotator := range []*renewal.Rotator{one, two} {
+		for _, rotator := range []*renewal.Renewer{one, two} {
 			wg.Go(func() {
 				landed := make(chan error, 1)
 				if rotator.RenewDue(id, func(err error) { landed <- err }) {
@@ -79,11 +79,11 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 				}
 			})
 			wg.Go(func() {
-				serving, err := grants.Serving(t.Context(), id)
+				serving, err := grants.ReadServingRecord(t.Context(), id)
 				if err == nil {
-					serving, err = rotator.HandOut(t.Context(), id, serving, time.Minute)
+					serving, err = rotator.EnsureFresh(t.Context(), id, serving, time.Minute)
 				}
-				if err != nil || !serving.GoodFor(time.Minute, time.Now()) {
+				if err != nil || !serving.HasTTL(time.Minute, time.Now()) {
 					t.Errorf("handed out a token until %v, %v", serving.Expires, err)
 				}
 			})
@@ -94,12 +94,12 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 		t.Errorf("%+v, want %d refreshes and nothing else", counts, n)
 	}
 	for _, id := range ids {
-		serving, err := grants.Serving(t.Context(), id)
+		serving, err := grants.ReadServingRecord(t.Context(), id)
 		if err != nil || !stand.Live(serving.Access.Reveal()) {
 			t.Errorf("the stored token of %s is dead, or %v", id, err)
 		}
 	}
-	for _, rotator := range []*renewal.Rotator{one, two} {
+	for _, rotator := range []*renewal.Renewer{one, two} {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		if err := rotator.Close(ctx); err != nil {
 			t.Error(err)

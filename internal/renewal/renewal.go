@@ -1,6 +1,6 @@
 // Package renewal renews grants: the protocol around Zoom's single-use refresh
 // tokens. Whoever needs an access token, now or by plan, goes through a
-// [Rotator]. docs/rotation.md explains it in one sitting.
+// [Renewer]. docs/rotation.md explains it in one sitting.
 //
 // A renewal is one flight (flight.go). However many ask for it in this process,
 // there is one; over all replicas the claim sees to that. What a flight has from
@@ -33,24 +33,24 @@ var ErrClosed = errors.New("renewals have been stopped")
 // ErrUnknownApp means that the grant's Zoom app is not in the settings.
 var ErrUnknownApp = errors.New("the grant's Zoom app is not configured")
 
-// ErrShort means that there is a token, but not one that is good for as long as
+// ErrTTLTooLong means that there is a token, but not one that is good for as long as
 // was asked: Zoom gives none.
-var ErrShort = errors.New("no token is good for so long")
+var ErrTTLTooLong = errors.New("no token is good for so long")
 
 // Grants is the record of every grant; see [store.Store] for what each method
 // answers. Accept, Commit, and Claim with the same owner, may be repeated: that
 // is how one looks whether Redis still has an answer.
 type Grants interface {
-	Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (missing bool, err error)
-	Claim(ctx context.Context, id grant.ID, owner string, terms grant.Terms) (grant.Claim, error)
+	AcceptConsent(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (missing bool, err error)
+	Claim(ctx context.Context, id grant.ID, owner string, terms grant.ClaimTerms) (grant.Claim, error)
 	Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (missing bool, err error)
 	Fail(ctx context.Context, c grant.Claim, outcome grant.Outcome, retryIn time.Duration, reason string) error
 }
 
-// Tokens is what is handed out, and where that is noted.
-type Tokens interface {
-	Serving(ctx context.Context, id grant.ID) (grant.Serving, error)
-	HandedOut(ctx context.Context, id grant.ID) error
+// ServingRecords is what is handed out, and where that is noted.
+type ServingRecords interface {
+	ReadServingRecord(ctx context.Context, id grant.ID) (grant.ServingRecord, error)
+	MarkServed(ctx context.Context, id grant.ID) error
 }
 
 // Pauses is how replicas tell each other to leave a Zoom app alone.
@@ -59,26 +59,26 @@ type Pauses interface {
 	Paused(ctx context.Context, app string) (time.Duration, error)
 }
 
-// Continuity tells when Redis may have forgotten what it had acknowledged.
-type Continuity interface {
-	// Breaks counts those moments; a break is counted before anything can be
+// FailoverDetector tells when Redis may have forgotten what it had acknowledged.
+type FailoverDetector interface {
+	// Failovers counts those moments; a break is counted before anything can be
 	// read from, or written to, a Redis that has forgotten.
-	Breaks() int64
-	CheckContinuity(ctx context.Context) error
+	Failovers() int64
+	CheckFailover(ctx context.Context) error
 }
 
 // Store is all that a rotator needs of Redis.
 type Store interface {
 	Grants
-	Tokens
+	ServingRecords
 	Pauses
-	Continuity
+	FailoverDetector
 }
 
 // Journal keeps Zoom's answers on disk; see [journal.Journal].
 type Journal interface {
 	Add(e journal.Entry) error
-	Settle(id grant.ID, spent string)
+	MarkCommitted(id grant.ID, spent string)
 	Entries() []journal.Entry
 }
 
@@ -91,36 +91,36 @@ type Zoom interface {
 type Config struct {
 	Store   Store
 	Journal Journal
-	Apps    map[string]Zoom // by the name of the Zoom app; [Rotator.SetApps] changes them
+	Apps    map[string]Zoom // by the name of the Zoom app; [Renewer.SetApps] changes them
 	Log     *zap.Logger
 	Metrics prometheus.Registerer
 
-	// Aside says why this process may spend no token now, and nil if it may. Nil: it
+	// SuspendReason says why this process may spend no token now, and nil if it may. Nil: it
 	// always may.
-	Aside func() error
+	SuspendReason func() error
 
 	RefreshBefore time.Duration // how long before expiry a token is to be renewed
 	MaxInFlight   int           // flights by plan at once, for each app; 0: 256
 	MaxPerSecond  int           // flights by plan started in a second, for each app; 0: 1000
 
-	Lease      time.Duration // how long a flight may take; 0: 15 s
-	LateAnswer time.Duration // how long the answer of a dead holder is waited for; 0: 15 s
-	InUse      time.Duration // how long a token that was handed out is let live, if it can be; 0: 5 s
-	Hold       time.Duration // how long no token is spent after Redis may have forgotten; 0: as long as the lease, so that calls under way come to their end first
-	Settle     time.Duration // how long after a commit Redis is asked whether it still has it; 0: 2 s
+	Lease              time.Duration // how long a flight may take; 0: 15 s
+	LateResponseWait   time.Duration // how long the answer of a dead holder is waited for; 0: 15 s
+	HandOffGuard       time.Duration // how long a token that was handed out is let live, if it can be; 0: 5 s
+	PauseAfterFailover time.Duration // how long no token is spent after Redis may have forgotten; 0: as long as the lease, so that calls under way come to their end first
+	VerifyDelay        time.Duration // how long after a commit Redis is asked whether it still has it; 0: 2 s
 }
 
 func (c *Config) setDefaults() {
 	for field, fallback := range map[*time.Duration]time.Duration{
-		&c.Lease: 15 * time.Second, &c.LateAnswer: 15 * time.Second,
-		&c.InUse: 5 * time.Second, &c.Settle: 2 * time.Second,
+		&c.Lease: 15 * time.Second, &c.LateResponseWait: 15 * time.Second,
+		&c.HandOffGuard: 5 * time.Second, &c.VerifyDelay: 2 * time.Second,
 	} {
 		if *field == 0 {
 			*field = fallback
 		}
 	}
-	if c.Hold == 0 {
-		c.Hold = c.Lease
+	if c.PauseAfterFailover == 0 {
+		c.PauseAfterFailover = c.Lease
 	}
 	if c.MaxInFlight == 0 {
 		c.MaxInFlight = 256
@@ -130,9 +130,9 @@ func (c *Config) setDefaults() {
 	}
 }
 
-// Rotator renews grants. It is safe for concurrent use. [Rotator.Run] must run
+// Renewer renews grants. It is safe for concurrent use. [Renewer.Run] must run
 // beside it.
-type Rotator struct {
+type Renewer struct {
 	Config
 	metrics *metrics
 	safety  safety
@@ -156,9 +156,9 @@ type flight struct {
 }
 
 // New returns a rotator. It does no I/O.
-func New(c Config) *Rotator {
+func New(c Config) *Renewer {
 	c.setDefaults()
-	r := &Rotator{
+	r := &Renewer{
 		Config: c, flights: make(map[grant.ID]*flight),
 	}
 	r.metrics = newMetrics(c.Metrics, r)
@@ -175,7 +175,7 @@ type app struct {
 
 // SetApps changes the Zoom apps there are. Flights under way are not affected;
 // those of an app that goes come to their end.
-func (r *Rotator) SetApps(apps map[string]Zoom) {
+func (r *Renewer) SetApps(apps map[string]Zoom) {
 	r.apps.Lock()
 	defer r.apps.Unlock()
 	before := r.apps.known
@@ -191,7 +191,7 @@ func (r *Rotator) SetApps(apps map[string]Zoom) {
 }
 
 // app returns the Zoom app of a name.
-func (r *Rotator) app(name string) (app, bool) {
+func (r *Renewer) app(name string) (app, bool) {
 	r.apps.RLock()
 	defer r.apps.RUnlock()
 	found, known := r.apps.known[name]
@@ -199,7 +199,7 @@ func (r *Rotator) app(name string) (app, bool) {
 }
 
 // paces returns the pace of every Zoom app, by name.
-func (r *Rotator) paces() map[string]*pace {
+func (r *Renewer) paces() map[string]*pace {
 	r.apps.RLock()
 	defer r.apps.RUnlock()
 	all := make(map[string]*pace, len(r.apps.known))
@@ -209,23 +209,23 @@ func (r *Rotator) paces() map[string]*pace {
 	return all
 }
 
-// Plan returns when tokens are to be renewed, with jitter.
-func (r *Rotator) Plan(tokens grant.Tokens) time.Time {
-	return grant.Due(tokens.Issued, tokens.Expires, r.RefreshBefore, rand.Float64()) //nolint:gosec // jitter is no secret
+// PlanRenewal returns when tokens are to be renewed, with jitter.
+func (r *Renewer) PlanRenewal(tokens grant.Tokens) time.Time {
+	return grant.RenewTime(tokens.Issued, tokens.Expires, r.RefreshBefore, rand.Float64()) //nolint:gosec // jitter is no secret
 }
 
-// Ready reports whether serving may be handed out as it is, at now, to somebody
+// CanServe reports whether serving may be handed out as it is, at now, to somebody
 // who needs the token for ttl: it is alive, good, and its renewal not near.
-func (r *Rotator) Ready(serving *grant.Serving, ttl time.Duration, now time.Time) bool {
-	return serving.Alive() == nil && serving.GoodFor(ttl, now) && !r.near(serving, now)
+func (r *Renewer) CanServe(serving *grant.ServingRecord, ttl time.Duration, now time.Time) bool {
+	return serving.CheckAlive() == nil && serving.HasTTL(ttl, now) && !r.near(serving, now)
 }
 
 // near reports whether the renewal by plan may end the token any moment.
-func (r *Rotator) near(serving *grant.Serving, now time.Time) bool {
-	return !now.Before(serving.Plan.Add(-r.InUse))
+func (r *Renewer) near(serving *grant.ServingRecord, now time.Time) bool {
+	return !now.Before(serving.RenewTime.Add(-r.HandOffGuard))
 }
 
-// HandOut returns what may be handed out now to somebody who has read serving
+// EnsureFresh returns what may be handed out now to somebody who has read serving
 // and needs the token for ttl. Mostly that is serving itself.
 //
 // A renewal ends the token before it. So a token whose renewal is near is
@@ -233,40 +233,40 @@ func (r *Rotator) near(serving *grant.Serving, now time.Time) bool {
 // while it is good, and the renewal by plan is told to leave it alone for a
 // moment.
 //
-// It answers the errors of [grant.Serving.Alive]; [ErrShort], along with the
+// It answers the errors of [grant.ReadServingRecord.CheckAlive]; [ErrTTLTooLong], along with the
 // best token there is; or, if there will be another try, a [*grant.BackoffError].
-func (r *Rotator) HandOut(ctx context.Context, id grant.ID, serving grant.Serving, ttl time.Duration) (grant.Serving, error) {
-	if err := serving.Alive(); err != nil {
-		return grant.Serving{}, err
+func (r *Renewer) EnsureFresh(ctx context.Context, id grant.ID, serving grant.ServingRecord, ttl time.Duration) (grant.ServingRecord, error) {
+	if err := serving.CheckAlive(); err != nil {
+		return grant.ServingRecord{}, err
 	}
 	now := time.Now()
-	if r.Ready(&serving, ttl, now) {
+	if r.CanServe(&serving, ttl, now) {
 		return serving, nil
 	}
-	good, near := serving.GoodFor(ttl, now), r.near(&serving, now)
+	good, near := serving.HasTTL(ttl, now), r.near(&serving, now)
 	goodUntil := now.Add(ttl)
 	if good {
 		goodUntil = serving.Expires.Add(time.Millisecond) // any that is newer
 	}
 	renewErr := r.renew(ctx, id, goodUntil)
-	latest, err := r.Store.Serving(context.WithoutCancel(ctx), id)
+	latest, err := r.Store.ReadServingRecord(context.WithoutCancel(ctx), id)
 	switch {
 	case err != nil && good:
 		return serving, nil // no renewal can begin while Redis cannot be written
 	case err != nil:
-		return grant.Serving{}, errors.Join(renewErr, err)
+		return grant.ServingRecord{}, errors.Join(renewErr, err)
 	}
-	if err := latest.Alive(); err != nil {
-		return grant.Serving{}, err
+	if err := latest.CheckAlive(); err != nil {
+		return grant.ServingRecord{}, err
 	}
-	if !latest.GoodFor(ttl, time.Now()) {
+	if !latest.HasTTL(ttl, time.Now()) {
 		if renewErr == nil {
-			renewErr = ErrShort
+			renewErr = ErrTTLTooLong
 		}
 		return latest, renewErr
 	}
 	if latest.Expires.Equal(serving.Expires) && near {
-		if err := r.Store.HandedOut(context.WithoutCancel(ctx), id); err != nil {
+		if err := r.Store.MarkServed(context.WithoutCancel(ctx), id); err != nil {
 			r.Log.Warn("a token was handed out that may be renewed at any moment", zap.String("grant", string(id)), zap.Error(err))
 		}
 	}
@@ -276,7 +276,7 @@ func (r *Rotator) HandOut(ctx context.Context, id grant.ID, serving grant.Servin
 // renew sees to it that the grant's access token is good until then: by a flight
 // of its own, or by waiting for one that is under way, here or at another
 // replica. It gives up when ctx ends; the flight does not.
-func (r *Rotator) renew(ctx context.Context, id grant.ID, goodUntil time.Time) error {
+func (r *Renewer) renew(ctx context.Context, id grant.ID, goodUntil time.Time) error {
 	const (
 		look  = 100 * time.Millisecond // between looks at another replica's flight
 		brief = 250 * time.Millisecond // a wait that is no outage
@@ -308,8 +308,8 @@ func (r *Rotator) renew(ctx context.Context, id grant.ID, goodUntil time.Time) e
 	}
 }
 
-// Room returns how many flights by plan may be started now.
-func (r *Rotator) Room() int {
+// Capacity returns how many flights by plan may be started now.
+func (r *Renewer) Capacity() int {
 	if r.holding() > 0 {
 		return 0
 	}
@@ -323,7 +323,7 @@ func (r *Rotator) Room() int {
 // RenewDue renews a grant if its plan says so. It starts a flight and returns at
 // once; landed is called at its end. It returns false, without calling landed,
 // if a flight is under way here already or the rotator is closed.
-func (r *Rotator) RenewDue(id grant.ID, landed func(error)) bool {
+func (r *Renewer) RenewDue(id grant.ID, landed func(error)) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed || r.flights[id] != nil {
@@ -336,7 +336,7 @@ func (r *Rotator) RenewDue(id grant.ID, landed func(error)) bool {
 
 // join waits for the flight of a grant, and starts it if there is none. A flight
 // that was not started by this call may have been on other terms.
-func (r *Rotator) join(ctx context.Context, id grant.ID, goodUntil time.Time) (mine bool, err error) {
+func (r *Renewer) join(ctx context.Context, id grant.ID, goodUntil time.Time) (mine bool, err error) {
 	r.mu.Lock()
 	f := r.flights[id]
 	if f == nil {
@@ -360,7 +360,7 @@ func (r *Rotator) join(ctx context.Context, id grant.ID, goodUntil time.Time) (m
 	}
 }
 
-func (r *Rotator) takeOffLocked(id grant.ID, goodUntil time.Time, asked []trace.Link, landed func(error)) *flight {
+func (r *Renewer) takeOffLocked(id grant.ID, goodUntil time.Time, asked []trace.Link, landed func(error)) *flight {
 	f := &flight{done: make(chan struct{})}
 	r.flights[id] = f
 	r.running.Go(func() {
@@ -377,7 +377,7 @@ func (r *Rotator) takeOffLocked(id grant.ID, goodUntil time.Time, asked []trace.
 // Close starts no more flights and waits for those under way; then, for their
 // answers to be safe in Redis. It gives up when ctx ends: what is not safe by
 // then stays in the journal.
-func (r *Rotator) Close(ctx context.Context) error {
+func (r *Renewer) Close(ctx context.Context) error {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()

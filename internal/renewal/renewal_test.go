@@ -94,12 +94,12 @@ func bubble(t *testing.T, test func(*bench)) {
 }
 
 // replica starts a rotator, and ends it with the test.
-func (b *bench) replica() *renewal.Rotator {
+func (b *bench) replica() *renewal.Renewer {
 	core, logs := observer.New(zap.DebugLevel)
 	b.logs = logs
 	r := renewal.New(renewal.Config{
 		Store: b.memory, Journal: newPaper(), Apps: map[string]renewal.Zoom{"default": b.zoom},
-		Log: zap.New(core), Metrics: b.metrics, RefreshBefore: 5 * time.Minute, Aside: b.aside,
+		Log: zap.New(core), Metrics: b.metrics, RefreshBefore: 5 * time.Minute, SuspendReason: b.aside,
 	})
 	b.metrics = prometheus.NewRegistry()
 	ctx, cancel := context.WithCancel(b.t.Context())
@@ -141,17 +141,17 @@ func (b *bench) record(id grant.ID) record {
 }
 
 // handOut asks for a token as a callback does.
-func (b *bench) handOut(r *renewal.Rotator, id grant.ID, ttl time.Duration) (grant.Serving, error) {
+func (b *bench) handOut(r *renewal.Renewer, id grant.ID, ttl time.Duration) (grant.ServingRecord, error) {
 	ctx, cancel := context.WithTimeout(b.t.Context(), 4500*time.Millisecond)
 	defer cancel()
-	serving, err := b.Serving(ctx, id)
+	serving, err := b.ReadServingRecord(ctx, id)
 	if err != nil {
 		return serving, err
 	}
-	return r.HandOut(ctx, id, serving, ttl)
+	return r.EnsureFresh(ctx, id, serving, ttl)
 }
 
-func (b *bench) wantToken(r *renewal.Rotator, id grant.ID, want string) {
+func (b *bench) wantToken(r *renewal.Renewer, id grant.ID, want string) {
 	b.t.Helper()
 	got, err := b.handOut(r, id, grant.MinTTL)
 	if err != nil || got.Access.Reveal() != want {
@@ -174,7 +174,7 @@ func TestTokenThatIsDueIsRenewedBeforeItIsHandedOut(t *testing.T) {
 		one, two := b.replica(), b.replica()
 		id := b.put("ann", 55*time.Minute-4*time.Second) // within moments
 		var wg sync.WaitGroup
-		for _, r := range []*renewal.Rotator{one, two, one, two, one} {
+		for _, r := range []*renewal.Renewer{one, two, one, two, one} {
 			wg.Go(func() { b.wantToken(r, id, "plain-access-1") })
 		}
 		wg.Wait()
@@ -213,7 +213,7 @@ func TestTokenThatIsTooOldIsNotHandedOut(t *testing.T) {
 		// Everybody leaves Zoom alone for as long as it asked.
 		other, bob := b.replica(), b.put("bob", 59*time.Minute)
 		time.Sleep(2 * time.Second)
-		for _, r := range []*renewal.Rotator{r, other} {
+		for _, r := range []*renewal.Renewer{r, other} {
 			if _, err := b.handOut(r, bob, grant.MinTTL); !errors.As(err, &backoff) {
 				t.Errorf("handed out: %v, want a wait", err)
 			}
@@ -233,7 +233,7 @@ func TestMoreThanZoomGives(t *testing.T) {
 	bubble(t, func(b *bench) {
 		r, id := b.replica(), b.put("ann", time.Minute)
 		got, err := b.handOut(r, id, 2*time.Hour)
-		if !errors.Is(err, renewal.ErrShort) || got.Access.Reveal() != "plain-access-of-ann" || b.zoom.asked() != 0 {
+		if !errors.Is(err, renewal.ErrTTLTooLong) || got.Access.Reveal() != "plain-access-of-ann" || b.zoom.asked() != 0 {
 			t.Errorf("handed out: %v after %d renewals, want ErrShort and the token there is", err, b.zoom.asked())
 		}
 	})
@@ -269,7 +269,7 @@ func TestWhoStandsAsideSpendsNothing(t *testing.T) {
 		r := b.replica()
 		time.Sleep(time.Minute)
 		due, old := b.put("ann", 57*time.Minute), b.put("bob", 59*time.Minute)
-		if r.Room() != 0 {
+		if r.Capacity() != 0 {
 			t.Error("there is room for renewals")
 		}
 		if _, err := b.handOut(r, old, grant.MinTTL); err == nil {
@@ -293,8 +293,8 @@ func TestCallerWhoLeavesDoesNotEndTheFlight(t *testing.T) {
 		r, id := b.replica(), b.put("ann", 59*time.Minute)
 		ctx, cancel := context.WithTimeout(b.t.Context(), 50*time.Millisecond)
 		defer cancel()
-		serving, _ := b.Serving(ctx, id)
-		if _, err := r.HandOut(ctx, id, serving, grant.MinTTL); !errors.Is(err, context.DeadlineExceeded) {
+		serving, _ := b.ReadServingRecord(ctx, id)
+		if _, err := r.EnsureFresh(ctx, id, serving, grant.MinTTL); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("handed out: %v", err)
 		}
 		time.Sleep(time.Second)
@@ -311,7 +311,7 @@ func TestInvalidClientTouchesNoGrant(t *testing.T) {
 		b.zoom.say(always(zoom.ErrInvalidClient))
 		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 			for _, id := range ids {
-				if r.Room() > 0 {
+				if r.Capacity() > 0 {
 					r.RenewDue(id, func(error) {})
 				}
 			}
@@ -369,7 +369,7 @@ func TestOutage(t *testing.T) {
 			go func() {
 				for b.t.Context().Err() == nil {
 					for _, id := range b.due() {
-						if r.Room() == 0 {
+						if r.Capacity() == 0 {
 							break
 						}
 						r.RenewDue(id, func(error) {})
@@ -461,7 +461,7 @@ func TestHandOffGuard(t *testing.T) {
 			often := time.Duration(i+1) * 10 * time.Second
 			wg.Go(func() {
 				for ctx.Err() == nil {
-					r := []*renewal.Rotator{one, two}[random.IntN(2)]
+					r := []*renewal.Renewer{one, two}[random.IntN(2)]
 					if got, err := b.handOut(r, id, grant.MinTTL); err == nil {
 						mu.Lock()
 						handed[got.Access.Reveal()] = time.Now()
@@ -473,7 +473,7 @@ func TestHandOffGuard(t *testing.T) {
 				}
 			})
 		}
-		for _, r := range []*renewal.Rotator{one, two} {
+		for _, r := range []*renewal.Renewer{one, two} {
 			wg.Go(func() {
 				for ctx.Err() == nil {
 					for _, id := range b.due() {

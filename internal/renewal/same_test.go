@@ -43,7 +43,7 @@ func TestMemoryIsTheStore(t *testing.T) {
 		}
 		first, due := next(), now.Add(20*time.Second)
 		model.records[id] = record{app: "default", tokens: first, plan: due, due: due, planned: true}
-		if _, err := real.Accept(ctx, id, grant.Consent{App: "default", User: "ann", Tokens: first}, due); err != nil {
+		if _, err := real.AcceptConsent(ctx, id, grant.Consent{App: "default", User: "ann", Tokens: first}, due); err != nil {
 			t.Fatal(err)
 		}
 		claims := []grant.Claim{{ID: id, Owner: "nobody", Spent: "nothing"}}
@@ -62,9 +62,9 @@ func TestMemoryIsTheStore(t *testing.T) {
 			},
 			"claim": func(t *rapid.T) {
 				owner := fmt.Sprint("owner-", rapid.IntRange(1, 4).Draw(t, "owner"))
-				terms := grant.Terms{Lease: 15 * time.Second, LateAnswer: 15 * time.Second, InUse: 5 * time.Second}
+				terms := grant.ClaimTerms{Lease: 15 * time.Second, LateResponseWait: 15 * time.Second, HandOffGuard: 5 * time.Second}
 				if rapid.Bool().Draw(t, "now") {
-					terms.GoodUntil = now.Add(time.Duration(rapid.IntRange(0, 300).Draw(t, "s")) * time.Second)
+					terms.ValidUntil = now.Add(time.Duration(rapid.IntRange(0, 300).Draw(t, "s")) * time.Second)
 				}
 				got, err := real.Claim(ctx, id, owner, terms)
 				want, modelErr := model.Claim(ctx, id, owner, terms)
@@ -104,16 +104,16 @@ func TestMemoryIsTheStore(t *testing.T) {
 				same("fail", real.Fail(ctx, claim, outcome, wait, "why"), model.Fail(ctx, claim, outcome, wait, "why"))
 			},
 			"hand out": func(*rapid.T) {
-				same("hand out", real.HandedOut(ctx, id), model.HandedOut(ctx, id))
+				same("hand out", real.MarkServed(ctx, id), model.MarkServed(ctx, id))
 			},
 			"": func(t *rapid.T) {
-				got, err := real.Serving(ctx, id)
-				want, _ := model.Serving(ctx, id)
+				got, err := real.ReadServingRecord(ctx, id)
+				want, _ := model.ReadServingRecord(ctx, id)
 				gone := got.State == grant.ReauthorizationRequired
-				if err != nil || !got.Access.Equal(want.Access) || !got.Expires.Equal(want.Expires) || !got.Plan.Equal(want.Plan) || gone != (want.State == grant.ReauthorizationRequired) {
+				if err != nil || !got.Access.Equal(want.Access) || !got.Expires.Equal(want.Expires) || !got.RenewTime.Equal(want.RenewTime) || gone != (want.State == grant.ReauthorizationRequired) {
 					t.Fatalf("the store serves until %v in state %s, the model until %v in state %s", got.Expires, got.State, want.Expires, want.State)
 				}
-				late, next, err := real.Due(ctx, id.Shard(), 1)
+				late, next, err := real.ListDue(ctx, id.Shard(), 1)
 				r := model.records[id]
 				if dueNow := len(model.due()) == 1; err != nil || (len(late) == 1) != dueNow || !dueNow && r.planned && next != r.due.Sub(now) || !r.planned && next >= 0 {
 					t.Fatalf("due: the store %v in %v (%v), the model %v at %v", late, next, err, r.planned, r.due)

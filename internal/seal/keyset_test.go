@@ -23,15 +23,15 @@ func TestKeysAreReplacedOneAfterTheOther(t *testing.T) {
 	}
 	sealIt := func(k *seal.Keyset) []byte {
 		t.Helper()
-		sealed, err := k.Seal([]byte("secret"), "record", "field")
+		sealed, err := k.Encrypt([]byte("secret"), "record", "field")
 		if err != nil {
 			t.Fatal(err)
 		}
 		return sealed
 	}
 	opens := func(k *seal.Keyset, sealed []byte) bool {
-		plain, err := k.Open(sealed, "record", "field")
-		if err != nil && !errors.Is(err, seal.ErrOpen) {
+		plain, err := k.Decrypt(sealed, "record", "field")
+		if err != nil && !errors.Is(err, seal.ErrDecrypt) {
 			t.Errorf("opening: %v", err)
 		}
 		return err == nil && string(plain) == "secret"

@@ -19,9 +19,9 @@ import (
 	"github.com/tink-crypto/tink-go/v2/tink"
 )
 
-// ErrOpen means: the value was not sealed by any key of the keyset, or not for this
+// ErrDecrypt means: the value was not sealed by any key of the keyset, or not for this
 // place.
-var ErrOpen = errors.New("sealed value does not open with this keyset")
+var ErrDecrypt = errors.New("sealed value does not open with this keyset")
 
 // Keyset seals and opens. It is safe for concurrent use.
 type Keyset struct{ current atomic.Pointer[opened] }
@@ -52,8 +52,8 @@ func (k *Keyset) Primary() uint32 {
 	return 0
 }
 
-// Seal encrypts plain for one field of one record.
-func (k *Keyset) Seal(plain []byte, record, field string) ([]byte, error) {
+// Encrypt encrypts plain for one field of one record.
+func (k *Keyset) Encrypt(plain []byte, record, field string) ([]byte, error) {
 	sealed, err := k.current.Load().aead.Encrypt(plain, place(record, field))
 	if err != nil {
 		return nil, fmt.Errorf("sealing %s: %w", field, err)
@@ -61,12 +61,12 @@ func (k *Keyset) Seal(plain []byte, record, field string) ([]byte, error) {
 	return sealed, nil
 }
 
-// Open decrypts what [Keyset.Seal] made for the same field of the same record.
-// It answers [ErrOpen] for anything else.
-func (k *Keyset) Open(sealed []byte, record, field string) ([]byte, error) {
+// Decrypt decrypts what [Keyset.Encrypt] made for the same field of the same record.
+// It answers [ErrDecrypt] for anything else.
+func (k *Keyset) Decrypt(sealed []byte, record, field string) ([]byte, error) {
 	plain, err := k.current.Load().aead.Decrypt(sealed, place(record, field))
 	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", field, ErrOpen)
+		return nil, fmt.Errorf("opening %s: %w", field, ErrDecrypt)
 	}
 	return plain, nil
 }

@@ -25,28 +25,28 @@ func newKeyset(t *testing.T) *seal.Keyset {
 func TestSealedValueOpensInItsPlaceOnly(t *testing.T) {
 	keys, other := newKeyset(t), newKeyset(t)
 	plain := []byte("a token")
-	sealed, err := keys.Seal(plain, "record", "field")
+	sealed, err := keys.Encrypt(plain, "record", "field")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if bytes.Contains(sealed, plain) {
 		t.Fatal("the sealed value shows the plain one")
 	}
-	opened, err := keys.Open(sealed, "record", "field")
+	opened, err := keys.Decrypt(sealed, "record", "field")
 	if err != nil || !bytes.Equal(opened, plain) {
 		t.Fatalf("Open = %q, %v", opened, err)
 	}
 	flipped := bytes.Clone(sealed)
 	flipped[len(flipped)-1] ^= 1
 	for name, open := range map[string]func() ([]byte, error){
-		"another record": func() ([]byte, error) { return keys.Open(sealed, "record2", "field") },
-		"another field":  func() ([]byte, error) { return keys.Open(sealed, "record", "field2") },
-		"shifted":        func() ([]byte, error) { return keys.Open(sealed, "recordf", "ield") },
-		"another keyset": func() ([]byte, error) { return other.Open(sealed, "record", "field") },
-		"altered":        func() ([]byte, error) { return keys.Open(flipped, "record", "field") },
-		"nothing":        func() ([]byte, error) { return keys.Open(nil, "record", "field") },
+		"another record": func() ([]byte, error) { return keys.Decrypt(sealed, "record2", "field") },
+		"another field":  func() ([]byte, error) { return keys.Decrypt(sealed, "record", "field2") },
+		"shifted":        func() ([]byte, error) { return keys.Decrypt(sealed, "recordf", "ield") },
+		"another keyset": func() ([]byte, error) { return other.Decrypt(sealed, "record", "field") },
+		"altered":        func() ([]byte, error) { return keys.Decrypt(flipped, "record", "field") },
+		"nothing":        func() ([]byte, error) { return keys.Decrypt(nil, "record", "field") },
 	} {
-		if opened, err := open(); !errors.Is(err, seal.ErrOpen) {
+		if opened, err := open(); !errors.Is(err, seal.ErrDecrypt) {
 			t.Errorf("%s: Open = %q, %v, want ErrOpen", name, opened, err)
 		}
 	}

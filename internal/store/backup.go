@@ -14,9 +14,9 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-// Dumped is a grant's record as text, for a backup. Everything in it is in clear,
+// BackupRecord is a grant's record as text, for a backup. Everything in it is in clear,
 // the refresh token too.
-type Dumped struct {
+type BackupRecord struct {
 	ID   grant.ID
 	Text secret.Text
 }
@@ -25,8 +25,8 @@ type Dumped struct {
 // others: they are no part of a backup.
 var passing = []string{"state", "version", "told", "change", "updated", "lease", "lease_until", "handed", "seen", "attempts", "retry_at"}
 
-// Dump calls page with every grant, some at a time.
-func (s *Store) Dump(ctx context.Context, page func([]Dumped) error) error {
+// ReadBackup calls page with every grant, some at a time.
+func (s *Store) ReadBackup(ctx context.Context, page func([]BackupRecord) error) error {
 	err := s.walk(ctx, func(sealed []sealedRecord) error {
 		records := make([]*redis.MapStringStringCmd, len(sealed))
 		if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
@@ -37,7 +37,7 @@ func (s *Store) Dump(ctx context.Context, page func([]Dumped) error) error {
 		}); err != nil {
 			return err
 		}
-		dumped := make([]Dumped, 0, len(sealed))
+		dumped := make([]BackupRecord, 0, len(sealed))
 		for i, r := range sealed {
 			if len(records[i].Val()) == 0 {
 				continue // removed meanwhile
@@ -46,7 +46,7 @@ func (s *Store) Dump(ctx context.Context, page func([]Dumped) error) error {
 			if err != nil {
 				return fmt.Errorf("grant %s: %w", r.id, err)
 			}
-			dumped = append(dumped, Dumped{r.id, text})
+			dumped = append(dumped, BackupRecord{r.id, text})
 		}
 		return page(dumped)
 	})
@@ -64,7 +64,7 @@ func (s *Store) dump(id grant.ID, record map[string]string) (secret.Text, error)
 		}
 		fields[field] = []byte(value)
 		if slices.Contains(sealedFields[:], field) {
-			plain, err := s.seal.Open([]byte(value), string(id), field)
+			plain, err := s.seal.Decrypt([]byte(value), string(id), field)
 			if err != nil {
 				return secret.Text{}, err
 			}
@@ -75,7 +75,7 @@ func (s *Store) dump(id grant.ID, record map[string]string) (secret.Text, error)
 	return secret.New(string(text)), err
 }
 
-// Revive puts grants into Redis that a backup has kept, but for those that are
+// Restore puts grants into Redis that a backup has kept, but for those that are
 // there. It returns how many it has put there.
 //
 // A refresh token works once, and this one may have been spent since the backup;
@@ -83,7 +83,7 @@ func (s *Store) dump(id grant.ID, record map[string]string) (secret.Text, error)
 // grant is marked as one whose last answer was lost: its refresh token is tried
 // once, and only if Zoom refuses it must the user authorize again. Until then the
 // grant is [grant.Degraded], for the reason that is given.
-func (s *Store) Revive(ctx context.Context, dumped []Dumped, reason string) (revived int, err error) {
+func (s *Store) Restore(ctx context.Context, dumped []BackupRecord, reason string) (revived int, err error) {
 	answers := make([]*redis.Cmd, len(dumped))
 	_, err = s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for i, d := range dumped {
@@ -91,7 +91,7 @@ func (s *Store) Revive(ctx context.Context, dumped []Dumped, reason string) (rev
 			if err != nil {
 				return err
 			}
-			answers[i] = s.of(reviveScript).Eval(ctx, pipe, recordKeys(d.ID), append([]any{string(d.ID), reason}, args...)...)
+			answers[i] = s.of(restoreScript).Eval(ctx, pipe, recordKeys(d.ID), append([]any{string(d.ID), reason}, args...)...)
 		}
 		return nil
 	})
@@ -111,7 +111,7 @@ func (s *Store) Revive(ctx context.Context, dumped []Dumped, reason string) (rev
 }
 
 // revival is the fields and values of a record that is put back.
-func (s *Store) revival(d Dumped) (args []any, err error) {
+func (s *Store) revival(d BackupRecord) (args []any, err error) {
 	var fields map[string][]byte
 	if err := json.Unmarshal([]byte(d.Text.Reveal()), &fields); err != nil {
 		return nil, fmt.Errorf("grant %s: not a record", d.ID) // the error may quote it
@@ -122,7 +122,7 @@ func (s *Store) revival(d Dumped) (args []any, err error) {
 	delete(fields, fieldAccess)
 	for field, value := range fields {
 		if slices.Contains(sealedFields[:], field) {
-			if value, err = s.seal.Seal(value, string(d.ID), field); err != nil {
+			if value, err = s.seal.Encrypt(value, string(d.ID), field); err != nil {
 				return nil, err
 			}
 		}
@@ -131,11 +131,11 @@ func (s *Store) revival(d Dumped) (args []any, err error) {
 	return args, nil
 }
 
-// Empty reports whether no grant is stored.
-func (s *Store) Empty(ctx context.Context) (bool, error) {
+// IsEmpty reports whether no grant is stored.
+func (s *Store) IsEmpty(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	states, err := s.States(ctx)
+	states, err := s.CountByState(ctx)
 	if err != nil {
 		return false, err
 	}

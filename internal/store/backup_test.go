@@ -17,24 +17,24 @@ import (
 func testBackupIsPutBackOnce(f *fixture) {
 	ctx := f.t.Context()
 	ann, bob := f.link(f.consent("ann", future)), f.link(f.consent("bob", future))
-	var all []store.Dumped
-	if err := f.Dump(ctx, func(page []store.Dumped) error { all = append(all, page...); return nil }); err != nil || len(all) != 2 {
+	var all []store.BackupRecord
+	if err := f.ReadBackup(ctx, func(page []store.BackupRecord) error { all = append(all, page...); return nil }); err != nil || len(all) != 2 {
 		f.t.Fatalf("%d dumped, %v", len(all), err)
 	}
 	stop := errors.New("stop")
-	if err := f.Dump(ctx, func([]store.Dumped) error { return stop }); !errors.Is(err, stop) {
+	if err := f.ReadBackup(ctx, func([]store.BackupRecord) error { return stop }); !errors.Is(err, stop) {
 		f.t.Errorf("a page that cannot be written: %v", err)
 	}
-	if empty, err := f.Empty(ctx); empty || err != nil {
+	if empty, err := f.IsEmpty(ctx); empty || err != nil {
 		f.t.Errorf("empty: %v, %v", empty, err)
 	}
-	if n, err := f.Revive(ctx, all, "restored"); n != 0 || err != nil {
+	if n, err := f.Restore(ctx, all, "restored"); n != 0 || err != nil {
 		f.t.Errorf("%d put over what is there, %v", n, err)
 	}
-	if err := f.Remove(ctx, bob.ID, bob.Version, store.Outcome{}); err != nil {
+	if err := f.Remove(ctx, bob.ID, bob.Version, store.ConsentOutcome{}); err != nil {
 		f.t.Fatal(err)
 	}
-	if n, err := f.Revive(ctx, all, "restored"); n != 1 || err != nil {
+	if n, err := f.Restore(ctx, all, "restored"); n != 1 || err != nil {
 		f.t.Errorf("%d put back, %v, want bob alone", n, err)
 	}
 	back := f.get(bob.ID)
@@ -42,15 +42,15 @@ func testBackupIsPutBackOnce(f *fixture) {
 		f.t.Errorf("put back: %+v", back)
 	}
 	f.wantState(ann.ID, grant.Active)
-	if serving, err := f.Serving(ctx, bob.ID); err == nil && !serving.Access.IsZero() {
+	if serving, err := f.ReadServingRecord(ctx, bob.ID); err == nil && !serving.Access.IsZero() {
 		f.t.Error("an access token came back, which may be dead")
 	}
-	renewals, err := f.Renewals(ctx, []grant.ID{bob.ID, ann.ID, grant.NewID("default", "nobody")})
+	renewals, err := f.ReadRenewals(ctx, []grant.ID{bob.ID, ann.ID, grant.NewID("default", "nobody")})
 	if err != nil || len(renewals) != 3 || !renewals[0].Uncertain || renewals[0].Due.IsZero() || renewals[1].Uncertain || !renewals[2].Due.IsZero() {
 		f.t.Errorf("renewals: %+v, %v", renewals, err)
 	}
 	for name, text := range map[string]string{"nonsense": "plain-nonsense", "another's": `{"app":"ZGVmYXVsdA==","user":"ZXZl"}`} {
-		n, err := f.Revive(ctx, []store.Dumped{{ID: bob.ID, Text: secret.New(text)}}, "restored")
+		n, err := f.Restore(ctx, []store.BackupRecord{{ID: bob.ID, Text: secret.New(text)}}, "restored")
 		if n != 0 || err == nil || strings.Contains(err.Error(), "plain") {
 			f.t.Errorf("%s: %d put back, %v", name, n, err)
 		}
@@ -60,19 +60,19 @@ func testBackupIsPutBackOnce(f *fixture) {
 func testOperatorHastensARenewal(f *fixture) {
 	ctx := f.t.Context()
 	ann := f.consent("ann", future)
-	if err := f.Hasten(ctx, ann.ID); !errors.Is(err, grant.ErrFresh) {
+	if err := f.MakeDue(ctx, ann.ID); !errors.Is(err, grant.ErrFresh) {
 		f.t.Errorf("a fresh token: %v", err)
 	}
 	if err := f.client.HIncrBy(ctx, recordKey(f, ann.ID), "refreshed", -30*time.Minute.Milliseconds()).Err(); err != nil {
 		f.t.Fatal(err)
 	}
-	if err := f.Hasten(ctx, ann.ID); err != nil {
+	if err := f.MakeDue(ctx, ann.ID); err != nil {
 		f.t.Error(err)
 	}
 	if in, ok := f.dueIn(ann.ID); !ok || in > time.Second {
 		f.t.Errorf("due in %v, %v", in, ok)
 	}
-	if err := f.Hasten(ctx, grant.NewID("default", "nobody")); !errors.Is(err, grant.ErrNotFound) {
+	if err := f.MakeDue(ctx, grant.NewID("default", "nobody")); !errors.Is(err, grant.ErrNotFound) {
 		f.t.Errorf("nobody: %v", err)
 	}
 }
@@ -86,7 +86,7 @@ func TestServersOfACluster(t *testing.T) {
 	if err != nil || len(servers) != 1 || servers[0].Mode != "cluster" || !servers[0].AppendOnly {
 		t.Errorf("%+v, %v", servers, err)
 	}
-	if err := store.New(connection, testkit.Keyset(t)).Writes(t.Context()); err != nil {
+	if err := store.New(connection, testkit.Keyset(t)).CheckWritable(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

@@ -20,12 +20,12 @@ func BenchmarkServing(b *testing.B) {
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	now := time.Now()
 	token := secret.New(strings.Repeat("x", 806))
-	if _, err := s.Accept(b.Context(), address.ID, grant.Consent{App: "default", User: "ann", Tokens: grant.Tokens{
+	if _, err := s.AcceptConsent(b.Context(), address.ID, grant.Consent{App: "default", User: "ann", Tokens: grant.Tokens{
 		Access: token, Refresh: token, Issued: now, Expires: now.Add(time.Hour),
 	}}, now.Add(time.Hour)); err != nil {
 		b.Fatal(err)
 	}
-	if _, err := s.Change(b.Context(), address.ID, 1, store.Change{Keys: &[]grant.CallbackKey{address.Key()}}); err != nil {
+	if _, err := s.Change(b.Context(), address.ID, 1, store.Change{Secrets: &[]grant.CallbackSecret{address.CallbackSecret()}}); err != nil {
 		b.Fatal(err)
 	}
 	if err := client.Set(b.Context(), "bare", token.Reveal(), 0).Err(); err != nil {
@@ -42,7 +42,7 @@ func BenchmarkServing(b *testing.B) {
 	b.Run("Serving", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := s.Serving(b.Context(), address.ID); err != nil {
+			if _, err := s.ReadServingRecord(b.Context(), address.ID); err != nil {
 				b.Fatal(err)
 			}
 		}

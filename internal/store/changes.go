@@ -13,17 +13,17 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// Follower is told of changes. Its methods must return soon and are called one
+// ChangeListener is told of changes. Its methods must return soon and are called one
 // at a time.
-type Follower interface {
-	// Live says that from here on every change is told. What was read before may
+type ChangeListener interface {
+	// Synced says that from here on every change is told. What was read before may
 	// be out of date already.
-	Live()
-	// Changed says that a grant's record has changed, or is gone.
-	Changed(id grant.ID)
-	// Lost says that changes may be missed until Live is called again, and why:
-	// [ErrSilent] if Redis does not answer at all.
-	Lost(why error)
+	Synced()
+	// Invalidate says that a grant's record has changed, or is gone.
+	Invalidate(id grant.ID)
+	// Desynced says that changes may be missed until Live is called again, and why:
+	// [ErrNoReply] if Redis does not answer at all.
+	Desynced(why error)
 }
 
 const (
@@ -31,10 +31,10 @@ const (
 	silence = 1500 * time.Millisecond // without an answer, after which a subscription is given up
 )
 
-// ErrSilent means: Redis does not answer.
-var ErrSilent = errors.New("Redis is silent") //nolint:staticcheck // a name
+// ErrNoReply means: Redis does not answer.
+var ErrNoReply = errors.New("Redis is silent") //nolint:staticcheck // a name
 
-// Follow tells the follower of every change of any record, by whichever replica,
+// Subscribe tells the follower of every change of any record, by whichever replica,
 // until ctx ends.
 //
 // The scripts that change a record publish its id. A message that is lost is
@@ -42,7 +42,7 @@ var ErrSilent = errors.New("Redis is silent") //nolint:staticcheck // a name
 // been missed; one that does not is given up and begun anew. On a cluster there
 // is one to each master, for the channels of the shards that it has: no message
 // has to find its way through the cluster.
-func (s *Store) Follow(ctx context.Context, f Follower) {
+func (s *Store) Subscribe(ctx context.Context, f ChangeListener) {
 	pace := backoff.NewExponentialBackOff()
 	pace.InitialInterval, pace.MaxInterval = 20*time.Millisecond, time.Second
 	for ctx.Err() == nil {
@@ -51,7 +51,7 @@ func (s *Store) Follow(ctx context.Context, f Follower) {
 		if ctx.Err() != nil {
 			return
 		}
-		f.Lost(err)
+		f.Desynced(err)
 		if time.Since(began) > 10*time.Second {
 			pace.Reset()
 		}
@@ -63,14 +63,14 @@ func (s *Store) Follow(ctx context.Context, f Follower) {
 }
 
 // follow subscribes, says so, and returns when a message may have been lost.
-func (s *Store) follow(ctx context.Context, f Follower) error {
+func (s *Store) follow(ctx context.Context, f ChangeListener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	nodes, err := s.subscriptions(ctx)
 	if err != nil {
 		return err
 	}
-	told := &sequel{Follower: f, waiting: len(nodes)}
+	told := &sequel{ChangeListener: f, waiting: len(nodes)}
 	ended := make(chan error, len(nodes))
 	var wg sync.WaitGroup
 	for _, node := range nodes {
@@ -85,7 +85,7 @@ func (s *Store) follow(ctx context.Context, f Follower) error {
 // sequel is a follower of several subscriptions: it is live when all of them
 // are.
 type sequel struct {
-	Follower
+	ChangeListener
 
 	mu      sync.Mutex
 	waiting int
@@ -95,14 +95,14 @@ func (q *sequel) Live() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.waiting--; q.waiting == 0 {
-		q.Follower.Live()
+		q.ChangeListener.Synced()
 	}
 }
 
 func (q *sequel) Changed(id grant.ID) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.Follower.Changed(id)
+	q.ChangeListener.Invalidate(id)
 }
 
 // subscription is a server and the channels to follow there.
@@ -194,15 +194,15 @@ func (s *Store) listen(ctx context.Context, node subscription, f *sequel) error 
 				return errors.New("following changes: the subscription was begun anew")
 			}
 			if confirmed == len(node.channels) {
-				breaks = s.Breaks()
+				breaks = s.Failovers()
 				f.Live()
 			}
 		}
 		now := time.Now()
 		if now.Sub(heard) > silence {
-			return fmt.Errorf("following changes: %w", ErrSilent)
+			return fmt.Errorf("following changes: %w", ErrNoReply)
 		}
-		if breaks >= 0 && s.Breaks() != breaks {
+		if breaks >= 0 && s.Failovers() != breaks {
 			return errors.New("following changes: Redis has restarted or another server has taken over")
 		}
 		if now.Sub(asked) >= beat { // also while messages come: the server may have been replaced

@@ -20,9 +20,9 @@ import (
 // follower writes down what it is told.
 type follower struct{ told chan string }
 
-func (f *follower) Live()               { f.told <- "live" }
-func (f *follower) Changed(id grant.ID) { f.told <- string(id) }
-func (f *follower) Lost(error)          { f.told <- "lost" }
+func (f *follower) Synced()                { f.told <- "live" }
+func (f *follower) Invalidate(id grant.ID) { f.told <- string(id) }
+func (f *follower) Desynced(error)         { f.told <- "lost" }
 
 // follow follows changes until the test ends, and waits until that is live.
 func (f *fixture) follow() *follower {
@@ -30,7 +30,7 @@ func (f *fixture) follow() *follower {
 	told := &follower{make(chan string, 10000)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { f.Follow(ctx, told) })
+	running.Go(func() { f.Subscribe(ctx, told) })
 	f.t.Cleanup(func() {
 		cancel()
 		running.Wait()
@@ -81,7 +81,7 @@ func testChangesAreTold(f *fixture) {
 	}
 	told("a commit", g.ID)
 	g = f.get(g.ID)
-	if err := f.Remove(ctx, g.ID, g.Version, store.Outcome{}); err != nil {
+	if err := f.Remove(ctx, g.ID, g.Version, store.ConsentOutcome{}); err != nil {
 		f.t.Fatal(err)
 	}
 	told("a removal", g.ID)
@@ -122,11 +122,11 @@ func testReadsShareRoundTrips(f *fixture) {
 	var wg sync.WaitGroup
 	for i := range readers {
 		wg.Go(func() {
-			serving, err := f.Serving(f.t.Context(), ids[i%grants])
+			serving, err := f.ReadServingRecord(f.t.Context(), ids[i%grants])
 			if err != nil || serving.Access.Reveal() != "plain-access-0" {
 				f.t.Errorf("read %v", err)
 			}
-			if _, err := f.Serving(f.t.Context(), grant.NewID(app, fmt.Sprint("stranger-", i))); !errors.Is(err, grant.ErrNotFound) {
+			if _, err := f.ReadServingRecord(f.t.Context(), grant.NewID(app, fmt.Sprint("stranger-", i))); !errors.Is(err, grant.ErrNotFound) {
 				f.t.Errorf("a stranger: %v, want ErrNotFound", err)
 			}
 		})
@@ -134,7 +134,7 @@ func testReadsShareRoundTrips(f *fixture) {
 	wg.Wait()
 	gone, cancel := context.WithCancel(f.t.Context())
 	cancel()
-	if _, err := f.Serving(gone, ids[0]); err != nil && (!errors.Is(err, context.Canceled) || errors.Is(err, store.ErrDown)) {
+	if _, err := f.ReadServingRecord(gone, ids[0]); err != nil && (!errors.Is(err, context.Canceled) || errors.Is(err, store.ErrUnavailable)) {
 		f.t.Errorf("whoever has left is told %v", err)
 	}
 }
@@ -161,7 +161,7 @@ func testGrantsOfAZoomUser(f *fixture) {
 	want(app, "zoom-ann", ann.ID, bob.ID)
 	want(app, "zoom-bob")
 	want("another", "zoom-ann")
-	if err := f.Remove(ctx, bob.ID, bob.Version, store.Outcome{}); err != nil {
+	if err := f.Remove(ctx, bob.ID, bob.Version, store.ConsentOutcome{}); err != nil {
 		f.t.Fatal(err)
 	}
 	want(app, "zoom-ann", ann.ID)
@@ -202,13 +202,13 @@ func TestSilentRedis(t *testing.T) {
 	told := &silent{follower{make(chan string, 1000)}, why}
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
-	running.Go(func() { f.Follow(ctx, told) })
+	running.Go(func() { f.Subscribe(ctx, told) })
 	defer running.Wait()
 	defer cancel()
 	told.await(t, "live")
 	server.Freeze()
 	told.await(t, "lost")
-	if err := <-why; !errors.Is(err, store.ErrSilent) {
+	if err := <-why; !errors.Is(err, store.ErrNoReply) {
 		t.Errorf("lost because of %v, want ErrSilent", err)
 	}
 	server.Thaw()
@@ -223,5 +223,5 @@ type silent struct {
 
 func (s *silent) Lost(why error) {
 	s.why <- why
-	s.follower.Lost(why)
+	s.follower.Desynced(why)
 }

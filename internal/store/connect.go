@@ -22,7 +22,7 @@ const URLForms = "redis://[user:password@]host:port/db, rediss:// (TLS), " +
 // may have forgotten something.
 type Connection struct {
 	redis.UniversalClient
-	continuity *Continuity
+	continuity *FailoverDetector
 	login      *login
 }
 
@@ -72,7 +72,7 @@ func Connect(raw secret.Text) (*Connection, error) {
 	login.place = place.String()
 	scheme, kind, _ := strings.Cut(parsed.Scheme, "+")
 	parsed.Scheme = scheme
-	plain, continuity := parsed.String(), &Continuity{}
+	plain, continuity := parsed.String(), &FailoverDetector{}
 	var client redis.UniversalClient
 	switch kind {
 	case "":

@@ -12,12 +12,12 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Continuity notices that Redis may have forgotten what it had acknowledged: a
+// FailoverDetector notices that Redis may have forgotten what it had acknowledged: a
 // server has restarted, or a replica has taken over. It asks every new
 // connection who is at the other end, before the connection is used. As no
 // connection outlives a restart, no command can reach a restarted server before
 // the restart has been noticed.
-type Continuity struct {
+type FailoverDetector struct {
 	breaks atomic.Int64
 
 	mu    sync.Mutex
@@ -29,17 +29,17 @@ type Continuity struct {
 // now.
 const young = 10 * time.Second
 
-// Breaks returns how often Redis may have forgotten something since the start.
+// Failovers returns how often Redis may have forgotten something since the start.
 // It does no I/O.
-func (c *Continuity) Breaks() int64 { return c.breaks.Load() }
+func (c *FailoverDetector) Failovers() int64 { return c.breaks.Load() }
 
 // onConnect is go-redis's hook for new connections.
-func (c *Continuity) onConnect(ctx context.Context, connection *redis.Conn) error {
+func (c *FailoverDetector) onConnect(ctx context.Context, connection *redis.Conn) error {
 	return c.meet(ctx, connection)
 }
 
 // meet asks a server who it is.
-func (c *Continuity) meet(ctx context.Context, server interface {
+func (c *FailoverDetector) meet(ctx context.Context, server interface {
 	Info(ctx context.Context, section ...string) *redis.StringCmd
 },
 ) error {
@@ -65,7 +65,7 @@ func (c *Continuity) meet(ctx context.Context, server interface {
 	return nil
 }
 
-func (c *Continuity) saw(identity string, uptime time.Duration) {
+func (c *FailoverDetector) saw(identity string, uptime time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.known[identity] {
@@ -89,9 +89,9 @@ func infoField(info, name string) string {
 	return ""
 }
 
-// CheckContinuity asks every master who it is: a take-over need not break a
+// CheckFailover asks every master who it is: a take-over need not break a
 // connection. It is to be called at the start, and now and then.
-func (s *Store) CheckContinuity(ctx context.Context) error {
+func (s *Store) CheckFailover(ctx context.Context) error {
 	var err error
 	switch client := s.redis.(type) {
 	case *redis.ClusterClient:
@@ -110,8 +110,8 @@ func (s *Store) CheckContinuity(ctx context.Context) error {
 	return nil
 }
 
-// Breaks returns how often Redis may have forgotten something; see
-// [Continuity.Breaks].
-func (s *Store) Breaks() int64 {
-	return s.continuity.Breaks()
+// Failovers returns how often Redis may have forgotten something; see
+// [FailoverDetector.Failovers].
+func (s *Store) Failovers() int64 {
+	return s.continuity.Failovers()
 }

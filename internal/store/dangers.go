@@ -8,9 +8,9 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Danger is a way in which Redis, as it is set up, loses what it has
+// ConfigProblem is a way in which Redis, as it is set up, loses what it has
 // acknowledged, or does not do what is needed of it.
-type Danger struct {
+type ConfigProblem struct {
 	Fatal bool   // not to be used like this, but for trials
 	Text  string // what is wrong, and what to do
 }
@@ -20,14 +20,14 @@ type Danger struct {
 // (redis.io, persistence: how to switch to AOF).
 const AppendOnly = "redis-cli config set appendonly yes, and config rewrite once info persistence has aof_rewrite_in_progress:0; do not restart it in between, and do not begin with redis.conf: Redis would start empty"
 
-// Dangers looks at how each master of Redis is set up. What it may not ask, as
+// CheckConfig looks at how each master of Redis is set up. What it may not ask, as
 // with some managed services, it does not find.
-func (s *Store) Dangers(ctx context.Context) ([]Danger, error) {
+func (s *Store) CheckConfig(ctx context.Context) ([]ConfigProblem, error) {
 	masters, err := s.subscriptions(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("looking at how Redis is set up: %w", err)
 	}
-	var found []Danger
+	var found []ConfigProblem
 	for _, master := range masters {
 		dangers, err := master.dangers(ctx)
 		if err != nil {
@@ -38,8 +38,8 @@ func (s *Store) Dangers(ctx context.Context) ([]Danger, error) {
 	return found, nil
 }
 
-func (n subscription) dangers(ctx context.Context) (found []Danger, err error) {
-	danger := func(fatal bool, text string) { found = append(found, Danger{fatal, text}) }
+func (n subscription) dangers(ctx context.Context) (found []ConfigProblem, err error) {
+	danger := func(fatal bool, text string) { found = append(found, ConfigProblem{fatal, text}) }
 
 	memory, err := n.server.Info(ctx, "memory").Result()
 	if policy := infoField(memory, "maxmemory_policy"); err == nil && policy != "" && policy != "noeviction" {

@@ -26,7 +26,7 @@ func TestDangers(t *testing.T) {
 	}
 	look := func(url string) string {
 		t.Helper()
-		dangers, err := store.New(testkit.RedisClient(t, url), testkit.Keyset(t)).Dangers(t.Context())
+		dangers, err := store.New(testkit.RedisClient(t, url), testkit.Keyset(t)).CheckConfig(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -41,16 +41,16 @@ func (s *Store) Get(ctx context.Context, id grant.ID) (grant.Grant, error) {
 // servingFields are what a callback needs of a record.
 var servingFields = [...]string{"state", "expires", "plan", fieldAccess, fieldKeys}
 
-// Serving reads what a callback needs, in one read. It answers
-// [grant.ErrNotFound] or [ErrDown]. Where there is no grant it opens a decoy, so
+// ReadServingRecord reads what a callback needs, in one read. It answers
+// [grant.ErrNotFound] or [ErrUnavailable]. Where there is no grant it opens a decoy, so
 // that its time does not tell whether there is one.
-func (s *Store) Serving(ctx context.Context, id grant.ID) (grant.Serving, error) {
+func (s *Store) ReadServingRecord(ctx context.Context, id grant.ID) (grant.ServingRecord, error) {
 	values, err := s.reads.read(ctx, id)
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, redis.ErrPoolTimeout): // says nothing of Redis
-		return grant.Serving{}, fmt.Errorf("reading grant %s: %w", id, err)
+		return grant.ServingRecord{}, fmt.Errorf("reading grant %s: %w", id, err)
 	case err != nil:
-		return grant.Serving{}, fmt.Errorf("reading grant %s: %w: %w", id, ErrDown, err)
+		return grant.ServingRecord{}, fmt.Errorf("reading grant %s: %w: %w", id, ErrUnavailable, err)
 	}
 	var fields [len(servingFields)]string
 	for i := range fields {
@@ -58,7 +58,7 @@ func (s *Store) Serving(ctx context.Context, id grant.ID) (grant.Serving, error)
 	}
 	if fields[0] == "" {
 		_, _ = s.openServing(nobody, s.decoy)
-		return grant.Serving{}, grant.ErrNotFound
+		return grant.ServingRecord{}, grant.ErrNotFound
 	}
 	return s.openServing(id, fields)
 }
@@ -70,31 +70,31 @@ var nobody = grant.NewID("", "")
 func (s *Store) newDecoy() [len(servingFields)]string {
 	token := secret.New(strings.Repeat("x", 800)) // Zoom's have 700 to 900 bytes
 	tokens, errTokens := s.sealTokens(nobody, grant.Tokens{Access: token, Refresh: token})
-	keys, errKeys := s.sealKeys(nobody, []grant.CallbackKey{{}})
+	keys, errKeys := s.sealKeys(nobody, []grant.CallbackSecret{{}})
 	if errTokens != nil || errKeys != nil {
 		keys = nil // a keyset that cannot seal: nothing works then
 	}
 	return [len(servingFields)]string{string(grant.Active), "1", "1", string(tokens.access), string(keys)}
 }
 
-func (s *Store) openServing(id grant.ID, fields [len(servingFields)]string) (grant.Serving, error) {
+func (s *Store) openServing(id grant.ID, fields [len(servingFields)]string) (grant.ServingRecord, error) {
 	var d decoder
-	serving := grant.Serving{
-		State:   grant.State(fields[0]),
-		Expires: d.time("expires", fields[1]),
-		Plan:    d.time("plan", fields[2]),
-		Access:  s.openText(id, &d, fieldAccess, fields[3]),
-		Keys:    s.openKeys(id, &d, fields[4]),
+	serving := grant.ServingRecord{
+		State:     grant.State(fields[0]),
+		Expires:   d.time("expires", fields[1]),
+		RenewTime: d.time("plan", fields[2]),
+		Access:    s.openText(id, &d, fieldAccess, fields[3]),
+		Secrets:   s.openKeys(id, &d, fields[4]),
 	}
 	if d.err != nil {
-		return grant.Serving{}, fmt.Errorf("reading grant %s: %w", id, d.err)
+		return grant.ServingRecord{}, fmt.Errorf("reading grant %s: %w", id, d.err)
 	}
 	return serving, nil
 }
 
-// Refresh reads the refresh token, to revoke it. Whoever wants to spend it has
+// ReadRefreshToken reads the refresh token, to revoke it. Whoever wants to spend it has
 // to claim it.
-func (s *Store) Refresh(ctx context.Context, id grant.ID) (secret.Text, error) {
+func (s *Store) ReadRefreshToken(ctx context.Context, id grant.ID) (secret.Text, error) {
 	sealed, err := s.redis.HGet(ctx, grantKey(id), fieldRefresh).Result()
 	if errors.Is(err, redis.Nil) {
 		return secret.Text{}, grant.ErrNotFound
@@ -108,15 +108,15 @@ func (s *Store) Refresh(ctx context.Context, id grant.ID) (secret.Text, error) {
 
 // Change is what to change in a grant. Nil and zero leave things as they are.
 type Change struct {
-	Identity   *Identity
-	Credential *string // id at Recall; "" if there is none any more
-	Former     *string
-	Strays     *[]string
-	Keys       *[]grant.CallbackKey
-	Reason     *string
-	Health     *string
-	Deleting   bool // cannot be taken back
-	Revoke     bool // when it is removed, also revoke it at Zoom
+	Identity            *Identity
+	Credential          *string // id at Recall; "" if there is none any more
+	ReplacedCredential  *string
+	UnrecordedZoomUsers *[]string
+	Secrets             *[]grant.CallbackSecret
+	Reason              *string
+	Health              *string
+	Deleting            bool // cannot be taken back
+	Revoke              bool // when it is removed, also revoke it at Zoom
 }
 
 // Identity is whose grant it is, by Zoom's ids.
@@ -134,21 +134,21 @@ func (s *Store) Change(ctx context.Context, id grant.ID, version int64, c Change
 		set("ask", "")
 	}
 	for field, value := range map[string]*string{
-		"credential": c.Credential, "former": c.Former, "reason": c.Reason, "health": c.Health,
+		"credential": c.Credential, "former": c.ReplacedCredential, "reason": c.Reason, "health": c.Health,
 	} {
 		if value != nil {
 			set(field, *value)
 		}
 	}
-	if c.Strays != nil {
+	if c.UnrecordedZoomUsers != nil {
 		text := ""
-		for _, user := range *c.Strays {
+		for _, user := range *c.UnrecordedZoomUsers {
 			text += user + "\x00"
 		}
 		set("strays", text)
 	}
-	if c.Keys != nil {
-		sealed, err := s.sealKeys(id, *c.Keys)
+	if c.Secrets != nil {
+		sealed, err := s.sealKeys(id, *c.Secrets)
 		if err != nil {
 			return grant.Grant{}, err
 		}
@@ -178,10 +178,10 @@ func (s *Store) Change(ctx context.Context, id grant.ID, version int64, c Change
 }
 
 // Remove removes a grant if it is still at version. The outcome is what
-// [Store.Spend] answers from then on to the grant's own consent; what else the
+// [Store.ClaimConsent] answers from then on to the grant's own consent; what else the
 // user was registered with lately is void. It answers [grant.ErrNotFound] or
 // [grant.ErrConflict].
-func (s *Store) Remove(ctx context.Context, id grant.ID, version int64, outcome Outcome) error {
+func (s *Store) Remove(ctx context.Context, id grant.ID, version int64, outcome ConsentOutcome) error {
 	word, _, err := s.run(ctx, removeScript, id, version, outcome.text())
 	switch {
 	case err != nil:
@@ -199,29 +199,29 @@ func (s *Store) decode(id grant.ID, fields map[string]string) (grant.Grant, erro
 	}
 	var d decoder
 	g := grant.Grant{
-		ID:            id,
-		App:           fields["app"],
-		User:          fields["user"],
-		State:         grant.State(fields["state"]),
-		Reason:        fields["reason"],
-		ZoomUser:      fields["zoom_user"],
-		ZoomAccount:   fields["zoom_account"],
-		Credential:    fields["credential"],
-		Former:        fields["former"],
-		Consent:       fields["consent"],
-		Keys:          s.openKeys(id, &d, fields[fieldKeys]),
-		Revoke:        fields["revoke"] != "",
-		Ask:           fields["ask"] != "",
-		Strays:        strings.FieldsFunc(fields["strays"], func(r rune) bool { return r == 0 }),
-		Health:        fields["health"],
-		Attempts:      int(d.int("attempts", fields["attempts"])),
-		Seen:          d.time("seen", fields["seen"]),
-		AccessExpires: d.time("expires", fields["expires"]),
-		Refreshed:     d.time("refreshed", fields["refreshed"]),
-		Created:       d.time("created", fields["created"]),
-		Consented:     d.time("consented", fields["consented"]),
-		Updated:       d.time("updated", fields["updated"]),
-		Version:       d.int("version", fields["version"]),
+		ID:                  id,
+		App:                 fields["app"],
+		User:                fields["user"],
+		State:               grant.State(fields["state"]),
+		Reason:              fields["reason"],
+		ZoomUser:            fields["zoom_user"],
+		ZoomAccount:         fields["zoom_account"],
+		Credential:          fields["credential"],
+		ReplacedCredential:  fields["former"],
+		Consent:             fields["consent"],
+		Secrets:             s.openKeys(id, &d, fields[fieldKeys]),
+		Revoke:              fields["revoke"] != "",
+		OwnerUnverified:     fields["ask"] != "",
+		UnrecordedZoomUsers: strings.FieldsFunc(fields["strays"], func(r rune) bool { return r == 0 }),
+		Health:              fields["health"],
+		Attempts:            int(d.int("attempts", fields["attempts"])),
+		ListedTime:          d.time("seen", fields["seen"]),
+		AccessExpires:       d.time("expires", fields["expires"]),
+		Refreshed:           d.time("refreshed", fields["refreshed"]),
+		Created:             d.time("created", fields["created"]),
+		Consented:           d.time("consented", fields["consented"]),
+		Updated:             d.time("updated", fields["updated"]),
+		Version:             d.int("version", fields["version"]),
 	}
 	if d.err != nil {
 		return grant.Grant{}, fmt.Errorf("reading grant %s: %w", id, d.err)
@@ -264,7 +264,7 @@ func (s *Store) open(id grant.ID, d *decoder, field, sealed string) []byte {
 	if sealed == "" {
 		return nil
 	}
-	plain, err := s.seal.Open([]byte(sealed), string(id), field)
+	plain, err := s.seal.Decrypt([]byte(sealed), string(id), field)
 	if err != nil {
 		d.fail(field, err)
 	}
@@ -274,7 +274,7 @@ func (s *Store) open(id grant.ID, d *decoder, field, sealed string) []byte {
 // A callback key is stored as its fingerprint and its end, in ms, big-endian.
 const keyLength = len(grant.Fingerprint{}) + 8
 
-func (s *Store) openKeys(id grant.ID, d *decoder, sealed string) []grant.CallbackKey {
+func (s *Store) openKeys(id grant.ID, d *decoder, sealed string) []grant.CallbackSecret {
 	plain := s.open(id, d, fieldKeys, sealed)
 	if len(plain) == 0 {
 		return nil
@@ -283,7 +283,7 @@ func (s *Store) openKeys(id grant.ID, d *decoder, sealed string) []grant.Callbac
 		d.fail(fieldKeys, errors.New("of another version"))
 		return nil
 	}
-	keys := make([]grant.CallbackKey, len(plain)/keyLength)
+	keys := make([]grant.CallbackSecret, len(plain)/keyLength)
 	for i := range keys {
 		n := copy(keys[i].Fingerprint[:], plain)
 		if ms := binary.BigEndian.Uint64(plain[n:]); ms != 0 {
@@ -294,7 +294,7 @@ func (s *Store) openKeys(id grant.ID, d *decoder, sealed string) []grant.Callbac
 	return keys
 }
 
-func (s *Store) sealKeys(id grant.ID, keys []grant.CallbackKey) ([]byte, error) {
+func (s *Store) sealKeys(id grant.ID, keys []grant.CallbackSecret) ([]byte, error) {
 	if len(keys) == 0 {
 		return nil, nil
 	}
@@ -307,16 +307,16 @@ func (s *Store) sealKeys(id grant.ID, keys []grant.CallbackKey) ([]byte, error) 
 		}
 		plain = binary.BigEndian.AppendUint64(plain, ms)
 	}
-	return s.seal.Seal(plain, string(id), fieldKeys)
+	return s.seal.Encrypt(plain, string(id), fieldKeys)
 }
 
 type sealedTokens struct{ access, refresh []byte }
 
 func (s *Store) sealTokens(id grant.ID, tokens grant.Tokens) (sealed sealedTokens, err error) {
-	sealed.access, err = s.seal.Seal([]byte(tokens.Access.Reveal()), string(id), fieldAccess)
+	sealed.access, err = s.seal.Encrypt([]byte(tokens.Access.Reveal()), string(id), fieldAccess)
 	if err != nil {
 		return sealed, err
 	}
-	sealed.refresh, err = s.seal.Seal([]byte(tokens.Refresh.Reveal()), string(id), fieldRefresh)
+	sealed.refresh, err = s.seal.Encrypt([]byte(tokens.Refresh.Reveal()), string(id), fieldRefresh)
 	return sealed, err
 }

@@ -19,10 +19,10 @@ import (
 // What operators look at. It is read straight from Redis, so that it can be read
 // when nothing else works, and changes nothing but where it says so.
 
-// OpensWith makes sure that the keyset opens what is stored here, as
+// CheckDecrypts makes sure that the keyset opens what is stored here, as
 // [Store.CheckKeyset] does, but leaves no mark. It returns the key that has sealed
 // the mark, 0 if there is none yet.
-func (s *Store) OpensWith(ctx context.Context) (key uint32, err error) {
+func (s *Store) CheckDecrypts(ctx context.Context) (key uint32, err error) {
 	mark, err := s.redis.Get(ctx, keysetKey).Bytes()
 	if errors.Is(err, redis.Nil) {
 		return 0, nil
@@ -30,21 +30,21 @@ func (s *Store) OpensWith(ctx context.Context) (key uint32, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("reading the keyset's mark: %w", err)
 	}
-	if _, err := s.seal.Open(mark, keysetKey, "mark"); err != nil {
+	if _, err := s.seal.Decrypt(mark, keysetKey, "mark"); err != nil {
 		return seal.SealedBy(mark), ErrKeyset
 	}
 	return seal.SealedBy(mark), nil
 }
 
-// Sampled is what a sample of the sealed values says.
-type Sampled struct {
+// Sample is what a sample of the sealed values says.
+type Sample struct {
 	Grants int            // looked at
 	Keys   map[uint32]int // grants of which a key has sealed something
 	Broken int            // grants that do not open
 }
 
-// Sample opens the sealed values of up to n grants of each shard.
-func (s *Store) Sample(ctx context.Context, n int) (Sampled, error) {
+// SampleValues opens the sealed values of up to n grants of each shard.
+func (s *Store) SampleValues(ctx context.Context, n int) (Sample, error) {
 	indexes := make([]*redis.StringSliceCmd, grant.Shards)
 	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for shard := range indexes {
@@ -52,13 +52,13 @@ func (s *Store) Sample(ctx context.Context, n int) (Sampled, error) {
 		}
 		return nil
 	}); err != nil {
-		return Sampled{}, fmt.Errorf("sampling grants: %w", err)
+		return Sample{}, fmt.Errorf("sampling grants: %w", err)
 	}
-	sampled := Sampled{Keys: map[uint32]int{}}
+	sampled := Sample{Keys: map[uint32]int{}}
 	for _, index := range indexes {
 		records, err := s.sealedRecords(ctx, index.Val())
 		if err != nil {
-			return Sampled{}, fmt.Errorf("sampling grants: %w", err)
+			return Sample{}, fmt.Errorf("sampling grants: %w", err)
 		}
 		for _, r := range records {
 			broken := false
@@ -66,7 +66,7 @@ func (s *Store) Sample(ctx context.Context, n int) (Sampled, error) {
 				if value == "" {
 					continue
 				}
-				if _, err := s.seal.Open([]byte(value), string(r.id), sealedFields[n]); err != nil {
+				if _, err := s.seal.Decrypt([]byte(value), string(r.id), sealedFields[n]); err != nil {
 					broken = true
 				}
 			}
@@ -82,8 +82,8 @@ func (s *Store) Sample(ctx context.Context, n int) (Sampled, error) {
 	return sampled, nil
 }
 
-// States counts the grants in each state.
-func (s *Store) States(ctx context.Context) (map[grant.State]int, error) {
+// CountByState counts the grants in each state.
+func (s *Store) CountByState(ctx context.Context) (map[grant.State]int, error) {
 	counts := map[grant.State][]*redis.IntCmd{}
 	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, state := range grant.States() {
@@ -119,9 +119,9 @@ type Planned struct {
 	At time.Time
 }
 
-// Plan returns up to limit grants that are to be renewed before a time, the
+// PlanRenewal returns up to limit grants that are to be renewed before a time, the
 // soonest first.
-func (s *Store) Plan(ctx context.Context, before time.Time, limit int) ([]Planned, error) {
+func (s *Store) ListPlanned(ctx context.Context, before time.Time, limit int) ([]Planned, error) {
 	shards := make([]*redis.ZSliceCmd, grant.Shards)
 	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for shard := range shards {
@@ -144,8 +144,8 @@ func (s *Store) Plan(ctx context.Context, before time.Time, limit int) ([]Planne
 	return planned[:min(limit, len(planned))], nil
 }
 
-// Backlog counts the grants that were to be renewed before a time.
-func (s *Store) Backlog(ctx context.Context, before time.Time) (int, error) {
+// CountOverdue counts the grants that were to be renewed before a time.
+func (s *Store) CountOverdue(ctx context.Context, before time.Time) (int, error) {
 	shards := make([]*redis.IntCmd, grant.Shards)
 	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for shard := range shards {
@@ -174,8 +174,8 @@ type Renewal struct {
 	Work       time.Time // when the registrar is to go on with it; zero: it is finished
 }
 
-// Renewals reads how the renewals of grants stand, in the order of the ids.
-func (s *Store) Renewals(ctx context.Context, ids []grant.ID) ([]Renewal, error) {
+// ReadRenewals reads how the renewals of grants stand, in the order of the ids.
+func (s *Store) ReadRenewals(ctx context.Context, ids []grant.ID) ([]Renewal, error) {
 	fields := make([]*redis.SliceCmd, len(ids))
 	due, work := make([]*redis.FloatCmd, len(ids)), make([]*redis.FloatCmd, len(ids))
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
@@ -222,8 +222,8 @@ type PausedName struct {
 	Why  string // for people
 }
 
-// Pauses returns which of some names are paused; see [Store.Pause].
-func (s *Store) Pauses(ctx context.Context, names []string) ([]PausedName, error) {
+// ListPauses returns which of some names are paused; see [Store.Pause].
+func (s *Store) ListPauses(ctx context.Context, names []string) ([]PausedName, error) {
 	left, why := make([]*redis.DurationCmd, len(names)), make([]*redis.StringCmd, len(names))
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for i, name := range names {
@@ -243,12 +243,12 @@ func (s *Store) Pauses(ctx context.Context, names []string) ([]PausedName, error
 	return paused, nil
 }
 
-// Hasten makes a grant due now, whatever its plan, and takes back what it backs
+// MakeDue makes a grant due now, whatever its plan, and takes back what it backs
 // off for. Whoever keeps tokens fresh renews it then, as by its plan. It answers
 // [grant.ErrFresh] in the first tenth of its token's life, [grant.ErrReauthorize],
 // [grant.ErrDeleting] or [grant.ErrNotFound].
-func (s *Store) Hasten(ctx context.Context, id grant.ID) error {
-	word, _, err := s.run(ctx, hastenScript, id)
+func (s *Store) MakeDue(ctx context.Context, id grant.ID) error {
+	word, _, err := s.run(ctx, makeDueScript, id)
 	switch {
 	case err != nil:
 		return fmt.Errorf("making grant %s due: %w", id, err)
@@ -258,27 +258,27 @@ func (s *Store) Hasten(ctx context.Context, id grant.ID) error {
 	return nil
 }
 
-// Answer is an answer of Zoom's, as far as it tells whether Redis has it.
-type Answer struct {
+// JournaledResponse is an answer of Zoom's, as far as it tells whether Redis has it.
+type JournaledResponse struct {
 	ID        grant.ID
 	OfConsent bool
 	Spent     string // fingerprint of what was spent
 	Refresh   string // fingerprint of the refresh token that came of it
 }
 
-// Standing is what Redis has of an answer of Zoom's.
-type Standing string
+// ResponseStatus is what Redis has of an answer of Zoom's.
+type ResponseStatus string
 
 // What Redis can have of an answer.
 const (
-	Stored     Standing = "stored"     // it, as the latest
-	Wanted     Standing = "wanted"     // the token before it: it is missing, and to be committed
-	Superseded Standing = "superseded" // a later one
-	Absent     Standing = "absent"     // no such grant
+	Stored     ResponseStatus = "stored"     // it, as the latest
+	Wanted     ResponseStatus = "wanted"     // the token before it: it is missing, and to be committed
+	Superseded ResponseStatus = "superseded" // a later one
+	Absent     ResponseStatus = "absent"     // no such grant
 )
 
-// Standings says what Redis has of answers, in their order.
-func (s *Store) Standings(ctx context.Context, answers []Answer) ([]Standing, error) {
+// CheckResponses says what Redis has of answers, in their order.
+func (s *Store) CheckResponses(ctx context.Context, answers []JournaledResponse) ([]ResponseStatus, error) {
 	records, consents := make([]*redis.SliceCmd, len(answers)), make([]*redis.StringCmd, len(answers))
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for i, a := range answers {
@@ -290,7 +290,7 @@ func (s *Store) Standings(ctx context.Context, answers []Answer) ([]Standing, er
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return nil, fmt.Errorf("asking which answers are stored: %w", err)
 	}
-	standings := make([]Standing, len(answers))
+	standings := make([]ResponseStatus, len(answers))
 	for i, a := range answers {
 		refresh, _ := records[i].Val()[0].(string)
 		consent, _ := records[i].Val()[1].(string)

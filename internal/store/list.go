@@ -20,7 +20,7 @@ func (s *Store) List(ctx context.Context, state grant.State, after grant.ID, lim
 		shard, low = after.Shard(), "("+string(after)
 	}
 	grants := make([]grant.Grant, 0, limit)
-	// Ask for one shard, and for twice as many each time that they do not fill
+	// OwnerUnverified for one shard, and for twice as many each time that they do not fill
 	// the page: one round trip where grants are many, seven where there are none.
 	for window := 1; shard < grant.Shards && len(grants) < limit; window *= 2 {
 		end := min(shard+window, grant.Shards)

@@ -16,9 +16,9 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// Measure tells of the commands that are sent to Redis and of the connections to
+// RegisterMetrics tells of the commands that are sent to Redis and of the connections to
 // it from now on. It is to be called before the connection is used by many.
-func (c *Connection) Measure(registerer prometheus.Registerer) {
+func (c *Connection) RegisterMetrics(registerer prometheus.Registerer) {
 	m := &commands{
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:                        "tokenprovider_redis_command_duration_seconds",
@@ -178,11 +178,11 @@ func (p *pool) Collect(metrics chan<- prometheus.Metric) {
 	metrics <- prometheus.MustNewConstMetric(p.timeouts, prometheus.CounterValue, float64(stats.Timeouts))
 }
 
-// Census tells what there is in Redis, and how Redis is, when it is asked. Every
+// Collector tells what there is in Redis, and how Redis is, when it is asked. Every
 // replica of every program tells it, so that one that has died takes nothing away
 // from who watches: whoever reads it takes the maximum. What Redis does not say is
 // not told at all.
-type Census struct {
+type Collector struct {
 	store *Store
 
 	mu     sync.Mutex
@@ -197,12 +197,12 @@ const (
 	censusTime = 2 * time.Second  // for a look, at most
 )
 
-// NewCensus returns the census of a store. It does no I/O.
-func NewCensus(s *Store) *Census {
+// NewCollector returns the census of a store. It does no I/O.
+func NewCollector(s *Store) *Collector {
 	describe := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc("tokenprovider_"+name, help, labels, nil)
 	}
-	return &Census{
+	return &Collector{
 		store:  s,
 		up:     describe("redis_up", "1 if Redis answered when it was asked for this scrape, else 0."),
 		states: describe("grants", "Grants there are, by state.", "state"),
@@ -215,14 +215,14 @@ func NewCensus(s *Store) *Census {
 }
 
 // Describe implements [prometheus.Collector].
-func (c *Census) Describe(descriptions chan<- *prometheus.Desc) {
+func (c *Collector) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{c.up, c.states, c.due, c.oldest, c.clock, c.memory, c.limit} {
 		descriptions <- d
 	}
 }
 
 // Collect implements [prometheus.Collector].
-func (c *Census) Collect(metrics chan<- prometheus.Metric) {
+func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 	now := c.look()
 	tell := func(d *prometheus.Desc, value float64, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
@@ -245,7 +245,7 @@ func (c *Census) Collect(metrics chan<- prometheus.Metric) {
 }
 
 // look returns the latest count, nil if Redis could not be asked.
-func (c *Census) look() *count {
+func (c *Collector) look() *count {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if time.Since(c.at) < censusAge && c.latest != nil {

@@ -16,7 +16,7 @@ import (
 
 func testCensus(f *fixture) {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(store.NewCensus(f.Store))
+	registry.MustRegister(store.NewCollector(f.Store))
 	late, failing := f.link(f.consent("ann", past)), f.link(f.consent("bob", past.Add(-time.Minute)))
 	f.link(f.consent("cid", future))
 	f.consent("dan", future)
@@ -61,7 +61,7 @@ func testWhatWasForgottenIsKnown(f *fixture) {
 	}
 	id, consent := grant.NewID(app, "bob"), grant.Consent{App: app, User: "bob", Fingerprint: "code", Tokens: tokens(3)}
 	for i, want := range []bool{true, false} {
-		if missing, err := f.Store.Accept(ctx, id, consent, future); err != nil || missing != want {
+		if missing, err := f.Store.AcceptConsent(ctx, id, consent, future); err != nil || missing != want {
 			f.t.Errorf("consent %d: missing %v, %v", i+1, missing, err)
 		}
 	}
@@ -70,16 +70,16 @@ func testWhatWasForgottenIsKnown(f *fixture) {
 func testLatenessIsSinceThePlan(f *fixture) {
 	g := f.consent("ann", past)
 	claim := f.claimDue(g.ID, "a")
-	if late := time.Since(past); claim.Late < late-5*time.Second || claim.Late > late+time.Millisecond { // a plan is kept in whole ms
-		f.t.Errorf("late by %v, want %v", claim.Late, late)
+	if late := time.Since(past); claim.Overdue < late-5*time.Second || claim.Overdue > late+time.Millisecond { // a plan is kept in whole ms
+		f.t.Errorf("late by %v, want %v", claim.Overdue, late)
 	}
 	early := f.consent("bob", time.Now().Add(30*time.Minute))
 	if err := f.client.HIncrBy(f.t.Context(), recordKey(f, early.ID), "refreshed", -20*time.Minute.Milliseconds()).Err(); err != nil { // fresh ones are not claimed
 		f.t.Fatal(err)
 	}
-	claim, err := f.Claim(f.t.Context(), early.ID, "b", grant.Terms{Lease: lease, GoodUntil: time.Now().Add(2 * time.Hour)})
-	if err != nil || claim.Late > -29*time.Minute {
-		f.t.Errorf("late by %v, %v: it is half an hour before its plan", claim.Late, err)
+	claim, err := f.Claim(f.t.Context(), early.ID, "b", grant.ClaimTerms{Lease: lease, ValidUntil: time.Now().Add(2 * time.Hour)})
+	if err != nil || claim.Overdue > -29*time.Minute {
+		f.t.Errorf("late by %v, %v: it is half an hour before its plan", claim.Overdue, err)
 	}
 }
 
@@ -87,7 +87,7 @@ func testLatenessIsSinceThePlan(f *fixture) {
 func TestCensusOfARedisThatIsAway(t *testing.T) {
 	redis := testkit.StartRedis(t)
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(store.NewCensus(store.New(redis.Client(), testkit.Keyset(t))))
+	registry.MustRegister(store.NewCollector(store.New(redis.Client(), testkit.Keyset(t))))
 	redis.Freeze()
 	began := time.Now()
 	if up := testkit.MetricValue(t, registry, "tokenprovider_redis_up"); up != 0 {
@@ -113,7 +113,7 @@ func TestClocks(t *testing.T) {
 	embedded := miniredis.RunT(t)
 	embedded.SetTime(time.Now().Add(-10 * time.Minute))
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(store.NewCensus(store.New(testkit.RedisClient(t, "redis://"+embedded.Addr()), testkit.Keyset(t))))
+	registry.MustRegister(store.NewCollector(store.New(testkit.RedisClient(t, "redis://"+embedded.Addr()), testkit.Keyset(t))))
 	if offset := testkit.MetricValue(t, registry, "tokenprovider_redis_clock_offset_seconds"); offset > -595 || offset < -605 {
 		t.Errorf("the offset is %v s, want -600", offset)
 	}
@@ -123,7 +123,7 @@ func TestClocks(t *testing.T) {
 func measured(t *testing.T, redis *testkit.Redis) (*store.Store, func(series string) float64) {
 	t.Helper()
 	client, registry := redis.Client(), prometheus.NewRegistry()
-	client.Measure(registry)
+	client.RegisterMetrics(registry)
 	return store.New(client, testkit.Keyset(t)), func(series string) float64 {
 		t.Helper()
 		return testkit.MetricValue(t, registry, "tokenprovider_"+series)
@@ -141,7 +141,7 @@ func TestCommandsAreMeasured(t *testing.T) {
 		t.Errorf("%v claims, want 2", n)
 	}
 	for range 2 { // by its sum once Redis knows it
-		if err := s.Hasten(t.Context(), grant.NewID("default", "nobody")); !errors.Is(err, grant.ErrNotFound) {
+		if err := s.MakeDue(t.Context(), grant.NewID("default", "nobody")); !errors.Is(err, grant.ErrNotFound) {
 			t.Fatal(err)
 		}
 	}
@@ -191,7 +191,7 @@ func TestFaultsOfRedis(t *testing.T) {
 			cause(redis, s)
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
-			if _, err := s.Claim(ctx, id, "a", grant.Terms{Lease: lease}); err == nil {
+			if _, err := s.Claim(ctx, id, "a", grant.ClaimTerms{Lease: lease}); err == nil {
 				t.Error("claimed")
 			}
 			if n := value(`redis_errors_total{kind="` + kind + `"}`); n < 1 {

@@ -25,17 +25,17 @@ const (
 	forgetAfter  = time.Hour
 )
 
-// Attend tells that this process lives, until ctx ends; then, that it has ended as
+// Heartbeat tells that this process lives, until ctx ends; then, that it has ended as
 // it should. Who is killed, stuck or cut off from Redis is missed in
 // [Store.Processes].
-func (s *Store) Attend(ctx context.Context, program, version string) {
+func (s *Store) Heartbeat(ctx context.Context, program, version string) {
 	host, _ := os.Hostname()
 	field := fmt.Sprintf("%s %s/%d", program, host, os.Getpid())
 	every := time.NewTicker(attendEvery)
 	defer every.Stop()
 	for {
 		// A failure is Redis's, of which others tell.
-		_ = attendScript.Run(ctx, s.redis, []string{processesKey}, field, version, forgetAfter.Milliseconds()).Err()
+		_ = heartbeatScript.Run(ctx, s.redis, []string{processesKey}, field, version, forgetAfter.Milliseconds()).Err()
 		select {
 		case <-every.C:
 		case <-ctx.Done():

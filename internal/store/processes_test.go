@@ -22,7 +22,7 @@ func testProcessesThatLiveAreKnown(f *fixture) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		f.Attend(ctx, "tokenserver", "v1.2 go1.26")
+		f.Heartbeat(ctx, "tokenserver", "v1.2 go1.26")
 	}()
 	var all []store.Process
 	for end := time.Now().Add(10 * time.Second); len(all) == 0 && time.Now().Before(end); all = processes() {

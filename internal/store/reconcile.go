@@ -21,9 +21,9 @@ func (s *Store) SaveReconciliation(ctx context.Context, progress string) error {
 	return nil
 }
 
-// Reconciliation returns what [Store.SaveReconciliation] has kept last, "" if
+// ReadReconciliation returns what [Store.SaveReconciliation] has kept last, "" if
 // nothing was.
-func (s *Store) Reconciliation(ctx context.Context) (progress string, err error) {
+func (s *Store) ReadReconciliation(ctx context.Context) (progress string, err error) {
 	progress, err = s.redis.Get(ctx, reconcileKey).Result()
 	if errors.Is(err, redis.Nil) {
 		return "", nil

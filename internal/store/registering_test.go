@@ -11,9 +11,9 @@ import (
 	"tokenprovider/internal/store"
 )
 
-func (f *fixture) spend(id grant.ID, consent string, wait time.Duration) (store.Outcome, error) {
+func (f *fixture) spend(id grant.ID, consent string, wait time.Duration) (store.ConsentOutcome, error) {
 	f.t.Helper()
-	return f.Spend(f.t.Context(), id, consent, wait)
+	return f.ClaimConsent(f.t.Context(), id, consent, wait)
 }
 
 func testConsentIsSpentOnce(f *fixture) {
@@ -32,7 +32,7 @@ func testConsentIsSpentOnce(f *fixture) {
 	if _, err := f.spend(id, "code", time.Millisecond); err != nil {
 		f.t.Errorf("after the wait: %v", err)
 	}
-	if err := f.Unspend(ctx, id, "code", nil); err != nil {
+	if err := f.ReleaseConsent(ctx, id, "code", nil); err != nil {
 		f.t.Fatal(err)
 	}
 	if _, err := f.spend(id, "code", time.Minute); err != nil {
@@ -41,14 +41,14 @@ func testConsentIsSpentOnce(f *fixture) {
 	if err := f.Accept(ctx, id, grant.Consent{App: app, User: "ann", Fingerprint: "code", Tokens: tokens(1)}, future); err != nil {
 		f.t.Fatal(err)
 	}
-	if outcome, err := f.spend(id, "code", 0); !errors.Is(err, store.ErrSpent) || !outcome.Stored {
+	if outcome, err := f.spend(id, "code", 0); !errors.Is(err, store.ErrConsentUsed) || !outcome.Stored {
 		f.t.Errorf("after it was stored: %+v, %v", outcome, err)
 	}
-	taken := store.Outcome{Taken: true, TakenUser: "u", TakenAccount: "a"}
-	if err := f.Unspend(ctx, id, "other", &taken); err != nil {
+	taken := store.ConsentOutcome{Conflict: true, ConflictUser: "u", ConflictAccount: "a"}
+	if err := f.ReleaseConsent(ctx, id, "other", &taken); err != nil {
 		f.t.Fatal(err)
 	}
-	if outcome, err := f.spend(id, "other", 0); !errors.Is(err, store.ErrSpent) || outcome != taken {
+	if outcome, err := f.spend(id, "other", 0); !errors.Is(err, store.ErrConsentUsed) || outcome != taken {
 		f.t.Errorf("after it was taken: %+v, %v", outcome, err)
 	}
 
@@ -57,10 +57,10 @@ func testConsentIsSpentOnce(f *fixture) {
 	if err := f.Remove(ctx, id, g.Version, taken); err != nil {
 		f.t.Fatal(err)
 	}
-	if outcome, err := f.spend(id, "code", 0); !errors.Is(err, store.ErrSpent) || outcome != taken {
+	if outcome, err := f.spend(id, "code", 0); !errors.Is(err, store.ErrConsentUsed) || outcome != taken {
 		f.t.Errorf("the removed grant's own: %+v, %v", outcome, err)
 	}
-	if outcome, err := f.spend(id, "other", 0); !errors.Is(err, store.ErrSpent) || outcome != (store.Outcome{}) {
+	if outcome, err := f.spend(id, "other", 0); !errors.Is(err, store.ErrConsentUsed) || outcome != (store.ConsentOutcome{}) {
 		f.t.Errorf("another, after the removal: %+v, %v", outcome, err)
 	}
 }
@@ -83,7 +83,7 @@ func testAnswerToAConsentIsStoredOnce(f *fixture) {
 	}
 	version := f.get(id).Version
 	wantError(f.t, accept("first", 1, "zoom-ann"), grant.ErrSuperseded) // late, from a journal
-	if g := f.get(id); g.Version != version || g.Consent != "second" || g.Ask {
+	if g := f.get(id); g.Version != version || g.Consent != "second" || g.OwnerUnverified {
 		f.t.Errorf("an earlier consent's answer changed the grant into %+v", g)
 	}
 
@@ -92,35 +92,35 @@ func testAnswerToAConsentIsStoredOnce(f *fixture) {
 	if err := accept("third", 3, ""); err != nil {
 		f.t.Fatal(err)
 	}
-	if now := f.get(id); !now.Ask || now.Credential != g.Credential || now.State != grant.Active {
+	if now := f.get(id); !now.OwnerUnverified || now.Credential != g.Credential || now.State != grant.Active {
 		f.t.Errorf("nobody knows whose: %+v", now)
 	}
 	if err := accept("fourth", 4, "zoom-bob"); err != nil {
 		f.t.Fatal(err)
 	}
-	if now := f.get(id); now.Ask || now.Credential != "" || now.Former != g.Credential || len(now.Keys) != 0 || now.ZoomUser != "zoom-bob" || now.State != grant.Pending {
+	if now := f.get(id); now.OwnerUnverified || now.Credential != "" || now.ReplacedCredential != g.Credential || len(now.Secrets) != 0 || now.ZoomUser != "zoom-bob" || now.State != grant.Pending {
 		f.t.Errorf("another Zoom user's: %+v", now)
 	}
 	if ids, err := f.ByZoomUser(ctx, app, "zoom-ann"); err != nil || len(ids) != 0 {
 		f.t.Errorf("still found by the Zoom user before: %v, %v", ids, err)
 	}
-	keys := []grant.CallbackKey{{Fingerprint: grant.Fingerprint{1}}}
-	if _, err := f.Change(ctx, id, f.get(id).Version, store.Change{Keys: &keys}); err != nil {
+	keys := []grant.CallbackSecret{{Fingerprint: grant.Fingerprint{1}}}
+	if _, err := f.Change(ctx, id, f.get(id).Version, store.Change{Secrets: &keys}); err != nil {
 		f.t.Fatal(err)
 	}
 	if err := accept("fifth", 5, "zoom-cid"); err != nil {
 		f.t.Fatal(err)
 	}
-	if now := f.get(id); !slices.Equal(now.Strays, []string{"zoom-bob"}) {
-		f.t.Errorf("a create may have got through for zoom-bob: %v", now.Strays)
+	if now := f.get(id); !slices.Equal(now.UnrecordedZoomUsers, []string{"zoom-bob"}) {
+		f.t.Errorf("a create may have got through for zoom-bob: %v", now.UnrecordedZoomUsers)
 	}
 
-	now, err := f.Change(ctx, id, f.get(id).Version, store.Change{Deleting: true, Strays: &[]string{}})
-	if err != nil || len(now.Strays) != 0 {
-		f.t.Fatal(now.Strays, err)
+	now, err := f.Change(ctx, id, f.get(id).Version, store.Change{Deleting: true, UnrecordedZoomUsers: &[]string{}})
+	if err != nil || len(now.UnrecordedZoomUsers) != 0 {
+		f.t.Fatal(now.UnrecordedZoomUsers, err)
 	}
 	wantError(f.t, accept("sixth", 6, ""), grant.ErrDeleting)
-	if err := f.Remove(ctx, id, now.Version, store.Outcome{}); err != nil {
+	if err := f.Remove(ctx, id, now.Version, store.ConsentOutcome{}); err != nil {
 		f.t.Fatal(err)
 	}
 	wantError(f.t, accept("fifth", 5, ""), grant.ErrSuperseded) // no journal brings the user back
@@ -132,7 +132,7 @@ func testAnswerToAConsentIsStoredOnce(f *fixture) {
 	if _, err := f.spend(bob, "code", time.Minute); err != nil {
 		f.t.Fatal(err)
 	}
-	wantError(f.t, f.Remove(ctx, bob, 0, store.Outcome{}), grant.ErrNotFound)
+	wantError(f.t, f.Remove(ctx, bob, 0, store.ConsentOutcome{}), grant.ErrNotFound)
 	wantError(f.t, f.Accept(ctx, bob, grant.Consent{App: app, User: "bob", Fingerprint: "code", Tokens: tokens(1)}, future), grant.ErrSuperseded)
 }
 
@@ -146,7 +146,7 @@ func testUnfinishedGrantsComeInTurn(f *fixture) {
 		var ids []grant.ID
 		var err error
 		for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-			if ids, err = f.Work(ctx, 10); err != nil || slices.Equal(ids, want) || time.Now().After(end) {
+			if ids, err = f.ListWork(ctx, 10); err != nil || slices.Equal(ids, want) || time.Now().After(end) {
 				break
 			}
 		}
@@ -154,7 +154,7 @@ func testUnfinishedGrantsComeInTurn(f *fixture) {
 			f.t.Errorf("unfinished: %v, %v, want %v", ids, err, want)
 		}
 	}
-	if ids, err := f.Work(ctx, 10); err != nil || len(ids) != 0 {
+	if ids, err := f.ListWork(ctx, 10); err != nil || len(ids) != 0 {
 		f.t.Errorf("whoever has made them has the first right to go on: %v, %v", ids, err)
 	}
 	await(ann.ID, bob.ID)
@@ -179,26 +179,26 @@ func testUnfinishedGrantsComeInTurn(f *fixture) {
 		f.t.Error(err)
 	}
 	await(ann.ID)
-	if apps, err := f.Apps(ctx); err != nil || len(apps) != 1 || apps[app] != 2 {
+	if apps, err := f.CountByApp(ctx); err != nil || len(apps) != 1 || apps[app] != 2 {
 		f.t.Errorf("users by app: %v, %v", apps, err)
 	}
-	if err := f.Remove(ctx, ann.ID, f.get(ann.ID).Version, store.Outcome{}); err != nil {
+	if err := f.Remove(ctx, ann.ID, f.get(ann.ID).Version, store.ConsentOutcome{}); err != nil {
 		f.t.Fatal(err)
 	}
 	await()
-	if apps, err := f.Apps(ctx); err != nil || apps[app] != 1 {
+	if apps, err := f.CountByApp(ctx); err != nil || apps[app] != 1 {
 		f.t.Errorf("users by app: %v, %v", apps, err)
 	}
 }
 
 func testChangesAreKeptInOrder(f *fixture) {
 	ctx := f.t.Context()
-	start, err := f.Heads(ctx)
+	start, err := f.ReadHeads(ctx)
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	g := f.link(f.consent("ann", future)) // two changes: pending, active
-	claim, err := f.Claim(ctx, g.ID, "a", grant.Terms{Lease: lease, GoodUntil: future.Add(48 * time.Hour)})
+	claim, err := f.Claim(ctx, g.ID, "a", grant.ClaimTerms{Lease: lease, ValidUntil: future.Add(48 * time.Hour)})
 	if err == nil {
 		err = f.Commit(ctx, g.ID, claim.Spent, tokens(1), future) // no news
 	} else if errors.Is(err, grant.ErrFresh) {
@@ -207,21 +207,21 @@ func testChangesAreKeptInOrder(f *fixture) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if err := f.Remove(ctx, g.ID, f.get(g.ID).Version, store.Outcome{}); err != nil {
+	if err := f.Remove(ctx, g.ID, f.get(g.ID).Version, store.ConsentOutcome{}); err != nil {
 		f.t.Fatal(err)
 	}
 	shard := g.ID.Shard()
-	events, err := f.Changes(ctx, shard, start[shard], 10)
+	events, err := f.ReadChanges(ctx, shard, start[shard], 10)
 	if err != nil || len(events) != 3 || events[0].State != grant.Pending || events[1].State != grant.Active || !events[2].Removed || events[2].User != "ann" || events[2].App != app {
 		f.t.Fatalf("changes: %+v, %v", events, err)
 	}
-	more, err := f.Changes(ctx, shard, events[0].Mark, 1)
+	more, err := f.ReadChanges(ctx, shard, events[0].StreamID, 1)
 	if err != nil || len(more) != 1 || more[0] != events[1] {
 		f.t.Errorf("after the first: %+v, %v", more, err)
 	}
-	head, err := f.Heads(ctx)
-	if err != nil || head[shard] != events[2].Mark {
-		f.t.Errorf("the head is %v, %v, want %v", head[shard], err, events[2].Mark)
+	head, err := f.ReadHeads(ctx)
+	if err != nil || head[shard] != events[2].StreamID {
+		f.t.Errorf("the head is %v, %v, want %v", head[shard], err, events[2].StreamID)
 	}
 	back, ok := store.ParsePosition(head.Token())
 	if !ok || *back != *head {
@@ -230,9 +230,9 @@ func testChangesAreKeptInOrder(f *fixture) {
 	if err := f.client.XTrimMaxLen(ctx, fmt.Sprintf("tp1:{s%03d}:changes", shard), 1).Err(); err != nil {
 		f.t.Fatal(err)
 	}
-	_, err = f.Changes(ctx, shard, start[shard], 10)
-	wantError(f.t, err, store.ErrTrimmed)
-	if left, err := f.Changes(ctx, shard, events[1].Mark, 10); err != nil || len(left) != 1 {
+	_, err = f.ReadChanges(ctx, shard, start[shard], 10)
+	wantError(f.t, err, store.ErrPositionExpired)
+	if left, err := f.ReadChanges(ctx, shard, events[1].StreamID, 10); err != nil || len(left) != 1 {
 		f.t.Errorf("nothing is missing after the second: %+v, %v", left, err)
 	}
 }
@@ -241,7 +241,7 @@ func testLimitIsShared(f *fixture) {
 	ctx := f.t.Context()
 	taken := 0
 	for range 200 { // a burst of 10
-		wait, err := f.Take(ctx, "test", 100, 1, false)
+		wait, err := f.TakeQuota(ctx, "test", 100, 1, false)
 		if err != nil {
 			f.t.Fatal(err)
 		}
@@ -254,10 +254,10 @@ func testLimitIsShared(f *fixture) {
 	if taken < 10 || taken > 13 {
 		f.t.Errorf("%d were given at once, want 10", taken)
 	}
-	if wait, err := f.Take(ctx, "test", 100, 1, true); err != nil || wait < time.Second {
+	if wait, err := f.TakeQuota(ctx, "test", 100, 1, true); err != nil || wait < time.Second {
 		f.t.Errorf("the background waits for %v, %v: it has to leave half to the others", wait, err)
 	}
-	if wait, err := f.Take(ctx, "another", 100, 2, true); err != nil || wait != 0 {
+	if wait, err := f.TakeQuota(ctx, "another", 100, 2, true); err != nil || wait != 0 {
 		f.t.Errorf("of another kind: %v, %v", wait, err)
 	}
 }
@@ -280,21 +280,21 @@ func testLockIsKeptWhileItsHolderLives(f *fixture) {
 		f.t.Fatal(ok, err)
 	}
 	unlock()
-	if progress, err := f.Reconciliation(ctx); err != nil || progress != "" {
+	if progress, err := f.ReadReconciliation(ctx); err != nil || progress != "" {
 		f.t.Errorf("progress %q, %v", progress, err)
 	}
 	if err := f.SaveReconciliation(ctx, "so far"); err != nil {
 		f.t.Fatal(err)
 	}
-	if progress, err := f.Reconciliation(ctx); err != nil || progress != "so far" {
+	if progress, err := f.ReadReconciliation(ctx); err != nil || progress != "so far" {
 		f.t.Errorf("progress %q, %v", progress, err)
 	}
 	g := f.consent("ann", future)
-	if err := f.Seen(ctx, []grant.ID{id, grant.NewID(app, "nobody")}); err != nil {
+	if err := f.MarkListed(ctx, []grant.ID{id, grant.NewID(app, "nobody")}); err != nil {
 		f.t.Fatal(err)
 	}
-	if now := f.get(id); now.Seen.IsZero() || now.Version != g.Version {
-		f.t.Errorf("seen %v, version %d", now.Seen, now.Version)
+	if now := f.get(id); now.ListedTime.IsZero() || now.Version != g.Version {
+		f.t.Errorf("seen %v, version %d", now.ListedTime, now.Version)
 	}
 	if found, err := f.ByID(ctx, []grant.ID{id, grant.NewID(app, "nobody")}); err != nil || len(found) != 1 {
 		f.t.Errorf("by id: %d, %v", len(found), err)
@@ -303,7 +303,7 @@ func testLockIsKeptWhileItsHolderLives(f *fixture) {
 
 func TestPositionRefuses(t *testing.T) {
 	var p store.Position
-	p[3] = store.Mark{Time: 5, Number: 6}
+	p[3] = store.StreamID{Time: 5, Number: 6}
 	token := p.Token()
 	for _, bad := range []string{"", "x", token[1:], token[:len(token)-2], token + "AA"} {
 		if _, ok := store.ParsePosition(bad); ok {

@@ -16,19 +16,19 @@ import (
 // sealedFields are the fields of a record that are sealed.
 var sealedFields = [...]string{fieldAccess, fieldRefresh, fieldKeys}
 
-// Resealing is how far [Store.Reseal] has come.
-type Resealing struct {
+// ReencryptProgress is how far [Store.Reencrypt] has come.
+type ReencryptProgress struct {
 	Seen     int // grants looked at
 	Resealed int // grants of which something was sealed by another key
 	Broken   int // grants that no key opens
 }
 
-// Reseal seals again, by the key that seals now, whatever other keys have sealed,
+// Reencrypt seals again, by the key that seals now, whatever other keys have sealed,
 // at most so many grants a second (0: as many as Redis takes). It tells of its
 // progress now and then; tell may be nil. It can be broken off and repeated: what
 // is done is done. Everything else goes on meanwhile.
-func (s *Store) Reseal(ctx context.Context, perSecond int, tell func(Resealing)) (Resealing, error) {
-	var done Resealing
+func (s *Store) Reencrypt(ctx context.Context, perSecond int, tell func(ReencryptProgress)) (ReencryptProgress, error) {
+	var done ReencryptProgress
 	limit := rate.Inf
 	if perSecond > 0 {
 		limit = rate.Limit(perSecond)
@@ -57,9 +57,9 @@ func (s *Store) Reseal(ctx context.Context, perSecond int, tell func(Resealing))
 	return done, nil
 }
 
-// SealedBy counts what each key has sealed: of how many grants something. Key 0
+// CountByKey counts what each key has sealed: of how many grants something. Key 0
 // is what says no key.
-func (s *Store) SealedBy(ctx context.Context) (map[uint32]int, error) {
+func (s *Store) CountByKey(ctx context.Context) (map[uint32]int, error) {
 	counts := map[uint32]int{}
 	err := s.walk(ctx, func(sealed []sealedRecord) error {
 		for _, r := range sealed {
@@ -139,7 +139,7 @@ func (s *Store) walk(ctx context.Context, page func([]sealedRecord) error) error
 	return nil
 }
 
-func (s *Store) resealAll(ctx context.Context, sealed []sealedRecord, done *Resealing) error {
+func (s *Store) resealAll(ctx context.Context, sealed []sealedRecord, done *ReencryptProgress) error {
 	primary := s.seal.Primary()
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, r := range sealed {
@@ -150,15 +150,15 @@ func (s *Store) resealAll(ctx context.Context, sealed []sealedRecord, done *Rese
 				if value == "" || seal.SealedBy(value) == primary {
 					continue
 				}
-				plain, err := s.seal.Open([]byte(value), string(r.id), sealedFields[i])
-				if errors.Is(err, seal.ErrOpen) {
+				plain, err := s.seal.Decrypt([]byte(value), string(r.id), sealedFields[i])
+				if errors.Is(err, seal.ErrDecrypt) {
 					broken = true
 					continue
 				}
 				if err != nil {
 					return err
 				}
-				again, err := s.seal.Seal(plain, string(r.id), sealedFields[i])
+				again, err := s.seal.Encrypt(plain, string(r.id), sealedFields[i])
 				if err != nil {
 					return err
 				}
@@ -169,7 +169,7 @@ func (s *Store) resealAll(ctx context.Context, sealed []sealedRecord, done *Rese
 			}
 			if len(changes) > 0 {
 				done.Resealed++
-				s.of(resealScript).Eval(ctx, pipe, recordKeys(r.id), append([]any{string(r.id)}, changes...)...)
+				s.of(reencryptScript).Eval(ctx, pipe, recordKeys(r.id), append([]any{string(r.id)}, changes...)...)
 			}
 		}
 		return nil
@@ -189,10 +189,10 @@ func (s *Store) resealMark(ctx context.Context) error {
 	if seal.SealedBy(stored) == s.seal.Primary() {
 		return nil
 	}
-	if _, err := s.seal.Open(stored, keysetKey, "mark"); err != nil {
+	if _, err := s.seal.Decrypt(stored, keysetKey, "mark"); err != nil {
 		return ErrKeyset
 	}
-	mark, err := s.seal.Seal([]byte(keysetText), keysetKey, "mark")
+	mark, err := s.seal.Encrypt([]byte(keysetText), keysetKey, "mark")
 	if err != nil {
 		return err
 	}
@@ -201,9 +201,9 @@ func (s *Store) resealMark(ctx context.Context) error {
 
 const resealedKey = prefix + "resealed"
 
-// Resealed returns the id of the key by which everything was sealed when that was
+// ReencryptedBy returns the id of the key by which everything was sealed when that was
 // last made so, 0 if it never was.
-func (s *Store) Resealed(ctx context.Context) (uint32, error) {
+func (s *Store) ReencryptedBy(ctx context.Context) (uint32, error) {
 	id, err := s.redis.Get(ctx, resealedKey).Uint64()
 	if errors.Is(err, redis.Nil) {
 		return 0, nil
@@ -214,16 +214,16 @@ func (s *Store) Resealed(ctx context.Context) (uint32, error) {
 	return uint32(id), nil //nolint:gosec // as it was written
 }
 
-// SetResealed notes that everything is sealed by a key.
-func (s *Store) SetResealed(ctx context.Context, id uint32) error {
+// SetReencryptedBy notes that everything is sealed by a key.
+func (s *Store) SetReencryptedBy(ctx context.Context, id uint32) error {
 	if err := s.redis.Set(ctx, resealedKey, id, 0).Err(); err != nil {
 		return fmt.Errorf("noting by which key everything is sealed: %w", err)
 	}
 	return nil
 }
 
-// LockResealing makes the caller the only one, over all replicas, who seals again,
+// LockReencryption makes the caller the only one, over all replicas, who seals again,
 // for at most ttl; see [Store.LockRegistration].
-func (s *Store) LockResealing(ctx context.Context, ttl time.Duration) (unlock func(), ok bool, err error) {
+func (s *Store) LockReencryption(ctx context.Context, ttl time.Duration) (unlock func(), ok bool, err error) {
 	return s.lock(ctx, prefix+"resealing", ttl)
 }

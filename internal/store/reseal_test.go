@@ -81,7 +81,7 @@ func testResealing(t *testing.T, client *store.Connection) {
 	for i := range n {
 		g := f.consent(fmt.Sprint("user-", i), past)
 		address := callback.NewAddress(g.ID)
-		if _, err := s.Change(t.Context(), g.ID, g.Version, store.Change{Keys: &[]grant.CallbackKey{address.Key()}}); err != nil {
+		if _, err := s.Change(t.Context(), g.ID, g.Version, store.Change{Secrets: &[]grant.CallbackSecret{address.CallbackSecret()}}); err != nil {
 			t.Fatal(err)
 		}
 		addresses = append(addresses, address)
@@ -89,7 +89,7 @@ func testResealing(t *testing.T, client *store.Connection) {
 	old := k.rotate()
 	wantKeys := func(want map[uint32]int) {
 		t.Helper()
-		got, err := s.SealedBy(t.Context())
+		got, err := s.CountByKey(t.Context())
 		if err != nil || !maps.Equal(got, want) {
 			t.Errorf("sealed by %v, %v, want %v", got, err, want)
 		}
@@ -103,13 +103,13 @@ func testResealing(t *testing.T, client *store.Connection) {
 		t.Fatal(err)
 	}
 	version := f.get(addresses[1].ID).Version
-	told := store.Resealing{}
-	done, err := s.Reseal(t.Context(), 0, func(p store.Resealing) { told = p })
-	if err != nil || done != (store.Resealing{Seen: n, Resealed: n}) || told != done {
+	told := store.ReencryptProgress{}
+	done, err := s.Reencrypt(t.Context(), 0, func(p store.ReencryptProgress) { told = p })
+	if err != nil || done != (store.ReencryptProgress{Seen: n, Resealed: n}) || told != done {
 		t.Errorf("resealed %+v, told %+v, %v", done, told, err)
 	}
 	wantKeys(map[uint32]int{k.keyset.Primary(): n})
-	if again, err := s.Reseal(t.Context(), 0, nil); err != nil || again.Resealed != 0 {
+	if again, err := s.Reencrypt(t.Context(), 0, nil); err != nil || again.Resealed != 0 {
 		t.Errorf("resealed again: %+v, %v", again, err)
 	}
 	if f.get(addresses[1].ID).Version != version {
@@ -118,8 +118,8 @@ func testResealing(t *testing.T, client *store.Connection) {
 
 	k.change(func(json []byte) ([]byte, error) { return seal.Wrapping{}.Disable(json, old) })
 	for i, address := range addresses {
-		serving, err := s.Serving(t.Context(), address.ID)
-		if err != nil || !address.Opens(serving.Keys, time.Now()) {
+		serving, err := s.ReadServingRecord(t.Context(), address.ID)
+		if err != nil || !address.Matches(serving.Secrets, time.Now()) {
 			t.Fatalf("grant %d: %v", i, err)
 		}
 		want := "plain-access-0"
@@ -145,12 +145,12 @@ func TestResealingLeavesWhatItCannotOpen(t *testing.T) {
 	f.consent("ann", future)
 	old := k.rotate()
 	k.change(func(json []byte) ([]byte, error) { return seal.Wrapping{}.Disable(json, old) }) // too early
-	done, err := s.Reseal(t.Context(), 0, nil)
+	done, err := s.Reencrypt(t.Context(), 0, nil)
 	if err != nil || done.Broken != 1 || done.Resealed != 0 {
 		t.Errorf("resealed %+v, %v, want one that is broken", done, err)
 	}
 	k.change(func(json []byte) ([]byte, error) { return seal.Wrapping{}.Enable(json, old) })
-	if done, err := s.Reseal(t.Context(), 0, nil); err != nil || done.Resealed != 1 {
+	if done, err := s.Reencrypt(t.Context(), 0, nil); err != nil || done.Resealed != 1 {
 		t.Errorf("resealed %+v, %v: nothing was lost, the key is back", done, err)
 	}
 }

@@ -12,11 +12,11 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// Due returns up to limit grants of a shard that are due to be renewed, the
+// ListDue returns up to limit grants of a shard that are due to be renewed, the
 // soonest first, and how long until the next one after them is due; negative if
 // there is none.
-func (s *Store) Due(ctx context.Context, shard, limit int) (late []grant.Late, next time.Duration, err error) {
-	answer, err := dueScript.Run(ctx, s.redis, []string{shardKey(shard, "due")}, limit).StringSlice()
+func (s *Store) ListDue(ctx context.Context, shard, limit int) (late []grant.DueGrant, next time.Duration, err error) {
+	answer, err := listDueScript.Run(ctx, s.redis, []string{shardKey(shard, "due")}, limit).StringSlice()
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading what is due in shard %d: %w", shard, err)
 	}
@@ -29,7 +29,7 @@ func (s *Store) Due(ctx context.Context, shard, limit int) (late []grant.Late, n
 		if err != nil {
 			return nil, 0, fmt.Errorf("reading what is due in shard %d: %w", shard, err)
 		}
-		late = append(late, grant.Late{ID: grant.ID(answer[i]), By: by})
+		late = append(late, grant.DueGrant{ID: grant.ID(answer[i]), Overdue: by})
 	}
 	return late, next, nil
 }
@@ -41,13 +41,13 @@ func (s *Store) Due(ctx context.Context, shard, limit int) (late []grant.Late, n
 //
 // It answers [grant.ErrFresh], [grant.ErrReauthorize], [grant.ErrDeleting],
 // [grant.ErrNotFound], a [*grant.HeldError] or a [*grant.BackoffError].
-func (s *Store) Claim(ctx context.Context, id grant.ID, owner string, terms grant.Terms) (grant.Claim, error) {
+func (s *Store) Claim(ctx context.Context, id grant.ID, owner string, terms grant.ClaimTerms) (grant.Claim, error) {
 	when := "due"
-	if !terms.GoodUntil.IsZero() {
-		when = strconv.FormatInt(millis(terms.GoodUntil), 10)
+	if !terms.ValidUntil.IsZero() {
+		when = strconv.FormatInt(millis(terms.ValidUntil), 10)
 	}
 	word, answer, err := s.run(ctx, claimScript, id, owner, terms.Lease.Milliseconds(), when,
-		terms.LateAnswer.Milliseconds(), terms.InUse.Milliseconds())
+		terms.LateResponseWait.Milliseconds(), terms.HandOffGuard.Milliseconds())
 	if err != nil {
 		return grant.Claim{}, fmt.Errorf("claiming grant %s: %w", id, err)
 	}
@@ -73,7 +73,7 @@ func (s *Store) Claim(ctx context.Context, id grant.ID, owner string, terms gran
 	var d decoder
 	claim.Refresh = s.openText(id, &d, fieldRefresh, texts[1])
 	claim.Failures = int(d.int("failures", texts[4]))
-	claim.Late = time.Duration(d.int("plan", texts[5])) * time.Millisecond
+	claim.Overdue = time.Duration(d.int("plan", texts[5])) * time.Millisecond
 	if d.err != nil {
 		return grant.Claim{}, fmt.Errorf("claiming grant %s: %w", id, d.err)
 	}
@@ -146,18 +146,18 @@ func (s *Store) runReplicated(ctx context.Context, script recordScript, id grant
 // unreplicated.
 const replicationWait = 500 * time.Millisecond
 
-// HandedOut notes that a grant's token was handed out just now, for the claims
-// of other replicas to see. See [grant.Terms].
-func (s *Store) HandedOut(ctx context.Context, id grant.ID) error {
-	if _, _, err := s.run(ctx, handedScript, id); err != nil {
+// MarkServed notes that a grant's token was handed out just now, for the claims
+// of other replicas to see. See [grant.ClaimTerms].
+func (s *Store) MarkServed(ctx context.Context, id grant.ID) error {
+	if _, _, err := s.run(ctx, markServedScript, id); err != nil {
 		return fmt.Errorf("noting that a token of grant %s was handed out: %w", id, err)
 	}
 	return nil
 }
 
-// RebuildDue makes a shard's due index anew from its grants, while everything
+// ReindexDue makes a shard's due index anew from its grants, while everything
 // goes on, and returns how many it looked at.
-func (s *Store) RebuildDue(ctx context.Context, shard int) (int, error) {
+func (s *Store) ReindexDue(ctx context.Context, shard int) (int, error) {
 	const page = 500
 	seen, low := 0, "-"
 	due, err := s.redis.ZRange(ctx, shardKey(shard, "due"), 0, -1).Result()
@@ -167,7 +167,7 @@ func (s *Store) RebuildDue(ctx context.Context, shard int) (int, error) {
 	replan := func(ids []string) error {
 		_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 			for _, id := range ids {
-				s.of(replanScript).Eval(ctx, pipe, recordKeys(grant.ID(id)), id)
+				s.of(reindexScript).Eval(ctx, pipe, recordKeys(grant.ID(id)), id)
 			}
 			return nil
 		})

@@ -17,14 +17,14 @@ import (
 func testAnswerOfADeadHolderIsWaitedFor(f *fixture) {
 	ctx := f.t.Context()
 	g := f.consent("ann", past)
-	dead, err := f.Claim(ctx, g.ID, "dead", grant.Terms{Lease: time.Millisecond})
+	dead, err := f.Claim(ctx, g.ID, "dead", grant.ClaimTerms{Lease: time.Millisecond})
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	time.Sleep(5 * time.Millisecond) // the lease ends
-	for _, terms := range []grant.Terms{
-		{Lease: lease, LateAnswer: time.Minute, GoodUntil: future.Add(time.Hour)},
-		{Lease: lease, LateAnswer: time.Minute},
+	for _, terms := range []grant.ClaimTerms{
+		{Lease: lease, LateResponseWait: time.Minute, ValidUntil: future.Add(time.Hour)},
+		{Lease: lease, LateResponseWait: time.Minute},
 	} {
 		_, err = f.Claim(ctx, g.ID, "heir", terms)
 		var held *grant.HeldError
@@ -54,7 +54,7 @@ func testReleasedClaimIsAsIfItHadNotBeen(f *fixture) {
 	if in, ok := f.dueIn(g.ID); !ok || in < 50*time.Second || in > time.Minute {
 		f.t.Errorf("due in %v (%v), want in a minute", in, ok)
 	}
-	claim, err := f.Claim(ctx, g.ID, "b", grant.Terms{Lease: lease, GoodUntil: future.Add(48 * time.Hour)})
+	claim, err := f.Claim(ctx, g.ID, "b", grant.ClaimTerms{Lease: lease, ValidUntil: future.Add(48 * time.Hour)})
 	if !errors.Is(err, grant.ErrFresh) { // it is young; what matters is that nobody holds it
 		f.t.Errorf("the next claim = %+v, %v", claim, err)
 	}
@@ -63,8 +63,8 @@ func testReleasedClaimIsAsIfItHadNotBeen(f *fixture) {
 func testTokenInUseIsLeftAlone(f *fixture) {
 	ctx := f.t.Context()
 	g := f.consent("ann", past)
-	inUse := grant.Terms{Lease: lease, InUse: time.Minute}
-	if err := f.HandedOut(ctx, g.ID); err != nil {
+	inUse := grant.ClaimTerms{Lease: lease, HandOffGuard: time.Minute}
+	if err := f.MarkServed(ctx, g.ID); err != nil {
 		f.t.Fatal(err)
 	}
 	_, err := f.Claim(ctx, g.ID, "a", inUse)
@@ -82,7 +82,7 @@ func testTokenInUseIsLeftAlone(f *fixture) {
 	if err := f.Accept(ctx, id, grant.Consent{App: app, User: "bob", Tokens: old}, past); err != nil {
 		f.t.Fatal(err)
 	}
-	if err := f.HandedOut(ctx, id); err != nil {
+	if err := f.MarkServed(ctx, id); err != nil {
 		f.t.Fatal(err)
 	}
 	if _, err := f.Claim(ctx, id, "a", inUse); err != nil {
@@ -90,7 +90,7 @@ func testTokenInUseIsLeftAlone(f *fixture) {
 	}
 	// Nothing is made of nothing.
 	nobody := grant.NewID(app, "nobody")
-	if err := f.HandedOut(ctx, nobody); err != nil {
+	if err := f.MarkServed(ctx, nobody); err != nil {
 		f.t.Fatal(err)
 	}
 	_, err = f.Get(ctx, nobody)
@@ -100,8 +100,8 @@ func testTokenInUseIsLeftAlone(f *fixture) {
 func testPlanIsServed(f *fixture) {
 	due := time.Now().Add(17 * time.Minute).Truncate(time.Millisecond)
 	g := f.consent("ann", due)
-	if serving, err := f.Serving(f.t.Context(), g.ID); err != nil || !serving.Plan.Equal(due) {
-		f.t.Errorf("plan %v, %v, want %v", serving.Plan, err, due)
+	if serving, err := f.ReadServingRecord(f.t.Context(), g.ID); err != nil || !serving.RenewTime.Equal(due) {
+		f.t.Errorf("plan %v, %v, want %v", serving.RenewTime, err, due)
 	}
 }
 
@@ -154,7 +154,7 @@ func testRebuildDue(f *fixture) {
 	if err := f.client.ZAdd(ctx, index, redis.Z{Score: 1, Member: string(gone.ID)}, redis.Z{Score: 2, Member: string(grant.NewID(app, users[5]))}).Err(); err != nil {
 		f.t.Fatal(err)
 	}
-	if n, err := f.RebuildDue(ctx, shard); err != nil || n != 5 {
+	if n, err := f.ReindexDue(ctx, shard); err != nil || n != 5 {
 		f.t.Errorf("looked at %d grants, %v, want 5", n, err)
 	}
 	if got := scores(); len(got) != 3 || fmt.Sprint(got) != fmt.Sprint(want) {
@@ -168,21 +168,21 @@ func TestContinuity(t *testing.T) {
 	ctx, id := t.Context(), grant.NewID(app, "ann")
 	check := func() {
 		t.Helper()
-		if err := s.CheckContinuity(ctx); err != nil {
+		if err := s.CheckFailover(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
 	check()
-	before := s.Breaks() // a server as young as this one counts as restarted
+	before := s.Failovers() // a server as young as this one counts as restarted
 	check()
-	if s.Breaks() != before {
+	if s.Failovers() != before {
 		t.Error("a break was counted although nothing happened")
 	}
 	server.Kill()
-	if err := s.CheckContinuity(ctx); err == nil {
+	if err := s.CheckFailover(ctx); err == nil {
 		t.Error("a server that is down was met")
 	}
-	if s.Breaks() != before {
+	if s.Failovers() != before {
 		t.Error("a server that is down has forgotten nothing yet")
 	}
 	server.Run()
@@ -190,11 +190,11 @@ func TestContinuity(t *testing.T) {
 	if _, err := s.Get(ctx, id); !errors.Is(err, grant.ErrNotFound) {
 		t.Fatal(err)
 	}
-	if s.Breaks() != before+1 {
-		t.Errorf("%d breaks after a restart, want %d", s.Breaks(), before+1)
+	if s.Failovers() != before+1 {
+		t.Errorf("%d breaks after a restart, want %d", s.Failovers(), before+1)
 	}
 	check()
-	if s.Breaks() != before+1 {
+	if s.Failovers() != before+1 {
 		t.Error("one restart was counted twice")
 	}
 }
@@ -207,18 +207,18 @@ func TestTakeOverIsABreak(t *testing.T) {
 	}
 	replica := testkit.StartRedis(t, "--replicaof", host+" "+port)
 	s := store.New(replica.Client(), testkit.Keyset(t))
-	if err := s.CheckContinuity(t.Context()); err != nil {
+	if err := s.CheckFailover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	before := s.Breaks()
+	before := s.Failovers()
 	if err := replica.Client().Do(t.Context(), "REPLICAOF", "NO", "ONE").Err(); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.CheckContinuity(t.Context()); err != nil {
+	if err := s.CheckFailover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if s.Breaks() != before+1 {
-		t.Errorf("%d breaks after a replica took over, want %d", s.Breaks(), before+1)
+	if s.Failovers() != before+1 {
+		t.Errorf("%d breaks after a replica took over, want %d", s.Failovers(), before+1)
 	}
 }
 
@@ -236,7 +236,7 @@ func TestCommitWaitsForReplicas(t *testing.T) {
 	claim := f.claimDue(g.ID, "a")
 	err = f.Commit(t.Context(), g.ID, claim.Spent, tokens(1), past)
 	wantError(t, err, grant.ErrUnreplicated)
-	if serving, err := f.Serving(t.Context(), g.ID); err != nil || !serving.Access.Equal(tokens(1).Access) {
+	if serving, err := f.ReadServingRecord(t.Context(), g.ID); err != nil || !serving.Access.Equal(tokens(1).Access) {
 		t.Errorf("the commit was not made: %v", err)
 	}
 
@@ -251,7 +251,7 @@ func TestCommitWaitsForReplicas(t *testing.T) {
 		}
 	}
 	copied := store.New(replica.Client(), keyset)
-	if serving, err := copied.Serving(t.Context(), g.ID); err != nil || !serving.Access.Equal(tokens(1).Access) {
+	if serving, err := copied.ReadServingRecord(t.Context(), g.ID); err != nil || !serving.Access.Equal(tokens(1).Access) {
 		t.Errorf("the replica does not have what was committed: %v", err)
 	}
 	wantError(t, f.Commit(t.Context(), g.ID, "another", tokens(2), past), grant.ErrSuperseded)

@@ -88,9 +88,9 @@ func describe(ctx context.Context, server redis.Cmdable) (Server, error) {
 	return s, nil
 }
 
-// Hears makes sure that what is told of changes is heard: that the user of the
+// CheckPubSub makes sure that what is told of changes is heard: that the user of the
 // Redis URL may publish and subscribe.
-func (c *Connection) Hears(ctx context.Context) error {
+func (c *Connection) CheckPubSub(ctx context.Context) error {
 	channel := shardKey(0, "doctor")
 	subscribe, publish := c.Subscribe, c.Publish
 	if _, cluster := c.UniversalClient.(*redis.ClusterClient); cluster {
@@ -115,8 +115,8 @@ func (c *Connection) Hears(ctx context.Context) error {
 	}
 }
 
-// Writes makes sure that Redis takes scripts and can be written.
-func (s *Store) Writes(ctx context.Context) error {
+// CheckWritable makes sure that Redis takes scripts and can be written.
+func (s *Store) CheckWritable(ctx context.Context) error {
 	unlock, ok, err := s.lock(ctx, prefix+"doctor", 5*time.Second)
 	if err != nil {
 		return err
@@ -124,5 +124,5 @@ func (s *Store) Writes(ctx context.Context) error {
 	if ok {
 		unlock()
 	}
-	return s.HandedOut(ctx, nobody) // there is no such grant: it changes nothing
+	return s.MarkServed(ctx, nobody) // there is no such grant: it changes nothing
 }

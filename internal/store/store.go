@@ -47,19 +47,19 @@ import (
 // ErrKeyset means: the records in this Redis were sealed with another keyset.
 var ErrKeyset = errors.New("the keyset does not open what is stored in this Redis")
 
-// ErrDown means: Redis could not be asked.
-var ErrDown = errors.New("Redis cannot be asked") //nolint:staticcheck // a name
+// ErrUnavailable means: Redis could not be asked.
+var ErrUnavailable = errors.New("Redis cannot be asked") //nolint:staticcheck // a name
 
 // Store is safe for concurrent use. Every method is bounded by its context and
 // by the timeouts of the Redis client.
 type Store struct {
 	redis      redis.UniversalClient
-	continuity *Continuity
+	continuity *FailoverDetector
 	seal       *seal.Keyset
 
 	reads        *reads
 	waitReplicas int
-	decoy        [len(servingFields)]string // a record that is nobody's, see [Store.Serving]
+	decoy        [len(servingFields)]string // a record that is nobody's, see [Store.ReadServingRecord]
 }
 
 // New returns a store on a connection, which stays the caller's to close.
@@ -95,7 +95,7 @@ func (s *Store) CheckKeyset(ctx context.Context) error {
 			return err
 		}
 		var mark []byte
-		if mark, err = s.seal.Seal([]byte(keysetText), keysetKey, "mark"); err != nil {
+		if mark, err = s.seal.Encrypt([]byte(keysetText), keysetKey, "mark"); err != nil {
 			return err
 		}
 		if err := s.redis.SetNX(ctx, keysetKey, mark, 0).Err(); err != nil {
@@ -106,7 +106,7 @@ func (s *Store) CheckKeyset(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the keyset's mark: %w", err)
 	}
-	if _, err := s.seal.Open(stored, keysetKey, "mark"); err != nil {
+	if _, err := s.seal.Decrypt(stored, keysetKey, "mark"); err != nil {
 		return ErrKeyset
 	}
 	return nil
@@ -116,14 +116,14 @@ func (s *Store) CheckKeyset(ctx context.Context) error {
 func (s *Store) checkRecord(ctx context.Context) error {
 	grants, err := s.List(ctx, "", "", 1)
 	switch {
-	case errors.Is(err, seal.ErrOpen):
+	case errors.Is(err, seal.ErrDecrypt):
 		return ErrKeyset
 	case err != nil:
 		return err
 	case len(grants) == 0:
 		return nil
 	}
-	if _, err := s.Refresh(ctx, grants[0].ID); err != nil && !errors.Is(err, grant.ErrNotFound) {
+	if _, err := s.ReadRefreshToken(ctx, grants[0].ID); err != nil && !errors.Is(err, grant.ErrNotFound) {
 		return ErrKeyset
 	}
 	return nil
@@ -176,27 +176,27 @@ func usersKey(shard int, state grant.State) string {
 var scripts embed.FS
 
 var (
-	acceptScript      = record("accept")
-	spendScript       = record("spend")
-	unspendScript     = record("unspend")
-	postponeScript    = record("postpone")
-	seenScript        = record("seen")
-	claimScript       = record("claim")
-	commitScript      = record("commit")
-	failScript        = record("fail")
-	changeScript      = record("change")
-	removeScript      = record("remove")
-	handedScript      = record("handed")
-	replanScript      = record("replan")
-	deauthorizeScript = record("deauthorize")
-	resealScript      = record("reseal")
-	hastenScript      = record("hasten")
-	reviveScript      = record("revive")
-	pauseScript       = script("pause", "")
-	attendScript      = script("attend", "")
-	dueScript         = script("due", "")
-	unlockScript      = script("unlock", "")
-	extendScript      = script("extend", "")
+	acceptConsentScript  = record("accept_consent")
+	claimConsentScript   = record("claim_consent")
+	releaseConsentScript = record("release_consent")
+	postponeScript       = record("postpone")
+	markListedScript     = record("mark_listed")
+	claimScript          = record("claim")
+	commitScript         = record("commit")
+	failScript           = record("fail")
+	changeScript         = record("change")
+	removeScript         = record("remove")
+	markServedScript     = record("mark_served")
+	reindexScript        = record("reindex")
+	deauthorizeScript    = record("deauthorize")
+	reencryptScript      = record("reencrypt")
+	makeDueScript        = record("make_due")
+	restoreScript        = record("restore")
+	pauseScript          = script("pause", "")
+	heartbeatScript      = script("heartbeat", "")
+	listDueScript        = script("list_due", "")
+	unlockScript         = script("unlock", "")
+	extendScript         = script("extend", "")
 )
 
 // scriptNames are the scripts' names, by the sums that Redis knows them by.

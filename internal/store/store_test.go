@@ -140,7 +140,7 @@ func (f *fixture) Commit(ctx context.Context, id grant.ID, spent string, tokens 
 
 // Accept is the store's, where only the error counts.
 func (f *fixture) Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) error {
-	_, err := f.Store.Accept(ctx, id, c, due)
+	_, err := f.Store.AcceptConsent(ctx, id, c, due)
 	return err
 }
 
@@ -178,7 +178,7 @@ func (f *fixture) get(id grant.ID) grant.Grant {
 
 func (f *fixture) claimDue(id grant.ID, owner string) grant.Claim {
 	f.t.Helper()
-	claim, err := f.Claim(f.t.Context(), id, owner, grant.Terms{Lease: lease})
+	claim, err := f.Claim(f.t.Context(), id, owner, grant.ClaimTerms{Lease: lease})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -206,11 +206,11 @@ func (f *fixture) wantState(id grant.ID, want grant.State) {
 // is not there.
 func (f *fixture) dueIn(id grant.ID) (in time.Duration, ok bool) {
 	f.t.Helper()
-	late, next, err := f.Due(f.t.Context(), id.Shard(), 10)
+	late, next, err := f.ListDue(f.t.Context(), id.Shard(), 10)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if slices.ContainsFunc(late, func(l grant.Late) bool { return l.ID == id }) {
+	if slices.ContainsFunc(late, func(l grant.DueGrant) bool { return l.ID == id }) {
 		return 0, true
 	}
 	return next, next >= 0
@@ -230,9 +230,9 @@ func testConsentIsReadBack(f *fixture) {
 	id := grant.NewID(app, "ann")
 	_, err := f.Get(ctx, id)
 	wantError(f.t, err, grant.ErrNotFound)
-	_, err = f.Serving(ctx, id)
+	_, err = f.ReadServingRecord(ctx, id)
 	wantError(f.t, err, grant.ErrNotFound)
-	_, err = f.Refresh(ctx, id)
+	_, err = f.ReadRefreshToken(ctx, id)
 	wantError(f.t, err, grant.ErrNotFound)
 
 	g := f.consent("ann", future)
@@ -245,24 +245,24 @@ func testConsentIsReadBack(f *fixture) {
 	f.wantState(id, grant.Pending)
 
 	address := callback.NewAddress(id)
-	keys := []grant.CallbackKey{address.Key(), {Fingerprint: grant.Fingerprint{1}, NotAfter: future.Truncate(time.Millisecond).UTC()}}
-	if _, err := f.Change(ctx, id, g.Version, store.Change{Keys: &keys}); err != nil {
+	keys := []grant.CallbackSecret{address.CallbackSecret(), {Fingerprint: grant.Fingerprint{1}, NotAfter: future.Truncate(time.Millisecond).UTC()}}
+	if _, err := f.Change(ctx, id, g.Version, store.Change{Secrets: &keys}); err != nil {
 		f.t.Fatal(err)
 	}
-	serving, err := f.Serving(ctx, id)
+	serving, err := f.ReadServingRecord(ctx, id)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if serving.Access.Reveal() != "plain-access-0" || serving.State != grant.Pending || !serving.GoodFor(59*time.Minute, time.Now()) {
+	if serving.Access.Reveal() != "plain-access-0" || serving.State != grant.Pending || !serving.HasTTL(59*time.Minute, time.Now()) {
 		f.t.Errorf("serving in state %s until %v", serving.State, serving.Expires)
 	}
-	if !slices.Equal(serving.Keys, keys) || !address.Opens(serving.Keys, time.Now()) {
-		f.t.Errorf("keys = %+v, want %+v", serving.Keys, keys)
+	if !slices.Equal(serving.Secrets, keys) || !address.Matches(serving.Secrets, time.Now()) {
+		f.t.Errorf("keys = %+v, want %+v", serving.Secrets, keys)
 	}
-	if refresh, err := f.Refresh(ctx, id); err != nil || refresh.Reveal() != "plain-refresh-0" {
+	if refresh, err := f.ReadRefreshToken(ctx, id); err != nil || refresh.Reveal() != "plain-refresh-0" {
 		f.t.Errorf("the refresh token is not read back: %v", err)
 	}
-	if got := f.get(id); got.ID != id || !slices.Equal(got.Keys, keys) || got.AccessExpires.IsZero() || got.Refreshed.IsZero() {
+	if got := f.get(id); got.ID != id || !slices.Equal(got.Secrets, keys) || got.AccessExpires.IsZero() || got.Refreshed.IsZero() {
 		f.t.Errorf("read back %+v", got)
 	}
 }
@@ -279,7 +279,7 @@ func testChangeNeedsTheVersionThatWasRead(f *fixture) {
 	wantError(f.t, err, grant.ErrConflict)
 	_, err = f.Change(ctx, g.ID, 0, store.Change{Reason: &reason})
 	wantError(f.t, err, grant.ErrConflict)
-	wantError(f.t, f.Remove(ctx, g.ID, g.Version, store.Outcome{Stored: true}), grant.ErrConflict)
+	wantError(f.t, f.Remove(ctx, g.ID, g.Version, store.ConsentOutcome{Stored: true}), grant.ErrConflict)
 
 	none := ""
 	changed, err = f.Change(ctx, g.ID, changed.Version, store.Change{Reason: &none})
@@ -322,7 +322,7 @@ func testStatesFollowWhatIsRecorded(f *fixture) {
 	if _, due := f.dueIn(g.ID); due {
 		f.t.Error("a grant that is gone is still due")
 	}
-	_, err := f.Claim(ctx, g.ID, "d", grant.Terms{Lease: lease, GoodUntil: future})
+	_, err := f.Claim(ctx, g.ID, "d", grant.ClaimTerms{Lease: lease, ValidUntil: future})
 	wantError(f.t, err, grant.ErrReauthorize)
 
 	// A new consent ends all that, and keeps the credential.
@@ -342,14 +342,14 @@ func testStatesFollowWhatIsRecorded(f *fixture) {
 	if _, due := f.dueIn(g.ID); due {
 		f.t.Error("a grant that is being removed is still due")
 	}
-	_, err = f.Claim(ctx, g.ID, "e", grant.Terms{Lease: lease, GoodUntil: future})
+	_, err = f.Claim(ctx, g.ID, "e", grant.ClaimTerms{Lease: lease, ValidUntil: future})
 	wantError(f.t, err, grant.ErrDeleting)
 
-	if err := f.Remove(ctx, g.ID, g.Version, store.Outcome{Stored: true}); err != nil {
+	if err := f.Remove(ctx, g.ID, g.Version, store.ConsentOutcome{Stored: true}); err != nil {
 		f.t.Fatal(err)
 	}
-	wantError(f.t, f.Remove(ctx, g.ID, g.Version, store.Outcome{Stored: true}), grant.ErrNotFound)
-	_, err = f.Claim(ctx, g.ID, "f", grant.Terms{Lease: lease})
+	wantError(f.t, f.Remove(ctx, g.ID, g.Version, store.ConsentOutcome{Stored: true}), grant.ErrNotFound)
+	_, err = f.Claim(ctx, g.ID, "f", grant.ClaimTerms{Lease: lease})
 	wantError(f.t, err, grant.ErrNotFound)
 	wantError(f.t, f.Commit(ctx, g.ID, claim.Spent, tokens(1), past), grant.ErrNotFound)
 	var left []string
@@ -372,7 +372,7 @@ func testClaimIsExclusive(f *fixture) {
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			_, err := f.Claim(ctx, g.ID, fmt.Sprint("replica-", i), grant.Terms{Lease: lease})
+			_, err := f.Claim(ctx, g.ID, fmt.Sprint("replica-", i), grant.ClaimTerms{Lease: lease})
 			var other *grant.HeldError
 			switch {
 			case err == nil:
@@ -388,7 +388,7 @@ func testClaimIsExclusive(f *fixture) {
 	if won.Load() != 1 || held.Load() != 7 {
 		f.t.Errorf("%d claims won and %d were held off, want 1 and 7", won.Load(), held.Load())
 	}
-	_, err := f.Claim(ctx, g.ID, "another", grant.Terms{Lease: lease, GoodUntil: future.Add(time.Hour)})
+	_, err := f.Claim(ctx, g.ID, "another", grant.ClaimTerms{Lease: lease, ValidUntil: future.Add(time.Hour)})
 	var other *grant.HeldError
 	if !errors.As(err, &other) || other.For <= 0 || other.For > lease {
 		f.t.Errorf("a claim on demand = %v, want it held for at most the lease", err)
@@ -414,11 +414,11 @@ func testClaimOnDemand(f *fixture) {
 	if err := f.Accept(ctx, id, grant.Consent{App: app, User: "ann", Tokens: old}, future); err != nil {
 		f.t.Fatal(err)
 	}
-	_, err := f.Claim(ctx, id, "a", grant.Terms{Lease: lease})
+	_, err := f.Claim(ctx, id, "a", grant.ClaimTerms{Lease: lease})
 	wantError(f.t, err, grant.ErrFresh)
-	_, err = f.Claim(ctx, id, "b", grant.Terms{Lease: lease, GoodUntil: time.Now().Add(9 * time.Minute)})
+	_, err = f.Claim(ctx, id, "b", grant.ClaimTerms{Lease: lease, ValidUntil: time.Now().Add(9 * time.Minute)})
 	wantError(f.t, err, grant.ErrFresh)
-	claim, err := f.Claim(ctx, id, "c", grant.Terms{Lease: lease, GoodUntil: time.Now().Add(11 * time.Minute)})
+	claim, err := f.Claim(ctx, id, "c", grant.ClaimTerms{Lease: lease, ValidUntil: time.Now().Add(11 * time.Minute)})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -426,7 +426,7 @@ func testClaimOnDemand(f *fixture) {
 	if err := f.Commit(ctx, id, claim.Spent, tokens(1), future); err != nil {
 		f.t.Fatal(err)
 	}
-	_, err = f.Claim(ctx, id, "d", grant.Terms{Lease: lease, GoodUntil: time.Now().Add(48 * time.Hour)})
+	_, err = f.Claim(ctx, id, "d", grant.ClaimTerms{Lease: lease, ValidUntil: time.Now().Add(48 * time.Hour)})
 	wantError(f.t, err, grant.ErrFresh)
 }
 
@@ -436,7 +436,7 @@ func testCommitIsByPredecessor(f *fixture) {
 	slow := f.claimDue(g.ID, "slow")
 
 	// Somebody else has recorded a loss; the late success beats it.
-	other, err := f.Claim(ctx, g.ID, "slow", grant.Terms{Lease: lease})
+	other, err := f.Claim(ctx, g.ID, "slow", grant.ClaimTerms{Lease: lease})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -466,7 +466,7 @@ func testCommitIsByPredecessor(f *fixture) {
 	if got := f.get(g.ID); got.Version != version || got.State != grant.Active {
 		f.t.Errorf("a stale failure changed the grant: %+v", got)
 	}
-	if refresh, err := f.Refresh(ctx, g.ID); err != nil || !refresh.Equal(tokens(1).Refresh) {
+	if refresh, err := f.ReadRefreshToken(ctx, g.ID); err != nil || !refresh.Equal(tokens(1).Refresh) {
 		f.t.Errorf("the stored refresh token is not the successor: %v", err)
 	}
 
@@ -490,7 +490,7 @@ func testCommitOfAnAnswerThatKeepsTheRefreshToken(f *fixture) {
 			f.t.Fatal(err)
 		}
 	}
-	if serving, err := f.Serving(ctx, g.ID); err != nil || !serving.Access.Equal(kept.Access) {
+	if serving, err := f.ReadServingRecord(ctx, g.ID); err != nil || !serving.Access.Equal(kept.Access) {
 		f.t.Errorf("the new access token is not served: %v", err)
 	}
 	if v := f.get(g.ID).Version; v != 2 {
@@ -503,7 +503,7 @@ func testUncertaintyOutlivesTheClaim(f *fixture) {
 	g := f.consent("ann", past)
 
 	// A claim whose holder has died leaves an intent.
-	if _, err := f.Claim(ctx, g.ID, "dead", grant.Terms{Lease: time.Millisecond}); err != nil {
+	if _, err := f.Claim(ctx, g.ID, "dead", grant.ClaimTerms{Lease: time.Millisecond}); err != nil {
 		f.t.Fatal(err)
 	}
 	claim := f.awaitClaim(g.ID, "heir")
@@ -546,7 +546,7 @@ func (f *fixture) awaitClaim(id grant.ID, owner string) grant.Claim {
 	ctx, cancel := context.WithTimeout(f.t.Context(), 10*time.Second)
 	defer cancel()
 	for {
-		claim, err := f.Claim(ctx, id, owner, grant.Terms{Lease: lease})
+		claim, err := f.Claim(ctx, id, owner, grant.ClaimTerms{Lease: lease})
 		if err == nil {
 			return claim
 		}
@@ -562,7 +562,7 @@ func testFailureBacksOff(f *fixture) {
 	if err := f.Fail(ctx, f.claimDue(g.ID, "a"), grant.Unspent, time.Minute, "500"); err != nil {
 		f.t.Fatal(err)
 	}
-	_, err := f.Claim(ctx, g.ID, "b", grant.Terms{Lease: lease, GoodUntil: future.Add(time.Hour)})
+	_, err := f.Claim(ctx, g.ID, "b", grant.ClaimTerms{Lease: lease, ValidUntil: future.Add(time.Hour)})
 	var backoff *grant.BackoffError
 	if !errors.As(err, &backoff) || backoff.For <= 50*time.Second || backoff.For > time.Minute {
 		f.t.Errorf("claim = %v, want to wait for a minute", err)
@@ -583,26 +583,26 @@ func testDueIsSoonestFirst(f *fixture) {
 		f.consent(user, due)
 	}
 	shard := grant.NewID(app, users[0]).Shard()
-	late, next, err := f.Due(ctx, shard, 10)
+	late, next, err := f.ListDue(ctx, shard, 10)
 	want := []grant.ID{grant.NewID(app, users[2]), grant.NewID(app, users[1]), grant.NewID(app, users[0])}
 	if err != nil || !slices.Equal(lateIDs(late), want) {
 		f.t.Errorf("due = %v, %v, want %v", late, err, want)
 	}
-	if by := late[0].By; by < 3*time.Minute || by > 4*time.Minute {
+	if by := late[0].Overdue; by < 3*time.Minute || by > 4*time.Minute {
 		f.t.Errorf("late by %v, want 3 minutes", by)
 	}
 	if next <= 50*time.Second || next > time.Minute {
 		f.t.Errorf("next in %v, want a minute", next)
 	}
-	if late, _, err = f.Due(ctx, shard, 1); err != nil || !slices.Equal(lateIDs(late), want[:1]) {
+	if late, _, err = f.ListDue(ctx, shard, 1); err != nil || !slices.Equal(lateIDs(late), want[:1]) {
 		f.t.Errorf("the first = %v, %v, want %v", late, err, want[:1])
 	}
-	if late, next, err = f.Due(ctx, (shard+1)%grant.Shards, 10); err != nil || len(late) != 0 || next >= 0 {
+	if late, next, err = f.ListDue(ctx, (shard+1)%grant.Shards, 10); err != nil || len(late) != 0 || next >= 0 {
 		f.t.Errorf("an empty shard: %v, %v, %v", late, next, err)
 	}
 }
 
-func lateIDs(late []grant.Late) (ids []grant.ID) {
+func lateIDs(late []grant.DueGrant) (ids []grant.ID) {
 	for _, l := range late {
 		ids = append(ids, l.ID)
 	}
@@ -645,7 +645,7 @@ func testListPages(f *fixture) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if err := f.Remove(ctx, first[9].ID, first[9].Version, store.Outcome{Stored: true}); err != nil {
+	if err := f.Remove(ctx, first[9].ID, first[9].Version, store.ConsentOutcome{Stored: true}); err != nil {
 		f.t.Fatal(err)
 	}
 	second, err := f.List(ctx, "", first[9].ID, 10)
@@ -711,12 +711,12 @@ func testCheckKeyset(f *fixture) {
 	g := f.consent("ann", past)
 	stranger := store.New(f.client, testkit.Keyset(f.t))
 	wantError(f.t, stranger.CheckKeyset(ctx), store.ErrKeyset)
-	_, err := stranger.Serving(ctx, g.ID)
-	wantError(f.t, err, seal.ErrOpen)
-	_, err = stranger.Claim(ctx, g.ID, "a", grant.Terms{Lease: lease})
-	wantError(f.t, err, seal.ErrOpen)
-	_, err = stranger.Refresh(ctx, g.ID)
-	wantError(f.t, err, seal.ErrOpen)
+	_, err := stranger.ReadServingRecord(ctx, g.ID)
+	wantError(f.t, err, seal.ErrDecrypt)
+	_, err = stranger.Claim(ctx, g.ID, "a", grant.ClaimTerms{Lease: lease})
+	wantError(f.t, err, seal.ErrDecrypt)
+	_, err = stranger.ReadRefreshToken(ctx, g.ID)
+	wantError(f.t, err, seal.ErrDecrypt)
 }
 
 func testSealedFieldsAreBoundToTheirGrant(f *fixture) {
@@ -731,10 +731,10 @@ func testSealedFieldsAreBoundToTheirGrant(f *fixture) {
 			f.t.Fatal(err)
 		}
 	}
-	_, err := f.Serving(ctx, bob.ID)
-	wantError(f.t, err, seal.ErrOpen)
-	_, err = f.Refresh(ctx, bob.ID)
-	wantError(f.t, err, seal.ErrOpen)
+	_, err := f.ReadServingRecord(ctx, bob.ID)
+	wantError(f.t, err, seal.ErrDecrypt)
+	_, err = f.ReadRefreshToken(ctx, bob.ID)
+	wantError(f.t, err, seal.ErrDecrypt)
 }
 
 func recordKey(f *fixture, id grant.ID) string {
@@ -752,7 +752,7 @@ func testDamagedRecordIsAnErrorNotAPanic(f *fixture) {
 		if _, err := f.Get(ctx, g.ID); err == nil {
 			f.t.Errorf("a damaged %s is read", field)
 		}
-		if _, err := f.Serving(ctx, g.ID); err == nil {
+		if _, err := f.ReadServingRecord(ctx, g.ID); err == nil {
 			f.t.Errorf("a damaged %s is served", field)
 		}
 		if _, err := f.List(ctx, "", "", 10); err == nil {
@@ -766,8 +766,8 @@ func TestNothingSecretIsStoredInClear(t *testing.T) {
 	f := &fixture{store.New(server.Client(), testkit.Keyset(t)), server.Client(), t}
 	g := f.consent("ann", past)
 	address := callback.NewAddress(g.ID)
-	keys := []grant.CallbackKey{address.Key()}
-	if _, err := f.Change(t.Context(), g.ID, g.Version, store.Change{Keys: &keys}); err != nil {
+	keys := []grant.CallbackSecret{address.CallbackSecret()}
+	if _, err := f.Change(t.Context(), g.ID, g.Version, store.Change{Secrets: &keys}); err != nil {
 		t.Fatal(err)
 	}
 	claim := f.claimDue(g.ID, "a")
@@ -797,13 +797,13 @@ func TestRedisDown(t *testing.T) {
 		"Ping":        func() error { return s.Ping(ctx) },
 		"CheckKeyset": func() error { return s.CheckKeyset(ctx) },
 		"Get":         func() error { _, err := s.Get(ctx, id); return err },
-		"Serving":     func() error { _, err := s.Serving(ctx, id); return err },
-		"Refresh":     func() error { _, err := s.Refresh(ctx, id); return err },
+		"Serving":     func() error { _, err := s.ReadServingRecord(ctx, id); return err },
+		"Refresh":     func() error { _, err := s.ReadRefreshToken(ctx, id); return err },
 		"List":        func() error { _, err := s.List(ctx, "", "", 1); return err },
 		"Change":      func() error { _, err := s.Change(ctx, id, 0, store.Change{}); return err },
-		"Remove":      func() error { return s.Remove(ctx, id, 1, store.Outcome{Stored: true}) },
-		"Due":         func() error { _, _, err := s.Due(ctx, 0, 1); return err },
-		"Claim":       func() error { _, err := s.Claim(ctx, id, "a", grant.Terms{Lease: lease}); return err },
+		"Remove":      func() error { return s.Remove(ctx, id, 1, store.ConsentOutcome{Stored: true}) },
+		"Due":         func() error { _, _, err := s.ListDue(ctx, 0, 1); return err },
+		"Claim":       func() error { _, err := s.Claim(ctx, id, "a", grant.ClaimTerms{Lease: lease}); return err },
 		"Commit":      func() error { _, err := s.Commit(ctx, id, fingerprint(0), tokens(1), future); return err },
 		"Fail":        func() error { return s.Fail(ctx, grant.Claim{ID: id}, grant.Gone, 0, "") },
 		"Lock":        func() error { _, _, err := s.LockRegistration(ctx, id, lease); return err },

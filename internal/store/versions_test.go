@@ -41,7 +41,7 @@ func testRecordsOfOtherVersions(f *fixture) {
 		f.t.Errorf("what a later version has written is %q, %v", kept, err)
 	}
 	g = f.get(g.ID)
-	if err := f.Remove(ctx, g.ID, g.Version, store.Outcome{}); err != nil {
+	if err := f.Remove(ctx, g.ID, g.Version, store.ConsentOutcome{}); err != nil {
 		f.t.Fatal(err)
 	}
 }

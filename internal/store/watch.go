@@ -14,32 +14,32 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// ErrTrimmed means: changes after the position have been dropped from Redis.
-var ErrTrimmed = errors.New("changes since then are not kept any more")
+// ErrPositionExpired means: changes after the position have been dropped from Redis.
+var ErrPositionExpired = errors.New("changes since then are not kept any more")
 
 // Position is how far somebody has read the changes of every shard. The zero
 // value of a shard's is before all of them.
-type Position [grant.Shards]Mark
+type Position [grant.Shards]StreamID
 
-// Mark is the place of a change in its shard's stream: Redis's time in ms, and a
+// StreamID is the place of a change in its shard's stream: Redis's time in ms, and a
 // number within it.
-type Mark struct{ Time, Number uint64 }
+type StreamID struct{ Time, Number uint64 }
 
-func (m Mark) String() string { return fmt.Sprintf("%d-%d", m.Time, m.Number) }
+func (m StreamID) String() string { return fmt.Sprintf("%d-%d", m.Time, m.Number) }
 
 // Before reports whether a change comes before another of the same shard.
-func (m Mark) Before(other Mark) bool {
+func (m StreamID) Before(other StreamID) bool {
 	return m.Time < other.Time || m.Time == other.Time && m.Number < other.Number
 }
 
-func parseMark(text string) (Mark, error) {
+func parseMark(text string) (StreamID, error) {
 	time, number, _ := strings.Cut(text, "-")
 	t, errTime := strconv.ParseUint(time, 10, 64)
 	n, errNumber := strconv.ParseUint(number, 10, 64)
 	if err := errors.Join(errTime, errNumber); err != nil {
-		return Mark{}, fmt.Errorf("the id of a change: %w", err)
+		return StreamID{}, fmt.Errorf("the id of a change: %w", err)
 	}
-	return Mark{t, n}, nil
+	return StreamID{t, n}, nil
 }
 
 // Token returns the position as text, for [ParsePosition].
@@ -71,8 +71,8 @@ func ParsePosition(token string) (*Position, bool) {
 	return p, len(data) == 0
 }
 
-// Heads returns the position after the last change of every shard.
-func (s *Store) Heads(ctx context.Context) (*Position, error) {
+// ReadHeads returns the position after the last change of every shard.
+func (s *Store) ReadHeads(ctx context.Context) (*Position, error) {
 	last := make([]*redis.XMessageSliceCmd, grant.Shards)
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for shard := range last {
@@ -96,17 +96,17 @@ func (s *Store) Heads(ctx context.Context) (*Position, error) {
 
 // Event is a change that users of the API can see.
 type Event struct {
-	Mark
+	StreamID
 	ID        grant.ID
 	State     grant.State // after the change
 	Removed   bool        // the grant is gone; State is empty
 	App, User string      // if it was removed: else the record says so
 }
 
-// Changes returns up to limit changes of a shard after a mark, in their order.
+// ReadChanges returns up to limit changes of a shard after a mark, in their order.
 // Whatever is kept is kept for as long as 4,096 more changes of the shard. It
-// answers [ErrTrimmed] if some of those after the mark have been dropped.
-func (s *Store) Changes(ctx context.Context, shard int, after Mark, limit int) ([]Event, error) {
+// answers [ErrPositionExpired] if some of those after the mark have been dropped.
+func (s *Store) ReadChanges(ctx context.Context, shard int, after StreamID, limit int) ([]Event, error) {
 	messages, err := s.redis.XRangeN(ctx, changesKey(shard), "("+after.String(), "+", int64(limit)).Result()
 	if err != nil {
 		return nil, fmt.Errorf("reading the changes of shard %d: %w", shard, err)
@@ -120,9 +120,9 @@ func (s *Store) Changes(ctx context.Context, shard int, after Mark, limit int) (
 			return nil, fmt.Errorf("reading the changes of shard %d: %w", shard, err)
 		}
 		if i == 0 && after.Before(before) {
-			return nil, ErrTrimmed
+			return nil, ErrPositionExpired
 		}
-		e := Event{Mark: mark, ID: grant.ID(text("id")), State: grant.State(text("state")), App: text("app"), User: text("user")}
+		e := Event{StreamID: mark, ID: grant.ID(text("id")), State: grant.State(text("state")), App: text("app"), User: text("user")}
 		if e.State == "removed" {
 			e.State, e.Removed = "", true
 		}

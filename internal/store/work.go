@@ -13,10 +13,10 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// Work returns up to limit grants of each shard that the registrar has to go on
+// ListWork returns up to limit grants of each shard that the registrar has to go on
 // with now, the longest waiting first. Whatever fails is put back to later, so
 // that it keeps no other from its turn; see [Store.Postpone].
-func (s *Store) Work(ctx context.Context, limit int) ([]grant.ID, error) {
+func (s *Store) ListWork(ctx context.Context, limit int) ([]grant.ID, error) {
 	shards := make([]*redis.ZSliceCmd, grant.Shards)
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for shard := range shards {
@@ -51,11 +51,11 @@ func (s *Store) Postpone(ctx context.Context, id grant.ID, wait time.Duration) e
 	return nil
 }
 
-// Seen notes that Recall has the credentials of these grants.
-func (s *Store) Seen(ctx context.Context, ids []grant.ID) error {
+// MarkListed notes that Recall has the credentials of these grants.
+func (s *Store) MarkListed(ctx context.Context, ids []grant.ID) error {
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, id := range ids {
-			s.of(seenScript).Eval(ctx, pipe, recordKeys(id), string(id))
+			s.of(markListedScript).Eval(ctx, pipe, recordKeys(id), string(id))
 		}
 		return nil
 	})
@@ -65,8 +65,8 @@ func (s *Store) Seen(ctx context.Context, ids []grant.ID) error {
 	return nil
 }
 
-// Apps returns how many grants each Zoom app has, of those that have any.
-func (s *Store) Apps(ctx context.Context) (map[string]int, error) {
+// CountByApp returns how many grants each Zoom app has, of those that have any.
+func (s *Store) CountByApp(ctx context.Context) (map[string]int, error) {
 	shards := make([]*redis.MapStringStringCmd, grant.Shards)
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for shard := range shards {

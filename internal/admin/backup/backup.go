@@ -75,9 +75,9 @@ func NewWriter(w io.Writer, keyset *seal.Keyset) (*Writer, error) {
 }
 
 // Add writes grants.
-func (b *Writer) Add(dumped []store.Dumped) error {
+func (b *Writer) Add(dumped []store.BackupRecord) error {
 	for _, d := range dumped {
-		sealed, err := b.keyset.Seal([]byte(d.Text.Reveal()), place(b.Header), string(d.ID))
+		sealed, err := b.keyset.Encrypt([]byte(d.Text.Reveal()), place(b.Header), string(d.ID))
 		if err != nil {
 			return err
 		}
@@ -104,7 +104,7 @@ func (b *Writer) End() error {
 	if err != nil {
 		return err
 	}
-	sealed, err := b.keyset.Seal(plain, place(b.Header), "end")
+	sealed, err := b.keyset.Encrypt(plain, place(b.Header), "end")
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ var ErrDamaged = errors.New("the backup is not whole")
 // Read reads a backup and calls each with its grants, some at a time; each may be
 // nil, to see whether the backup is whole. Only after it has returned nil is that
 // certain. It returns how many grants there are.
-func Read(r io.Reader, keyset *seal.Keyset, each func(Header, []store.Dumped) error) (h Header, grants int, err error) {
+func Read(r io.Reader, keyset *seal.Keyset, each func(Header, []store.BackupRecord) error) (h Header, grants int, err error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
 	if !lines.Scan() || json.Unmarshal(lines.Bytes(), &h) != nil || h.Backup == "" {
@@ -135,7 +135,7 @@ func Read(r io.Reader, keyset *seal.Keyset, each func(Header, []store.Dumped) er
 		return h, 0, fmt.Errorf("the backup is of version %d, and this program reads version %d", h.Version, version)
 	}
 	digest := sha256.New()
-	var some []store.Dumped
+	var some []store.BackupRecord
 	flush := func() error {
 		if each == nil || len(some) == 0 {
 			some = some[:0]
@@ -154,7 +154,7 @@ func Read(r io.Reader, keyset *seal.Keyset, each func(Header, []store.Dumped) er
 		if l.End {
 			field = "end"
 		}
-		plain, err := keyset.Open(l.Sealed, place(h), field)
+		plain, err := keyset.Decrypt(l.Sealed, place(h), field)
 		switch {
 		case err != nil && grants == 0:
 			return h, grants, ErrKeyset
@@ -170,7 +170,7 @@ func Read(r io.Reader, keyset *seal.Keyset, each func(Header, []store.Dumped) er
 		_, _ = digest.Write(lines.Bytes())
 		_, _ = digest.Write([]byte{'\n'})
 		grants++
-		some = append(some, store.Dumped{ID: l.Grant, Text: secret.New(string(plain))})
+		some = append(some, store.BackupRecord{ID: l.Grant, Text: secret.New(string(plain))})
 		if len(some) == 100 {
 			if err := flush(); err != nil {
 				return h, grants, err

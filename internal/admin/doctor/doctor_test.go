@@ -121,7 +121,7 @@ func tokens(name string) grant.Tokens {
 func (w *world) consent(user string, due time.Time) grant.ID {
 	w.t.Helper()
 	id := grant.NewID("default", user)
-	_, err := w.grants.Accept(w.t.Context(), id, grant.Consent{
+	_, err := w.grants.AcceptConsent(w.t.Context(), id, grant.Consent{
 		App: "default", User: user, Fingerprint: "of " + user, Tokens: tokens(user), ZoomUser: "zoom-" + user, ZoomAccount: "a",
 	}, due)
 	if err != nil {
@@ -392,7 +392,7 @@ func TestKeyset(t *testing.T) {
 	// Only some records are of another keyset.
 	w = start(t)
 	other := store.New(w.Redis, testkit.Keyset(t))
-	if _, err := other.Accept(t.Context(), grant.NewID("default", "stranger"), grant.Consent{
+	if _, err := other.AcceptConsent(t.Context(), grant.NewID("default", "stranger"), grant.Consent{
 		App: "default", User: "stranger", Fingerprint: "x", Tokens: tokens("stranger"),
 	}, time.Now()); err != nil {
 		t.Fatal(err)
@@ -624,7 +624,7 @@ func TestRegistrar(t *testing.T) {
 // fail makes the next renewal of a grant fail.
 func (w *world) fail(id grant.ID) {
 	w.t.Helper()
-	claim, err := w.grants.Claim(w.t.Context(), id, "test-"+string(id), grant.Terms{Lease: time.Minute})
+	claim, err := w.grants.Claim(w.t.Context(), id, "test-"+string(id), grant.ClaimTerms{Lease: time.Minute})
 	if err == nil {
 		err = w.grants.Fail(w.t.Context(), claim, grant.Unspent, time.Minute, "Zoom answered 503")
 	}
@@ -665,7 +665,7 @@ func TestProcesses(t *testing.T) {
 	var living sync.WaitGroup
 	attend := func(program, version string) (end func()) {
 		ctx, cancel := context.WithCancel(t.Context())
-		living.Go(func() { w.grants.Attend(ctx, program, version) })
+		living.Go(func() { w.grants.Heartbeat(ctx, program, version) })
 		for !slices.ContainsFunc(w.processes(), func(p store.Process) bool {
 			return p.Program == program && strings.HasSuffix(p.Name, fmt.Sprint("/", os.Getpid()))
 		}) {

@@ -33,14 +33,14 @@ func (c Config) keyset(ctx context.Context) Finding {
 		return notChecked("%s; whether they open what is stored is not known without Redis", keys)
 	}
 	const mend = "put back the keyset that the grants were sealed with, from its copy, or enable the key that is disabled (tokenctl keyset show, keyset enable): without it nothing can be read"
-	key, err := c.store.OpensWith(ctx)
+	key, err := c.store.CheckDecrypts(ctx)
 	switch {
 	case errors.Is(err, store.ErrKeyset):
 		return fault(mend, "%s; the records in this Redis were sealed with another keyset, by key %d", keys, key)
 	case err != nil:
 		return notChecked("%s; %s", keys, redisSilent)
 	}
-	sample, err := c.store.Sample(ctx, 16)
+	sample, err := c.store.SampleValues(ctx, 16)
 	if err != nil {
 		return notChecked("%s; %s", keys, redisSilent)
 	}
@@ -64,8 +64,8 @@ func (c Config) grants(ctx context.Context) Finding {
 	if c.Redis == nil {
 		return notChecked(noRedis)
 	}
-	states, errStates := c.store.States(ctx)
-	apps, errApps := c.store.Apps(ctx)
+	states, errStates := c.store.CountByState(ctx)
+	apps, errApps := c.store.CountByApp(ctx)
 	if err := errors.Join(errStates, errApps); err != nil {
 		return notChecked(redisSilent)
 	}
@@ -107,8 +107,8 @@ func (c Config) renewals(ctx context.Context) Finding {
 		return notChecked(noRedis)
 	}
 	now, errNow := c.store.Now(ctx)
-	overdue, errOverdue := c.store.Plan(ctx, now, 1)
-	n, errCount := c.store.Backlog(ctx, now)
+	overdue, errOverdue := c.store.ListPlanned(ctx, now, 1)
+	n, errCount := c.store.CountOverdue(ctx, now)
 	if err := errors.Join(errNow, errOverdue, errCount); err != nil {
 		return notChecked(redisSilent)
 	}
@@ -135,7 +135,7 @@ func (c Config) pauses(ctx context.Context) Finding {
 	for _, app := range c.Apps {
 		names = append(names, app.Name)
 	}
-	paused, err := c.store.Pauses(ctx, names)
+	paused, err := c.store.ListPauses(ctx, names)
 	if err != nil {
 		return notChecked(redisSilent)
 	}
@@ -179,7 +179,7 @@ func (c Config) journal(ctx context.Context) Finding {
 	if c.Redis == nil {
 		return notChecked("%s; whether Redis has them is not known", found)
 	}
-	standings, err := c.store.Standings(ctx, Answers(entries))
+	standings, err := c.store.CheckResponses(ctx, Answers(entries))
 	if err != nil {
 		return notChecked("%s; %s", found, redisSilent)
 	}
@@ -199,10 +199,10 @@ func (c Config) journal(ctx context.Context) Finding {
 }
 
 // Answers is what the store can tell entries of a journal by.
-func Answers(entries []journal.Entry) []store.Answer {
-	answers := make([]store.Answer, len(entries))
+func Answers(entries []journal.Entry) []store.JournaledResponse {
+	answers := make([]store.JournaledResponse, len(entries))
 	for i, e := range entries {
-		answers[i] = store.Answer{ID: e.ID, OfConsent: e.OfConsent(), Spent: e.Spent, Refresh: store.RefreshFingerprint(e.Tokens.Refresh)}
+		answers[i] = store.JournaledResponse{ID: e.ID, OfConsent: e.OfConsent(), Spent: e.Spent, Refresh: store.RefreshFingerprint(e.Tokens.Refresh)}
 	}
 	return answers
 }

@@ -30,7 +30,7 @@ func (c Config) processes(ctx context.Context) Finding {
 		return notChecked(redisSilent)
 	}
 	if len(all) == 0 {
-		sample, err := c.store.Apps(ctx)
+		sample, err := c.store.CountByApp(ctx)
 		if err != nil {
 			return notChecked(redisSilent)
 		}
@@ -48,7 +48,7 @@ func (c Config) processes(ctx context.Context) Finding {
 		live[p.Program]++
 		versions[p.Version] = true
 	}
-	if len(live) == 0 && c.store.Writes(ctx) != nil {
+	if len(live) == 0 && c.store.CheckWritable(ctx) != nil {
 		return notChecked("Redis takes no writes, so nobody can say that they live")
 	}
 	var text, missing []string

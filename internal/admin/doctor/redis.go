@@ -167,7 +167,7 @@ func (c Config) permissions(ctx context.Context) Finding {
 	if c.Redis == nil {
 		return notChecked(noRedis)
 	}
-	err := c.store.Writes(ctx)
+	err := c.store.CheckWritable(ctx)
 	switch {
 	case err == nil:
 	case errors.Is(err, context.DeadlineExceeded), strings.Contains(err.Error(), "dial"), strings.Contains(err.Error(), "timeout"):
@@ -179,7 +179,7 @@ func (c Config) permissions(ctx context.Context) Finding {
 	default:
 		return fault("see Redis's own log; is REDIS_URL that of the master?", "Redis cannot be written: %v", err)
 	}
-	if err := c.Redis.Hears(ctx); err != nil {
+	if err := c.Redis.CheckPubSub(ctx); err != nil {
 		return fault("give the user of REDIS_URL the channels &tp1:* : without them token servers serve tokens that others have renewed",
 			"what one process tells, others do not hear: %v", err)
 	}

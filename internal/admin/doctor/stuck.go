@@ -46,7 +46,7 @@ func FindStuck(ctx context.Context, grants *store.Store, late time.Duration, eac
 		for i, g := range found {
 			ids[i] = g.ID
 		}
-		renewals, err := grants.Renewals(ctx, ids)
+		renewals, err := grants.ReadRenewals(ctx, ids)
 		if err != nil {
 			return false, err
 		}
@@ -63,7 +63,7 @@ func FindStuck(ctx context.Context, grants *store.Store, late time.Duration, eac
 		return true, nil
 	}
 	const most, page = 1000, 200
-	planned, err := grants.Plan(ctx, now.Add(-late), most)
+	planned, err := grants.ListPlanned(ctx, now.Add(-late), most)
 	if err != nil {
 		return err
 	}
