@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -181,4 +182,47 @@ func TestEverythingIsSealedByThePromotedKey(t *testing.T) {
 	if n := logs.FilterMessage("everything is sealed by one key").Len(); n != 2 {
 		t.Errorf("told %d times, want once for each key", n)
 	}
+}
+
+// TestAFaultyFileIsLoggedOnce: each change is logged once, however often the file
+// is looked at.
+func TestAFaultyFileIsLoggedOnce(t *testing.T) {
+	f := newFile(t)
+	good := f.json
+	synctest.Test(t, func(t *testing.T) {
+		opened, err := keyset.Open(t.Context(), f.path, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		core, logs := observer.New(zap.InfoLevel)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			opened.Follow(ctx, time.Second, zap.New(core))
+		}()
+		step := func(name string, infos, errors int) {
+			t.Helper()
+			after(10 * time.Second)
+			if i, e := logs.FilterLevelExact(zap.InfoLevel).Len(), logs.FilterLevelExact(zap.ErrorLevel).Len(); i != infos || e != errors {
+				t.Errorf("%s: %d infos and %d errors, want %d and %d", name, i, e, infos, errors)
+			}
+			logs.TakeAll()
+		}
+		step("nothing has changed", 0, 0)
+		f.write([]byte("hunter2"))
+		step("not a keyset", 0, 1)
+		f.write([]byte("hunter3"))
+		step("not a keyset again", 0, 1)
+		f.write(good)
+		step("a keyset", 1, 0)
+		if err := os.Remove(f.path); err != nil {
+			t.Fatal(err)
+		}
+		step("no file", 0, 1)
+		f.write(append([]byte("\n"), good...))
+		step("a file again", 1, 0)
+		cancel()
+		<-ended
+	})
 }
