@@ -61,7 +61,7 @@ func TestRunbooks(t *testing.T) {
 				if !ok {
 					t.Errorf("docs/runbooks.md has no section %s", r.Alert)
 				}
-				for _, part := range []string{"**Users feel:**", "**Make sure:**", "**Mend:**", "**Do not**", "**Over**"} {
+				for _, part := range []string{"**Impact:**", "**Diagnose:**", "**Mitigate:**", "**Do not**", "**Resolved when**"} {
 					if ok && strings.Count(body, part) != 1 {
 						t.Errorf("%s does not say once: %s", r.Alert, part)
 					}

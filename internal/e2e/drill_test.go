@@ -78,7 +78,7 @@ var scenes = []scene{
 		name: "Redis down", who: "Redis", check: "redis", how: "start it, with the files it had",
 		cause:  func(d *drill) { d.redis.Kill() },
 		mend:   func(d *drill) { d.redis.Run() },
-		alerts: []string{"TokenProviderRedisUnreachable"}, follows: []string{"TokenProviderRedisForgets"},
+		alerts: []string{"TokenProviderRedisUnreachable"}, follows: []string{"TokenProviderRedisRestarted"},
 	},
 	{
 		name: "Redis full", who: "Redis", check: "redis memory", how: "raise maxmemory",
@@ -463,7 +463,7 @@ func (d *drill) troubles(usual map[string]string) (all []string) {
 // still is which alerts fire yet, apart from those that remember for long.
 func (d *drill) still(p *prometheus) (all []string) {
 	for _, name := range p.firing(d.name) {
-		if !slices.Contains(objectives, name) && name != "TokenProviderRedisForgets" {
+		if !slices.Contains(objectives, name) && name != "TokenProviderRedisRestarted" {
 			all = append(all, name)
 		}
 	}

@@ -1,12 +1,12 @@
-// Command image builds the image of the programs as an OCI archive, without a
-// Docker engine, and an SBOM beside it. The same commit and Go release make the
-// same bytes, wherever they are built: nothing of the machine goes in.
+// Command image builds the container image as an OCI archive, and its SBOM. It
+// needs no Docker engine. The build is reproducible: the same commit and Go
+// release give the same bytes on any machine.
 //
 //	go run . -out dist/token-provider.tar
 //	go run . -push registry.example.com/token-provider:0.1.0
 //
-// It makes what the Dockerfile makes: the three programs, the public CAs, a user
-// without a name, and nothing else.
+// The image has the three programs and the public CAs, runs as user 65532, and
+// contains nothing else.
 package main
 
 import (
