@@ -46,7 +46,7 @@ func (e *holdError) Error() string {
 // caller does not wait for so long.
 func (s *Service) awaitHold(ctx context.Context) error {
 	for {
-		hold := s.Renewer.Holding()
+		hold := s.Renewer.PauseRemaining()
 		if hold == 0 {
 			return nil
 		}
@@ -125,10 +125,10 @@ func (s *Service) accept(ctx context.Context, id grant.ID, c consent) (grant.Gra
 		if err := s.Store.ReleaseConsent(ctx, id, c.fingerprint, &outcome); err != nil {
 			return grant.Grant{}, err
 		}
-		s.Renewer.Drop(answer)
+		s.Renewer.DiscardConsent(answer)
 		return grant.Grant{}, taken
 	}
-	switch err := s.Renewer.Accept(ctx, answer, whose.ID, whose.AccountID); {
+	switch err := s.Renewer.CommitConsent(ctx, answer, whose.ID, whose.AccountID); {
 	case errors.Is(err, grant.ErrSuperseded):
 		return grant.Grant{}, errOvertaken
 	case err != nil:
@@ -159,7 +159,7 @@ func (s *Service) spend(ctx context.Context, id grant.ID, c consent) (journal.En
 	e := journal.Entry{ID: id, Spent: c.fingerprint, App: c.app, User: c.user, Tokens: grant.Tokens{
 		Access: answer.Access, Refresh: answer.Refresh, Issued: issued, Expires: issued.Add(answer.Life),
 	}}
-	s.Renewer.Keep(e, time.Now())
+	s.Renewer.JournalConsent(e, time.Now())
 	return e, nil
 }
 

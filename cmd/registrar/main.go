@@ -62,7 +62,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	clocks := c.Clocks(grants, client, log)
 	rotator := renewal.New(renewal.Config{
 		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
-		SuspendReason: clocks.Wrong, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
+		SuspendReason: clocks.CheckSkew, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
 	gate := registrar.Gate{Quota: grants, PerMinute: c.RecallRateLimit, Log: log.Named("recall"), Metrics: registrar.NewGateMetrics(metrics), Patience: 2 * time.Second}
 	background := gate
@@ -104,7 +104,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	ready := &app.Readiness{Check: func(ctx context.Context) error {
-		return errors.Join(clocks.Wrong(), grants.Ping(ctx))
+		return errors.Join(clocks.CheckSkew(), grants.Ping(ctx))
 	}}
 	log.Info("registrar started", zap.String("version", config.Version()),
 		zap.Stringer("grpc", internal.Addr()), zap.Stringer("ops", ops.Addr()))

@@ -109,7 +109,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	clocks := c.Clocks(grants, client, log)
 	rotator := renewal.New(renewal.Config{
 		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
-		SuspendReason: clocks.Wrong, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
+		SuspendReason: clocks.CheckSkew, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
 	setApps := func(list []config.App) {
 		atZoom := map[string]renewal.Zoom{}
@@ -136,7 +136,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	})
 	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log.Named("refresher")}
 	ready := &app.Readiness{Drain: c.DrainDelay, Check: func(ctx context.Context) error {
-		if err := clocks.Wrong(); err != nil {
+		if err := clocks.CheckSkew(); err != nil {
 			return err
 		}
 		if cache.HasLiveTokens() { // what is in memory can be served whether Redis is there or not

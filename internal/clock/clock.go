@@ -26,7 +26,7 @@ const Tolerance = 30 * time.Second
 // Of asks a web server for its time, by the Date of its answer (RFC 9110, section
 // 6.6.1), whatever the answer is. A Date has whole seconds: the middle of it is
 // returned.
-func Of(ctx context.Context, client *http.Client, base *url.URL) (time.Time, error) {
+func ServerTime(ctx context.Context, client *http.Client, base *url.URL) (time.Time, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodHead, base.JoinPath("/").String(), nil)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("asking for the time: %w", err)
@@ -36,7 +36,7 @@ func Of(ctx context.Context, client *http.Client, base *url.URL) (time.Time, err
 		return time.Time{}, fmt.Errorf("asking for the time: %w", err)
 	}
 	_ = response.Body.Close()
-	now, ok := In(response.Header)
+	now, ok := HeaderTime(response.Header)
 	if !ok {
 		return time.Time{}, errors.New("asking for the time: the answer has no Date")
 	}
@@ -44,13 +44,13 @@ func Of(ctx context.Context, client *http.Client, base *url.URL) (time.Time, err
 }
 
 // In reads the time from an answer's headers, if they have it; see [Of].
-func In(header http.Header) (now time.Time, ok bool) {
+func HeaderTime(header http.Header) (now time.Time, ok bool) {
 	date, err := http.ParseTime(header.Get("Date"))
 	return date.Add(500 * time.Millisecond), err == nil
 }
 
-// Watch compares clocks while it runs. It is safe for concurrent use.
-type Watch struct {
+// Monitor compares clocks while it runs. It is safe for concurrent use.
+type Monitor struct {
 	Redis, Zoom func(context.Context) (time.Time, error) // what they say the time is
 	Log         *zap.Logger
 
@@ -67,9 +67,9 @@ func (e *wrongError) Error() string {
 	return fmt.Sprintf("this machine's clock is %v %s Redis's and Zoom's", e.ahead.Abs().Round(time.Second), word)
 }
 
-// Wrong returns what is wrong with this machine's clock, and nil if nothing is
+// CheckSkew returns what is wrong with this machine's clock, and nil if nothing is
 // known to be.
-func (w *Watch) Wrong() error {
+func (w *Monitor) CheckSkew() error {
 	if wrong := w.wrong.Load(); wrong != nil {
 		return wrong
 	}
@@ -79,7 +79,7 @@ func (w *Watch) Wrong() error {
 const every = 10 * time.Second
 
 // Run compares the clocks now and then, until ctx ends.
-func (w *Watch) Run(ctx context.Context) {
+func (w *Monitor) Run(ctx context.Context) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -93,7 +93,7 @@ func (w *Watch) Run(ctx context.Context) {
 }
 
 // look compares once. Who cannot be asked changes nothing.
-func (w *Watch) look(ctx context.Context) {
+func (w *Monitor) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, every/2)
 	defer cancel()
 	redis, err := aheadOf(ctx, w.Redis)

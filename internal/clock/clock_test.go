@@ -62,7 +62,7 @@ func TestWatch(t *testing.T) {
 				redis.set(c.redis, c.redisErr)
 				zoom.set(c.zoom, c.zoomErr)
 				time.Sleep(11 * time.Second)
-				err := w.Wrong()
+				err := w.CheckSkew()
 				if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 					t.Errorf("%v, want %q", err, c.want)
 				}
@@ -71,11 +71,11 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-func start(t *testing.T) (w *clock.Watch, redis, zoom *other, logs *observer.ObservedLogs) {
+func start(t *testing.T) (w *clock.Monitor, redis, zoom *other, logs *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zap.InfoLevel)
 	redis, zoom = &other{}, &other{}
-	w = &clock.Watch{Redis: redis.now, Zoom: zoom.now, Log: zap.New(core)}
+	w = &clock.Monitor{Redis: redis.now, Zoom: zoom.now, Log: zap.New(core)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { w.Run(ctx) })
@@ -94,12 +94,12 @@ func TestWatchGoesOn(t *testing.T) {
 		time.Sleep(time.Minute)
 		redis.set(0, errors.New("away"))
 		time.Sleep(time.Minute)
-		if w.Wrong() == nil {
+		if w.CheckSkew() == nil {
 			t.Error("the clock is taken for right though nobody can be asked")
 		}
 		redis.set(0, nil)
 		time.Sleep(11 * time.Second)
-		if err := w.Wrong(); err != nil {
+		if err := w.CheckSkew(); err != nil {
 			t.Errorf("after the clock was set: %v", err)
 		}
 		if all := logs.All(); len(all) != 2 || all[0].Level != zap.ErrorLevel || all[1].Level != zap.InfoLevel {
@@ -123,16 +123,16 @@ func TestOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := clock.Of(t.Context(), server.Client(), base)
+	got, err := clock.ServerTime(t.Context(), server.Client(), base)
 	if want := time.Date(2026, 11, 25, 1, 0, 0, 5e8, time.UTC); err != nil || !got.Equal(want) {
 		t.Errorf("%v, %v, want %v", got, err, want)
 	}
 	date = "today"
-	if _, err := clock.Of(t.Context(), server.Client(), base); err == nil {
+	if _, err := clock.ServerTime(t.Context(), server.Client(), base); err == nil {
 		t.Error("a Date that is none is taken")
 	}
 	server.Close()
-	if _, err := clock.Of(t.Context(), server.Client(), base); err == nil {
+	if _, err := clock.ServerTime(t.Context(), server.Client(), base); err == nil {
 		t.Error("nobody answers, and there is a time")
 	}
 }

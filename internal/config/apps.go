@@ -35,9 +35,9 @@ type Zoom struct {
 }
 
 // Clocks returns what watches this machine's clock, by Redis's and Zoom's.
-func (z *Zoom) Clocks(grants *store.Store, client *http.Client, log *zap.Logger) *clock.Watch {
-	atZoom := func(ctx context.Context) (time.Time, error) { return clock.Of(ctx, client, z.ZoomOAuthURL) }
-	return &clock.Watch{Redis: grants.Now, Zoom: atZoom, Log: log.Named("clock")}
+func (z *Zoom) Clocks(grants *store.Store, client *http.Client, log *zap.Logger) *clock.Monitor {
+	atZoom := func(ctx context.Context) (time.Time, error) { return clock.ServerTime(ctx, client, z.ZoomOAuthURL) }
+	return &clock.Monitor{Redis: grants.Now, Zoom: atZoom, Log: log.Named("clock")}
 }
 
 // App is a Zoom OAuth app.

@@ -17,13 +17,13 @@ import (
 // way: whoever registers a user calls Keep as soon as Zoom has answered, then
 // AcceptConsent.
 
-// Holding returns for how long nothing may be spent at Zoom, because Redis may
+// PauseRemaining returns for how long nothing may be spent at Zoom, because Redis may
 // have forgotten what is spent already.
-func (r *Renewer) Holding() time.Duration { return r.holding() }
+func (r *Renewer) PauseRemaining() time.Duration { return r.holding() }
 
-// Keep puts Zoom's answer to a consent into the journal. From then on it is not
-// lost, and comes into Redis sooner or later, unless [Renewer.Drop] is called.
-func (r *Renewer) Keep(e journal.Entry, answered time.Time) {
+// JournalConsent puts Zoom's answer to a consent into the journal. From then on it is not
+// lost, and comes into Redis sooner or later, unless [Renewer.DiscardConsent] is called.
+func (r *Renewer) JournalConsent(e journal.Entry, answered time.Time) {
 	if err := r.Journal.Add(e); err != nil {
 		r.Log.Error("Zoom's answer to a consent is not in the journal: it is lost if this process dies before Redis has it",
 			zap.String("grant", string(e.ID)), zap.String("app", e.App), zap.Error(err))
@@ -32,11 +32,11 @@ func (r *Renewer) Keep(e journal.Entry, answered time.Time) {
 	r.metrics.exposure.Observe(time.Since(answered).Seconds())
 }
 
-// Accept stores what was kept as the user's grant; zoomUser and zoomAccount are
+// CommitConsent stores what was kept as the user's grant; zoomUser and zoomAccount are
 // whose it is, or empty if Zoom has not said. It tries until ctx ends; after that
 // the answer waits in the journal for Redis. It answers [grant.ErrSuperseded] if
 // the user has consented again, or was removed, since.
-func (r *Renewer) Accept(ctx context.Context, e journal.Entry, zoomUser, zoomAccount string) error {
+func (r *Renewer) CommitConsent(ctx context.Context, e journal.Entry, zoomUser, zoomAccount string) error {
 	kept := r.safety.add(&answer{Entry: e, zoomUser: zoomUser, zoomAccount: zoomAccount})
 	err := r.persist(ctx, kept)
 	if errors.Is(err, grant.ErrUnreplicated) { // the recovery sees to the replicas
@@ -48,8 +48,8 @@ func (r *Renewer) Accept(ctx context.Context, e journal.Entry, zoomUser, zoomAcc
 	return nil
 }
 
-// Drop ends the care for what was kept: it is of no use.
-func (r *Renewer) Drop(e journal.Entry) { r.Journal.MarkCommitted(e.ID, e.Spent) }
+// DiscardConsent ends the care for what was kept: it is of no use.
+func (r *Renewer) DiscardConsent(e journal.Entry) { r.Journal.MarkCommitted(e.ID, e.Spent) }
 
 // persist commits an answer, as often as it takes, until ctx ends.
 func (r *Renewer) persist(ctx context.Context, a *answer) error {

@@ -128,7 +128,7 @@ func (w watched) RoundTrip(request *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	if theirs, ok := clock.In(response.Header); ok {
+	if theirs, ok := clock.HeaderTime(response.Header); ok {
 		now := time.Now()
 		w.metrics.skew.offset.Store(theirs.Sub(now).Milliseconds())
 		w.metrics.skew.seen.Store(now.UnixMilli())

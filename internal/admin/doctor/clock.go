@@ -51,7 +51,7 @@ func (c Config) httpClock(ctx context.Context, who string, base *url.URL) Findin
 		return notChecked("the settings do not say where %s is", who)
 	}
 	asked := c.Now()
-	theirs, err := clock.Of(ctx, c.http(), base)
+	theirs, err := clock.ServerTime(ctx, c.http(), base)
 	if err != nil {
 		return notChecked("%s does not say the time, or cannot be reached from here", who)
 	}
