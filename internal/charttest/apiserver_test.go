@@ -204,9 +204,9 @@ func TestNotes(t *testing.T) {
 	for _, want := range []string{
 		"rollout status deployment/rel-token-provider-token-server", "helm --namespace " + ns + " test rel",
 		"exec deployment/rel-token-provider-registrar -- tokenctl doctor", "exec deployment/rel-token-provider-token-server -- tokenctl doctor",
-		"token-provider, key zoom-client-secret   <-- not there yet", "rel-token-provider-registrar." + ns + ".svc:8443 (gRPC, mutual TLS)",
+		"token-provider, key zoom-client-secret   <-- missing", "rel-token-provider-registrar." + ns + ".svc:8443 (gRPC, mutual TLS)",
 		"Recall cannot reach the token server yet", "networkPolicy.callback.from is empty", "networkPolicy.grpc.namespaces is empty",
-		"zoom.webhookSecretTokenRef is not set", "Nobody scrapes the metrics",
+		"zoom.webhookSecretTokenRef is empty", "Metrics are not scraped",
 	} {
 		if !strings.Contains(said, want) {
 			t.Errorf("the notes do not say %q:\n%s", want, said)
@@ -216,7 +216,7 @@ func TestNotes(t *testing.T) {
 		t.Errorf("the notes warn of what is not there:\n%s", said)
 	}
 	must(t, "kubectl", "create", "secret", "generic", "token-provider", "--namespace", ns, "--from-literal=zoom-client-secret=hunter2")
-	if said = notes("minimal"); !strings.Contains(said, "key zoom-client-secret\n") || !strings.Contains(said, "key redis-url   <-- not there yet") || strings.Contains(said, "hunter2") {
+	if said = notes("minimal"); !strings.Contains(said, "key zoom-client-secret\n") || !strings.Contains(said, "key redis-url   <-- missing") || strings.Contains(said, "hunter2") {
 		t.Errorf("the notes do not see a Secret:\n%s", said)
 	}
 	said = notes("embedded-redis")
@@ -229,7 +229,7 @@ func TestNotes(t *testing.T) {
 	if strings.Contains(said, "Still missing") {
 		t.Errorf("something is missing where nothing is:\n%s", said)
 	}
-	if !strings.Contains(said, "tokens-tls, keys tls.crt and tls.key   <-- not there yet") || !strings.Contains(said, "Recall calls https://tokens.example.com: have its DNS name") {
+	if !strings.Contains(said, "tokens-tls, keys tls.crt and tls.key   <-- missing") || !strings.Contains(said, "Recall calls https://tokens.example.com: point its DNS name") {
 		t.Errorf("the notes do not tell of the callback's certificate:\n%s", said)
 	}
 	must(t, "kubectl", "create", "secret", "generic", "tokens-tls", "--namespace", ns, "--from-literal=tls.crt=hunter2")

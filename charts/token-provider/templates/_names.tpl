@@ -1,10 +1,10 @@
-{{/* Names and labels. A component's objects end in its name. */}}
+{{/* Names and labels. The names of a component's objects end in the component's name. */}}
 
 {{- define "token-provider.name" -}}
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{/* At most 40 characters, so that every suffix still fits into a DNS label. */}}
+{{/* At most 40 characters, to leave room for suffixes within a DNS label. */}}
 {{- define "token-provider.fullname" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
@@ -37,8 +37,8 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* Labels of pods: what changes with every release of the chart is left out, so
-     that such a release alone replaces no pod. (list root component) */}}
+{{/* Labels of pods, without the chart's version: a new version of the chart alone
+     replaces no pod. (list root component) */}}
 {{- define "token-provider.podLabels" -}}
 {{- include "token-provider.selectorLabels" . }}
 app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
@@ -81,7 +81,7 @@ annotations:
 {{- with $image.digest }}@{{ . }}{{ end }}
 {{- end }}
 
-{{/* Where the public side is, as a host. */}}
+{{/* The host name of the callback's base URL. */}}
 {{- define "token-provider.callbackHost" -}}
 {{- (urlParse .Values.callback.baseUrl).host | splitList ":" | first }}
 {{- end }}

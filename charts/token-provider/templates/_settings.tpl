@@ -1,6 +1,6 @@
-{{/* The settings of the programs, as environment and files. */}}
+{{/* The programs' settings, as environment variables and files. */}}
 
-{{/* Where files of secrets are in a pod. */}}
+{{/* Directory of the secrets' files in a pod. */}}
 {{- define "token-provider.secretDir" -}}
 /run/secrets/token-provider
 {{- end }}
@@ -13,7 +13,7 @@
 {{- end }}
 {{- end }}
 
-{{/* A quantity of memory in MiB; 0 for none, and for what is too odd to read. */}}
+{{/* A memory quantity in MiB; 0 if it is empty or has an unsupported unit. */}}
 {{- define "token-provider.mebibytes" -}}
 {{- $text := toString (. | default "") }}
 {{- $number := regexFind "^[0-9]+" $text | default "0" | int64 }}
@@ -27,8 +27,8 @@
 {{- end }}
 {{- end }}
 
-{{/* (list SETTING value): an entry of env, or nothing, so that the program's
-     own default holds. Helm reads numbers as floats, and would print 1e+06. */}}
+{{/* (list SETTING value): an entry of env, or nothing for an empty value, which
+     leaves the program's default. Helm reads numbers as floats, and prints 1e+06. */}}
 {{- define "token-provider.plain" -}}
 {{- $value := index . 1 -}}
 {{- if kindIs "float64" $value }}{{ $value = int64 $value }}{{ end }}
@@ -118,7 +118,7 @@
 {{- include "token-provider.plain" (list "RECONCILE_INTERVAL" $v.reconcile.interval) }}
 {{- end }}
 {{- if $v.trustedCAs.configMap }}
-{{- /* Go reads this folder besides the image's own CA file. */}}
+{{- /* Go reads this directory in addition to the image's CA file. */}}
 {{- include "token-provider.plain" (list "SSL_CERT_DIR" "/etc/token-provider-cas") }}
 {{- end }}
 {{- with $v.zoom.appsRef }}

@@ -48,7 +48,7 @@ spec:
     spec:
       serviceAccountName: {{ include "token-provider.serviceAccountName" . }}
       automountServiceAccountToken: false
-      # Variables made of other Services' names could be taken for settings.
+      # Variables generated for other Services could be mistaken for settings.
       enableServiceLinks: false
       {{- with $v.imagePullSecrets }}
       imagePullSecrets:
@@ -56,8 +56,8 @@ spec:
       {{- end }}
       securityContext:
         {{- toYaml $v.podSecurityContext | nindent 8 }}
-      # The programs give themselves {{ $server | ternary 45 90 }} s to finish what is in flight and to
-      # empty the journal, after the drain; the rest is slack.
+      # After the drain, a program takes up to {{ $server | ternary 45 90 }} s to complete requests and
+      # to commit its journal; the rest is a margin.
       terminationGracePeriodSeconds: {{ add ($server | ternary 45 90) $drain 10 }}
       {{- with $c.priorityClassName }}
       priorityClassName: {{ . }}
@@ -103,12 +103,12 @@ spec:
           ports:
             - {name: {{ $server | ternary "http" "grpc" }}, containerPort: {{ $server | ternary 8080 8443 }}, protocol: TCP}
             - {name: ops, containerPort: 9090, protocol: TCP}
-          # Nothing listens until Redis has answered.
+          # No port is open until Redis has responded.
           startupProbe:
             httpGet: {path: /healthz, port: ops}
             periodSeconds: 2
             failureThreshold: {{ add 5 (div (include "token-provider.seconds" $v.redis.startTimeout | int) 2) }}
-          # Never depends on Redis: a restart would mend nothing.
+          # Independent of Redis, because a restart would not fix Redis.
           livenessProbe:
             httpGet: {path: /healthz, port: ops}
             periodSeconds: 10
@@ -116,8 +116,8 @@ spec:
           readinessProbe:
             {{- if or $server (not $v.grpc.insecure) }}
             {{- if not $server }}
-            # The same answer as the gRPC health service gives, over the ops
-            # port: the kubelet's gRPC probe cannot do TLS.
+            # The state of the gRPC health service, on the ops port, because the
+            # kubelet's gRPC probe does not support TLS.
             {{- end }}
             httpGet: {path: /readyz, port: ops}
             {{- else }}
@@ -127,8 +127,8 @@ spec:
             timeoutSeconds: 2
             failureThreshold: 2
           {{- if and (not $server) $drain }}
-          # Until load balancers know that the pod goes, it takes calls. The
-          # token server does this by itself (DRAIN_DELAY).
+          # Accepts calls until load balancers have removed the pod. The token
+          # server does this itself (DRAIN_DELAY).
           lifecycle:
             preStop:
               sleep: {seconds: {{ $drain }}}
@@ -158,8 +158,8 @@ spec:
             {{- end }}
       volumes:
         {{- if not $stateful }}
-        # Survives a restart of the container, which is what a crash makes. A
-        # pod that is told to stop empties it first.
+        # Survives a crash, which restarts only the container. A pod that stops
+        # commits its journal first.
         - name: journal
           emptyDir: {sizeLimit: {{ $v.journal.sizeLimit }}}
         {{- end }}
@@ -175,7 +175,7 @@ spec:
               {{- end }}
         {{- end }}
         {{- if $v.zoom.appsRef.name }}
-        # The whole Secret: the file may name others beside it.
+        # All keys, because the file may refer to other files in the Secret.
         - name: zoom-apps
           secret: {secretName: {{ $v.zoom.appsRef.name }}, defaultMode: 0440}
         {{- end }}
@@ -191,8 +191,8 @@ spec:
         {{- toYaml . | nindent 8 }}
         {{- end }}
   {{- if $stateful }}
-  # A volume that is left holds nothing after a clean stop; after a crash it
-  # holds answers of Zoom's that nobody else has. So none is thrown away.
+  # After a crash, a volume may hold the only copy of a response from Zoom, so
+  # volumes are retained. After a clean stop, everything is committed.
   persistentVolumeClaimRetentionPolicy: {whenDeleted: Retain, whenScaled: Retain}
   volumeClaimTemplates:
     - metadata: {name: journal}
