@@ -11,8 +11,9 @@ import (
 	"testing"
 )
 
-// TestInstall takes each scenario through its life in a real API server, in a
-// namespace that enforces the restricted Pod Security Standard, with both Helms.
+// TestInstall installs, upgrades, rolls back and uninstalls each scenario in a real
+// API server, in a namespace that enforces the restricted Pod Security Standard,
+// with Helm 3 and Helm 4.
 func TestInstall(t *testing.T) {
 	for name, values := range scenarios(t) {
 		for _, helm := range []string{"helm3", "helm4"} {
@@ -25,36 +26,36 @@ func TestInstall(t *testing.T) {
 					if err != nil {
 						t.Fatalf("%s %s: %v\n%s", helm, strings.Join(args, " "), err, stderr)
 					}
-					// A Deployment whose pods would be refused is only warned of.
+					// For a Deployment whose pods are not admitted, the API server only warns.
 					if strings.Contains(stderr, "would violate") || strings.Contains(stderr, "unknown field") || strings.Contains(stderr, "Warning") {
 						t.Errorf("%s %s warns:\n%s", helm, strings.Join(args, " "), stderr)
 					}
 					return stdout
 				}
 				run("install", release, chart, "--values", values)
-				first := held(t, ns)
+				first := installedSpecs(t, ns)
 				if len(first) < 10 {
 					t.Fatalf("%d objects installed", len(first))
 				}
 				run("upgrade", release, chart, "--values", values, "--set", "log.level=debug", "--set", "registrar.replicas=5")
-				if held(t, ns)["registrar"] == first["registrar"] {
-					t.Error("an upgrade changes nothing")
+				if installedSpecs(t, ns)["registrar"] == first["registrar"] {
+					t.Error("the upgrade changed nothing")
 				}
 				run("rollback", release, "1")
-				if got := held(t, ns); got["registrar"] != first["registrar"] {
-					t.Errorf("a rollback leaves\n%s\nwant\n%s", got["registrar"], first["registrar"])
+				if got := installedSpecs(t, ns); got["registrar"] != first["registrar"] {
+					t.Errorf("after rollback\n%s\nwant\n%s", got["registrar"], first["registrar"])
 				}
 				run("uninstall", release)
-				if left := held(t, ns); len(left) != 0 {
-					t.Errorf("uninstall leaves %v", left)
+				if left := installedSpecs(t, ns); len(left) != 0 {
+					t.Errorf("objects after uninstall: %v", left)
 				}
 			})
 		}
 	}
 }
 
-// held is what a namespace has of the chart, by name: the specs of its objects.
-func held(t *testing.T, ns string) map[string]string {
+// installedSpecs returns the specs of the chart's objects in a namespace, by name.
+func installedSpecs(t *testing.T, ns string) map[string]string {
 	t.Helper()
 	text := must(t, "kubectl", "get", "--namespace", ns, "--selector", "app.kubernetes.io/managed-by=Helm", "--output", "json",
 		"deployments,statefulsets,services,serviceaccounts,configmaps,poddisruptionbudgets,networkpolicies,ingresses,horizontalpodautoscalers,"+
@@ -83,8 +84,8 @@ func held(t *testing.T, ns string) map[string]string {
 	return all
 }
 
-// TestPodsAreAdmitted submits each pod by itself, as the controllers would: of
-// what makes pods the API server only warns.
+// TestPodsAreAdmitted submits each pod as the controllers would, because the API
+// server checks a Deployment's pods only with warnings.
 func TestPodsAreAdmitted(t *testing.T) {
 	ns := newNamespace(t)
 	must(t, "kubectl", "create", "priorityclass", "high", "--value=1000") // the full scenario's
@@ -105,23 +106,23 @@ func TestPodsAreAdmitted(t *testing.T) {
 	for name, values := range scenarios(t) {
 		for _, o := range render(t, "--values", values) {
 			if o.isWorkload() && submit(o) != nil {
-				t.Errorf("%s: the pod of %v is refused", name, o)
+				t.Errorf("%s: the pod of %v is not admitted", name, o)
 			}
 		}
 	}
 	root := find(t, render(t, "--values", scenario("minimal"), "--set", "securityContext.allowPrivilegeEscalation=true"), "Deployment", "token-server")
 	if submit(root) == nil {
-		t.Error("a pod that may escalate is admitted: this test cannot fail")
+		t.Error("a pod that may escalate privileges is admitted: this test cannot fail")
 	}
 }
 
-// TestDoctorInACopy: what the runbooks have for pods that do not stay up makes a
-// pod that is admitted, with the settings of the one that it is a copy of.
+// TestDoctorInACopy checks the runbooks' command for pods that exit at startup: the
+// copy is admitted, and has the settings of the original pod.
 func TestDoctorInACopy(t *testing.T) {
 	ns := newNamespace(t)
-	told := regexp.MustCompile(`(?m)^kubectl (debug POD .*)$`).FindStringSubmatch(read(t, runbooks))
-	if told == nil {
-		t.Fatal("the runbooks do not tell how to debug a pod")
+	documented := regexp.MustCompile(`(?m)^kubectl (debug POD .*)$`).FindStringSubmatch(read(t, runbooks))
+	if documented == nil {
+		t.Fatal("the runbooks have no command to debug a pod")
 	}
 	for kind, values := range map[string]string{"Deployment": "minimal", "StatefulSet": "cluster-redis"} {
 		for _, component := range []string{"registrar", "token-server"} {
@@ -137,7 +138,7 @@ func TestDoctorInACopy(t *testing.T) {
 			if _, stderr, err := command(t, strings.NewReader(string(pod)), filepath.Join(tools, "kubectl"), "create", "--filename", "-"); err != nil {
 				t.Fatal(stderr)
 			}
-			line := strings.NewReplacer("POD", name, "=registrar", "="+component, "=doctor", "=doctor-of-"+name).Replace(told[1])
+			line := strings.NewReplacer("POD", name, "=registrar", "="+component, "=doctor", "=doctor-of-"+name).Replace(documented[1])
 			must(t, "kubectl", append([]string{"--namespace", ns}, strings.Fields(line)...)...)
 			var copied struct {
 				Metadata struct{ Labels map[string]string }
@@ -156,8 +157,8 @@ func TestDoctorInACopy(t *testing.T) {
 	}
 }
 
-// podOf is a workload's pod spec as it was rendered, with volumes for what a
-// StatefulSet claims.
+// podOf returns a workload's rendered pod spec, with volumes in place of a
+// StatefulSet's claims.
 func podOf(o object) map[string]any {
 	spec := o.whole["spec"].(map[string]any)
 	if o.Kind == "Pod" {
@@ -171,8 +172,8 @@ func podOf(o object) map[string]any {
 	return pod
 }
 
-// TestApply submits all objects as kubectl would, validated by the server, as
-// who renders the chart for a GitOps tool does.
+// TestApply submits all rendered objects with kubectl and server-side validation,
+// as a GitOps tool does.
 func TestApply(t *testing.T) {
 	ns := newNamespace(t)
 	apply := func(text string) (string, error) {
@@ -193,14 +194,14 @@ func TestApply(t *testing.T) {
 	}
 }
 
-// TestNotes: what is said after an install is what is next, and what is missing
-// now.
+// TestNotes checks the notes after an install: the next steps, and the configuration
+// that is missing.
 func TestNotes(t *testing.T) {
 	ns := newNamespace(t)
 	notes := func(values string) string {
 		return must(t, "helm4", "upgrade", "--install", release, chart, "--namespace", ns, "--values", scenario(values))
 	}
-	said := notes("minimal")
+	output := notes("minimal")
 	for _, want := range []string{
 		"rollout status deployment/rel-token-provider-token-server", "helm --namespace " + ns + " test rel",
 		"exec deployment/rel-token-provider-registrar -- tokenctl doctor", "exec deployment/rel-token-provider-token-server -- tokenctl doctor",
@@ -208,54 +209,53 @@ func TestNotes(t *testing.T) {
 		"Recall cannot reach the token server yet", "networkPolicy.callback.from is empty", "networkPolicy.grpc.namespaces is empty",
 		"zoom.webhookSecretTokenRef is empty", "Metrics are not scraped",
 	} {
-		if !strings.Contains(said, want) {
-			t.Errorf("the notes do not say %q:\n%s", want, said)
+		if !strings.Contains(output, want) {
+			t.Errorf("the notes lack %q:\n%s", want, output)
 		}
 	}
-	if strings.Contains(said, "embedded") || strings.Contains(said, "EMBEDDED") {
-		t.Errorf("the notes warn of what is not there:\n%s", said)
+	if strings.Contains(output, "embedded") || strings.Contains(output, "EMBEDDED") {
+		t.Errorf("the notes warn of the embedded Redis, which is disabled:\n%s", output)
 	}
 	must(t, "kubectl", "create", "secret", "generic", "token-provider", "--namespace", ns, "--from-literal=zoom-client-secret=hunter2")
-	if said = notes("minimal"); !strings.Contains(said, "key zoom-client-secret\n") || !strings.Contains(said, "key redis-url   <-- missing") || strings.Contains(said, "hunter2") {
-		t.Errorf("the notes do not see a Secret:\n%s", said)
+	if output = notes("minimal"); !strings.Contains(output, "key zoom-client-secret\n") || !strings.Contains(output, "key redis-url   <-- missing") || strings.Contains(output, "hunter2") {
+		t.Errorf("the notes do not reflect the Secret:\n%s", output)
 	}
-	said = notes("embedded-redis")
+	output = notes("embedded-redis")
 	for _, want := range []string{"THE EMBEDDED REDIS IS FOR TRIALS", "grpc.insecure is true", "recall.verificationRequired is false", "(gRPC, plaintext)", "tokenServer.replicas is less than 2"} {
-		if !strings.Contains(said, want) {
-			t.Errorf("the notes do not say %q:\n%s", want, said)
+		if !strings.Contains(output, want) {
+			t.Errorf("the notes lack %q:\n%s", want, output)
 		}
 	}
-	said = must(t, "helm4", "install", "full", chart, "--namespace", ns, "--values", scenario("full"))
-	if strings.Contains(said, "Still missing") {
-		t.Errorf("something is missing where nothing is:\n%s", said)
+	output = must(t, "helm4", "install", "full", chart, "--namespace", ns, "--values", scenario("full"))
+	if strings.Contains(output, "Still missing") {
+		t.Errorf("the notes report missing configuration in a complete one:\n%s", output)
 	}
-	if !strings.Contains(said, "tokens-tls, keys tls.crt and tls.key   <-- missing") || !strings.Contains(said, "Recall calls https://tokens.example.com: point its DNS name") {
-		t.Errorf("the notes do not tell of the callback's certificate:\n%s", said)
+	if !strings.Contains(output, "tokens-tls, keys tls.crt and tls.key   <-- missing") || !strings.Contains(output, "Recall calls https://tokens.example.com: point its DNS name") {
+		t.Errorf("the notes lack the callback's certificate:\n%s", output)
 	}
 	must(t, "kubectl", "create", "secret", "generic", "tokens-tls", "--namespace", ns, "--from-literal=tls.crt=hunter2")
-	said = must(t, "helm4", "upgrade", "full", chart, "--namespace", ns, "--values", scenario("full"))
-	if !strings.Contains(said, "tokens-tls, keys tls.crt and tls.key\n") {
-		t.Errorf("the notes do not see the callback's certificate:\n%s", said)
+	output = must(t, "helm4", "upgrade", "full", chart, "--namespace", ns, "--values", scenario("full"))
+	if !strings.Contains(output, "tokens-tls, keys tls.crt and tls.key\n") {
+		t.Errorf("the notes do not reflect the callback's certificate:\n%s", output)
 	}
-	said = must(t, "helm4", "install", "journals", chart, "--namespace", ns, "--values", scenario("cluster-redis"))
-	if !strings.Contains(said, "exec statefulset/journals-token-provider-registrar -- tokenctl doctor") || strings.Contains(said, "deployment/") {
-		t.Errorf("the notes tell of Deployments, and there are StatefulSets:\n%s", said)
+	output = must(t, "helm4", "install", "journals", chart, "--namespace", ns, "--values", scenario("cluster-redis"))
+	if !strings.Contains(output, "exec statefulset/journals-token-provider-registrar -- tokenctl doctor") || strings.Contains(output, "deployment/") {
+		t.Errorf("the notes name Deployments instead of StatefulSets:\n%s", output)
 	}
 	for _, which := range []string{"values", "manifest", "notes", "hooks"} {
 		if text := must(t, "helm4", "get", which, release, "--namespace", ns); strings.Contains(text, "hunter2") {
-			t.Errorf("helm get %s shows a secret", which)
+			t.Errorf("helm get %s prints a secret", which)
 		}
 	}
 }
 
-// TestWithoutDefinitions: a cluster that has none of the optional kinds takes
-// the chart as it comes.
-func TestWithoutDefinitions(t *testing.T) {
+// TestNeedsNoCRDs checks that the default values need no CRDs.
+func TestNeedsNoCRDs(t *testing.T) {
 	for _, name := range []string{"minimal", "embedded-redis", "several-apps", "air-gapped"} {
 		for _, o := range render(t, "--values", scenario(name)) {
 			group, _, found := strings.Cut(o.APIVersion, "/")
 			if found && group != "apps" && group != "policy" && group != "autoscaling" && group != "networking.k8s.io" {
-				t.Errorf("%s: %v is of %s", name, o, o.APIVersion)
+				t.Errorf("%s: %v has API version %s", name, o, o.APIVersion)
 			}
 		}
 	}

@@ -19,9 +19,8 @@ import (
 	"time"
 )
 
-// The cluster is etcd and a kube-apiserver on loopback, for all tests together.
-// It has no nodes and no controllers: objects are accepted or refused as
-// anywhere, and nothing runs.
+// The cluster is etcd and a kube-apiserver on loopback, shared by all tests. It has
+// no nodes and no controllers: objects are validated and admitted, but nothing runs.
 var (
 	cluster     sync.Once
 	clusterErr  error
@@ -29,7 +28,7 @@ var (
 	clusterJobs []*exec.Cmd
 )
 
-// startCluster starts it, and makes kubectl and Helm talk to it.
+// startCluster starts the cluster once, and points kubectl and Helm to it.
 func startCluster(t *testing.T) {
 	t.Helper()
 	cluster.Do(func() { clusterErr = runCluster() })
@@ -89,7 +88,7 @@ contexts: [{name: test, context: {cluster: test, user: admin}}]}`, ports[2]),
 			"--cert-dir=" + file("certs"), "--service-account-issuer=https://127.0.0.1:" + ports[2],
 			"--service-account-key-file=" + file("sa.pub"), "--service-account-signing-key-file=" + file("sa.key"),
 			"--token-auth-file=" + file("tokens.csv"), "--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/24",
-			// No controller makes the ServiceAccounts that it would ask for.
+			// No controller creates the ServiceAccounts that this plugin requires.
 			"--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none",
 		},
 	} {
@@ -113,11 +112,11 @@ contexts: [{name: test, context: {cluster: test, user: admin}}]}`, ports[2]),
 			break
 		}
 		if time.Now().After(end) {
-			said, _ := os.ReadFile(file("kube-apiserver.log"))
-			return errors.Join(fmt.Errorf("not ready: %s", output), fmt.Errorf("it said: %s", said))
+			log, _ := os.ReadFile(file("kube-apiserver.log"))
+			return errors.Join(fmt.Errorf("not ready: %s", output), fmt.Errorf("log: %s", log))
 		}
 	}
-	// What is optional is there, for the scenarios that ask for it.
+	// Some scenarios use the optional CRDs.
 	output, err := exec.Command(filepath.Join(tools, "kubectl"), "apply", "--server-side", "--filename", filepath.Join(tools, "crds")).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, output)
@@ -129,7 +128,7 @@ contexts: [{name: test, context: {cluster: test, user: admin}}]}`, ports[2]),
 	return nil
 }
 
-// freePorts lets the kernel choose ports that are free now.
+// freePorts returns n ports that the kernel reports as free.
 func freePorts(n int) (ports []string, err error) {
 	for range n {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -146,7 +145,7 @@ func freePorts(n int) (ports []string, err error) {
 	return ports, nil
 }
 
-// newNamespace makes a namespace that enforces the restricted standard.
+// newNamespace creates a namespace that enforces the restricted standard.
 func newNamespace(t *testing.T) string {
 	t.Helper()
 	startCluster(t)

@@ -23,8 +23,7 @@ func read(t *testing.T, path string) string {
 	return string(text)
 }
 
-// TestGuide runs the commands of docs/deploy.md, one after the other, with
-// either Helm.
+// TestGuide runs the commands of docs/deploy.md in order, with Helm 3 and Helm 4.
 func TestGuide(t *testing.T) {
 	startCluster(t)
 	var script strings.Builder
@@ -33,25 +32,25 @@ func TestGuide(t *testing.T) {
 		script.WriteString(block[1])
 	}
 	if strings.Count(script.String(), "helm ") < 5 {
-		t.Fatal("the guide has hardly any command")
+		t.Fatal("the guide has fewer than 5 helm commands")
 	}
-	// Just before the end, look at what there is.
+	// Record the state before the uninstall.
 	commands := strings.Replace(script.String(), "helm uninstall", "helm list --all-namespaces >installed\nkubectl get statefulsets --namespace trial >>installed\nhelm uninstall", 1)
 	charts, err := filepath.Abs("../../charts")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, helm := range []string{"helm3", "helm4"} {
-		folder := t.TempDir()
+		dir := t.TempDir()
 		for name, target := range map[string]string{"charts": charts, "bin": bin, "path/helm": filepath.Join(tools, helm), "path/kubectl": filepath.Join(tools, "kubectl")} {
-			if err := os.MkdirAll(filepath.Dir(filepath.Join(folder, name)), 0o700); err != nil {
+			if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700); err != nil {
 				t.Fatal(err)
 			}
-			if err := os.Symlink(target, filepath.Join(folder, name)); err != nil {
+			if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		own := filepath.Join(folder, "token-provider") // in the home that the guide works in
+		own := filepath.Join(dir, "token-provider") // the guide's directory below $HOME
 		if err := os.Mkdir(own, 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -65,32 +64,32 @@ func TestGuide(t *testing.T) {
 			}
 		}
 		c := exec.CommandContext(t.Context(), "bash", "-c", commands)
-		c.Dir, c.Env = folder, append(os.Environ(), "HOME="+folder, "PATH="+folder+"/path:"+os.Getenv("PATH"))
+		c.Dir, c.Env = dir, append(os.Environ(), "HOME="+dir, "PATH="+dir+"/path:"+os.Getenv("PATH"))
 		output, err := c.CombinedOutput()
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", helm, err, output)
 		}
 		if strings.Contains(string(output), "hunter2") {
-			t.Error("a secret is shown")
+			t.Error("the output contains a secret")
 		}
 		installed := read(t, filepath.Join(own, "installed"))
 		if strings.Count(installed, "deployed") < 2 || !strings.Contains(installed, "token-provider-redis") {
 			t.Errorf("%s: installed is only %s", helm, installed)
 		}
 		for _, ns := range []string{"token-provider", "trial"} {
-			if left := held(t, ns); len(left) != 0 {
-				t.Errorf("%s: uninstall leaves %v", helm, left)
+			if left := installedSpecs(t, ns); len(left) != 0 {
+				t.Errorf("%s: objects after uninstall: %v", helm, left)
 			}
 		}
-		// The next round wants empty namespaces, and nothing here deletes them.
+		// The namespaces are never deleted, so empty them for the next round.
 		must(t, "kubectl", "delete", "secrets", "--all", "--namespace", "token-provider")
 		must(t, "kubectl", "delete", "secrets", "--all", "--namespace", "trial")
 		commands = strings.ReplaceAll(commands, "kubectl create namespace", "kubectl get namespace")
 	}
 }
 
-// TestGuideNames: each value and each setting that the guide and the runbooks
-// tell of exists.
+// TestGuideNames checks that each value, setting and make target in the guide and the
+// runbooks exists.
 func TestGuideNames(t *testing.T) {
 	text := read(t, guide) + read(t, runbooks)
 	paths, settings := values(t), known(t, "tokenserver")
@@ -109,29 +108,28 @@ func TestGuideNames(t *testing.T) {
 			found = found || path == name || strings.HasPrefix(path, name+".")
 		}
 		if !found {
-			t.Errorf("the guide tells of %s, which is no value", name)
+			t.Errorf("the guide names %s, which is not a value", name)
 		}
 	}
 	for _, match := range regexp.MustCompile("`([A-Z]+(?:_[A-Z]+)+)`").FindAllStringSubmatch(text, -1) {
 		_, ok := settings[match[1]]
 		if !ok && !strings.HasPrefix(match[1], "STATE_") {
-			t.Errorf("the guide tells of %s, which is no setting", match[1])
+			t.Errorf("the guide names %s, which is not a setting", match[1])
 		}
 	}
 	makefile := read(t, "../../Makefile")
 	for _, match := range regexp.MustCompile("(?:`|\\$ )make ([a-z-]+)").FindAllStringSubmatch(text, -1) {
 		if !strings.Contains(makefile, "\n"+match[1]+":") {
-			t.Errorf("the guide tells of make %s", match[1])
+			t.Errorf("the guide names make %s, which is not a target", match[1])
 		}
 	}
 }
 
-// TestGuideValues: the chart takes the values that the guide shows beside its
-// commands.
+// TestGuideValues checks that the chart accepts the guide's values files.
 func TestGuideValues(t *testing.T) {
 	blocks := regexp.MustCompile("(?s)\n```yaml\n(.*?)```").FindAllStringSubmatch(read(t, guide), -1)
 	if len(blocks) == 0 {
-		t.Error("the guide shows no values")
+		t.Error("the guide has no values file")
 	}
 	for i, block := range blocks {
 		path := filepath.Join(t.TempDir(), "values.yaml")
@@ -139,25 +137,25 @@ func TestGuideValues(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(render(t, "--values", scenario("minimal"), "--values", path)) == 0 {
-			t.Errorf("block %d makes nothing", i)
+			t.Errorf("values file %d renders no objects", i)
 		}
 	}
 }
 
-// operators are the pods that docs/tokenctl.md shows, for a restore and for a replay:
-// without its comments, and with what they have to be taken off.
-func operators(t *testing.T) map[string]string {
+// operatorPods returns the pod of docs/tokenctl.md in its two variants: restore, as it
+// is shown, and replay, with its comments applied.
+func operatorPods(t *testing.T) map[string]string {
 	t.Helper()
 	block := regexp.MustCompile("(?s)\n```yaml\n(apiVersion: v1\nkind: Pod\n.*?)```").FindStringSubmatch(read(t, "../../docs/tokenctl.md"))
 	if block == nil {
-		t.Fatal("docs/tokenctl.md shows no pod")
+		t.Fatal("docs/tokenctl.md has no pod")
 	}
 	replay := regexp.MustCompile(`(?m)^ +command: .*restore.*\n`).ReplaceAllString(block[1], "")
 	return map[string]string{"restore": block[1], "replay": regexp.MustCompile(`(?m)^( +)# ((?:command:|- \{?name:|  ).*)$`).ReplaceAllString(replay, "$1$2")}
 }
 
-// TestOperatorsPod: the pods of docs/tokenctl.md are admitted where the restricted
-// standard is enforced, and have the names and files of what the chart makes.
+// TestOperatorsPod checks that the pods of docs/tokenctl.md are admitted under the
+// restricted standard, and use the names and files of the chart's pods.
 func TestOperatorsPod(t *testing.T) {
 	ns := newNamespace(t)
 	values := []string{"--values", scenario("minimal"), "--set", "fullnameOverride=token-provider", "--set", "journal.persistence.enabled=true"}
@@ -177,7 +175,7 @@ func TestOperatorsPod(t *testing.T) {
 		}
 		return all
 	}
-	for kind, text := range operators(t) {
+	for kind, text := range operatorPods(t) {
 		text = strings.Replace(text, "namespace: token-provider\n", "namespace: "+ns+"\n", 1)
 		if _, stderr, err := command(t, strings.NewReader(text), filepath.Join(tools, "kubectl"),
 			"create", "--dry-run=server", "--validate=strict", "--filename", "-"); err != nil || stderr != "" {
@@ -190,7 +188,7 @@ func TestOperatorsPod(t *testing.T) {
 			t.Errorf("%s: %d volumes, of which %d are mounted", kind, len(spec.Volumes), len(c.VolumeMounts))
 		}
 		if want := strings.Join(c.Command, " "); !strings.Contains(want, map[string]string{"restore": "restore -", "replay": "journal replay " + registrar.env()["JOURNAL_DIR"]}[kind]) {
-			t.Errorf("%s: it runs %s", kind, want)
+			t.Errorf("%s: command is %s", kind, want)
 		}
 		for _, setting := range c.Env {
 			if got := registrar.env()[setting.Name]; got != setting.Value {
@@ -199,7 +197,7 @@ func TestOperatorsPod(t *testing.T) {
 		}
 		for path, key := range files(spec) {
 			if files(theirs)[path] != key {
-				t.Errorf("%s: the file %s is of %s, and the registrar's of %q", kind, path, key, files(theirs)[path])
+				t.Errorf("%s: the file %s is from %s; the registrar's is from %q", kind, path, key, files(theirs)[path])
 			}
 		}
 		if len(files(spec)) != 2 || !strings.HasPrefix(c.Image, "registry.example.com/token-provider:") {
@@ -213,27 +211,27 @@ func TestOperatorsPod(t *testing.T) {
 			) bool {
 				return other == m
 			}) {
-				t.Errorf("%s: the registrar mounts no %+v", kind, m)
+				t.Errorf("%s: the registrar does not mount %+v", kind, m)
 			}
 		}
 		if claim := registrar.Spec.VolumeClaimTemplates[0].Metadata.Name + "-" + registrar.Metadata.Name + "-0"; kind == "replay" && !strings.Contains(text, "claimName: "+claim+"}") {
-			t.Errorf("a claim of the registrar's is called %s", claim)
+			t.Errorf("the registrar's claim is named %s", claim)
 		}
 		hardened(t, pod)
 	}
 }
 
-// TestReadme: the chart's README is what its values.yaml makes.
+// TestReadme checks that the chart's README matches its values.yaml.
 func TestReadme(t *testing.T) {
-	folder := t.TempDir()
-	if err := os.CopyFS(filepath.Join(folder, "token-provider"), os.DirFS(chart)); err != nil {
+	dir := t.TempDir()
+	if err := os.CopyFS(filepath.Join(dir, "token-provider"), os.DirFS(chart)); err != nil {
 		t.Fatal(err)
 	}
-	must(t, "helm-docs", "--chart-search-root", folder, "--sort-values-order", "file", "--log-level", "warning")
-	if read(t, filepath.Join(folder, "token-provider/README.md")) != read(t, filepath.Join(chart, "README.md")) {
-		t.Error("the chart's README is stale; run: make chart-docs")
+	must(t, "helm-docs", "--chart-search-root", dir, "--sort-values-order", "file", "--log-level", "warning")
+	if read(t, filepath.Join(dir, "token-provider/README.md")) != read(t, filepath.Join(chart, "README.md")) {
+		t.Error("the chart's README is stale; run make chart-docs")
 	}
 	for _, match := range regexp.MustCompile(`(?m)^\| (\S+) \|.*\|  \|$`).FindAllStringSubmatch(read(t, filepath.Join(chart, "README.md")), -1) {
-		t.Errorf("%s is not described", match[1])
+		t.Errorf("%s has no description", match[1])
 	}
 }

@@ -13,9 +13,9 @@ import (
 	"testing"
 )
 
-// TestScenarios lints each scenario with both Helms, and compares what it makes
-// with a summary of one line an object: enough to see what a change changes.
-// `go test -tags chart -run Scenarios ./internal/charttest -update` writes them.
+// TestScenarios lints each scenario with Helm 3 and Helm 4, and compares its objects
+// with a summary of one line each, which shows the effect of a change. Update them
+// with `go test -tags chart -run Scenarios ./internal/charttest -update`.
 func TestScenarios(t *testing.T) {
 	golden, err := filepath.Glob("testdata/summaries/*.txt")
 	if err != nil {
@@ -33,7 +33,7 @@ func TestScenarios(t *testing.T) {
 			}
 			three := must(t, "helm3", "template", release, chart, "--namespace", namespace, "--values", values)
 			if !slices.Equal(contents(t, parse(t, three)), contents(t, render(t, "--values", values))) {
-				t.Error("Helm 3 and Helm 4 make different objects of it")
+				t.Error("Helm 3 and Helm 4 render different objects")
 			}
 			var lines []string
 			for _, o := range parse(t, three) {
@@ -49,13 +49,13 @@ func TestScenarios(t *testing.T) {
 			}
 			want, err := os.ReadFile(path)
 			if err != nil || string(want) != got {
-				t.Errorf("%s is not what the chart makes, %v:\n%s", path, err, got)
+				t.Errorf("%s differs from the rendered objects, %v:\n%s", path, err, got)
 			}
 		})
 	}
 }
 
-// contents are objects as JSON, in an order of their own.
+// contents returns the objects as JSON, sorted.
 func contents(t *testing.T, objects []object) (all []string) {
 	t.Helper()
 	for _, o := range objects {
@@ -69,7 +69,7 @@ func contents(t *testing.T, objects []object) (all []string) {
 	return all
 }
 
-// summary is an object in a line.
+// summary returns a one-line description of an object.
 func summary(t *testing.T, o object) string {
 	t.Helper()
 	line := fmt.Sprintf("%-24s %s", o.Kind, o.Metadata.Name)

@@ -15,8 +15,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// queries are the PromQL expressions of the chart's rules and dashboards and of
-// the runbooks, by where they stand.
+// queries returns the PromQL expressions of the chart's rules and dashboards and of
+// the runbooks, by their place.
 func queries(t *testing.T) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -72,7 +72,7 @@ func queries(t *testing.T) map[string]string {
 	return all
 }
 
-// panel is what there is of a dashboard's panel here; a row has others in it.
+// panel is the tested part of a dashboard's panel; a row contains panels.
 type panel struct {
 	Title, Description, Type string
 	Targets                  []struct{ Expr string }
@@ -89,7 +89,7 @@ type panel struct {
 	Panels []panel
 }
 
-// flat puts the panels of rows that are folded beside the others.
+// flat returns all panels, including those in collapsed rows.
 func flat(panels []panel) (all []panel) {
 	for _, p := range panels {
 		all = append(append(all, p), flat(p.Panels)...)
@@ -97,7 +97,8 @@ func flat(panels []panel) (all []panel) {
 	return all
 }
 
-// TestDashboard: every panel says what is normal, and four say who is at fault.
+// TestDashboard checks that every panel has a description and a query, and that the
+// four panels on the component at fault are green at 0 and red at 1.
 func TestDashboard(t *testing.T) {
 	var board struct{ Panels []panel }
 	if err := json.Unmarshal([]byte(read(t, chart+"/dashboards/token-provider.json")), &board); err != nil {
@@ -110,23 +111,23 @@ func TestDashboard(t *testing.T) {
 			under = p.Title
 			continue
 		case p.Description == "" || len(p.Targets) == 0:
-			t.Errorf("%s says not what is normal, or asks for nothing", p.Title)
-		case under != "Who is it?":
+			t.Errorf("%s has no description or no query", p.Title)
+		case under != "Which component?":
 			continue
 		}
 		who = append(who, p.Title)
 		steps := p.FieldConfig.Defaults.Thresholds.Steps
 		if p.Type != "stat" || len(p.Targets) != 1 || !strings.HasSuffix(p.Targets[0].Expr, " or vector(0)") ||
 			len(steps) != 2 || steps[0].Color != "green" || steps[1].Color != "red" || steps[1].Value == nil || *steps[1].Value != 1 {
-			t.Errorf("%s is not green at 0 and red at 1, whatever is told", p.Title)
+			t.Errorf("%s is not green at 0 and red at 1 for every result", p.Title)
 		}
 	}
 	if !slices.Equal(who, []string{"Zoom", "Recall", "Redis", "Us"}) {
-		t.Errorf("who it is: %v", who)
+		t.Errorf("components: %v", who)
 	}
 }
 
-// TestRules: promtool understands the rules, and they fire when they should.
+// TestRules runs promtool's checks and the tests of the alerts.
 func TestRules(t *testing.T) {
 	rules, _ := filepath.Glob(chart + "/rules/*.yaml")
 	must(t, "promtool", append([]string{"check", "rules", "--lint=all", "--lint-fatal"}, rules...)...)
@@ -135,7 +136,7 @@ func TestRules(t *testing.T) {
 		t.Fatalf("%d tests of rules, %v", len(tests), err)
 	}
 	must(t, "promtool", append([]string{"test", "rules"}, tests...)...)
-	// An alert without a test is not known to fire.
+	// Each alert must have a test.
 	var all strings.Builder
 	for _, path := range tests {
 		text, err := os.ReadFile(path)
@@ -149,7 +150,7 @@ func TestRules(t *testing.T) {
 			t.Errorf("%s has no test", alert)
 		}
 	}
-	// What the PrometheusRule holds is what the files hold.
+	// The PrometheusRule must contain all rules.
 	rule := find(t, render(t, "--values", scenario("full")), "PrometheusRule", "tokens")
 	text, err := json.Marshal(rule.whole["spec"])
 	if err != nil {
@@ -161,14 +162,14 @@ func TestRules(t *testing.T) {
 		}
 	}
 	if !strings.Contains(string(text), "{{ $value | humanizePercentage }}") {
-		t.Error("Helm has eaten the templates of the annotations")
+		t.Error("Helm evaluated the templates in the annotations")
 	}
 	if !strings.Contains(string(text), `"https://wiki.example/runbooks#tokenproviderabsent"`) || strings.Contains(string(text), "docs/runbooks.md") {
-		t.Error("the links to the runbooks are not the operator's")
+		t.Error("monitoring.prometheusRule.runbooksUrl is not applied")
 	}
 }
 
-// TestQueriesParse: what a dashboard or a runbook asks is PromQL.
+// TestQueriesParse checks that the queries of dashboards and runbooks are valid PromQL.
 func TestQueriesParse(t *testing.T) {
 	type rule struct {
 		Record string `yaml:"record"`
@@ -193,8 +194,8 @@ func TestQueriesParse(t *testing.T) {
 	must(t, "promtool", "check", "rules", path)
 }
 
-// checkQueries compares the queries with what the programs have told when they
-// were scraped. TestRun calls it with both programs' metrics.
+// checkQueries checks that each metric and label in the queries exists in a scrape.
+// TestRun calls it with both programs' metrics.
 func checkQueries(t *testing.T, scraped string) {
 	t.Helper()
 	labels := map[string][]string{} // metric -> its labels
@@ -215,33 +216,33 @@ func checkQueries(t *testing.T, scraped string) {
 	for where, expr := range all {
 		found := metric.FindAllStringSubmatch(expr, -1)
 		if len(found) == 0 {
-			t.Errorf("%s asks for no metric of ours: %s", where, expr)
+			t.Errorf("%s queries no metric of the programs: %s", where, expr)
 		}
 		var theirs []string // labels of any of them
 		for _, match := range found {
-			if strings.Contains(match[1], ":") { // a record of ours
+			if strings.Contains(match[1], ":") { // a recording rule
 				if _, ok := all["record "+match[1]]; !ok {
-					t.Errorf("%s asks for %s, which no rule records", where, match[1])
+					t.Errorf("%s queries %s, which no rule records", where, match[1])
 				}
 				theirs = append(theirs, "namespace")
 				continue
 			}
 			has, ok := labels[match[1]]
 			if !ok {
-				t.Errorf("%s asks for %s, which neither program tells", where, match[1])
+				t.Errorf("%s queries %s, which neither program exports", where, match[1])
 				continue
 			}
 			theirs = append(theirs, has...)
 			for _, l := range matcher.FindAllStringSubmatch(match[2], -1) {
 				if !slices.Contains(has, l[1]) {
-					t.Errorf("%s asks for label %s of %s, which has %v", where, l[1], match[1], has)
+					t.Errorf("%s queries label %s of %s, which has %v", where, l[1], match[1], has)
 				}
 			}
 		}
 		for _, by := range grouping.FindAllStringSubmatch(expr, -1) {
 			for _, name := range strings.Split(by[1], ", ") {
 				if !slices.Contains(theirs, name) {
-					t.Errorf("%s is grouped by %s, which nothing in it has", where, name)
+					t.Errorf("%s is grouped by %s, which none of its metrics has", where, name)
 				}
 			}
 		}

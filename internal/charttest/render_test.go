@@ -22,8 +22,8 @@ import (
 const chart = "../../charts/token-provider"
 
 var (
-	update = flag.Bool("update", false, "write the golden summaries anew")
-	bin    string // folder of the product's programs
+	update = flag.Bool("update", false, "update the golden summaries")
+	bin    string // directory of the product's programs
 	tools  = os.Getenv("CHART_TOOLS")
 )
 
@@ -31,19 +31,19 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	os.Exit(func() int {
 		if tools == "" {
-			fmt.Fprintln(os.Stderr, "CHART_TOOLS names no folder; run: make chart-test")
+			fmt.Fprintln(os.Stderr, "CHART_TOOLS is not set; run make chart-test")
 			return 1
 		}
-		folder, err := os.MkdirTemp("", "charttest-")
+		dir, err := os.MkdirTemp("", "charttest-")
 		if err != nil {
 			panic(err)
 		}
-		defer func() { _ = os.RemoveAll(folder) }()
-		bin = folder
+		defer func() { _ = os.RemoveAll(dir) }()
+		bin = dir
 		for _, variable := range []string{"HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"} {
-			_ = os.Setenv(variable, filepath.Join(folder, variable))
+			_ = os.Setenv(variable, filepath.Join(dir, variable))
 		}
-		build := exec.Command("go", "build", "-o", folder+"/", "tokenprovider/cmd/...")
+		build := exec.Command("go", "build", "-o", dir+"/", "tokenprovider/cmd/...")
 		if output, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "building the programs: %v\n%s", err, output)
 			return 1
@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// tool runs one of the tools and returns what it says on both outputs.
+// tool runs one of the tools and returns its output.
 func tool(t *testing.T, name string, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	return command(t, nil, filepath.Join(tools, name), args...)
@@ -78,7 +78,7 @@ func must(t *testing.T, name string, args ...string) string {
 	return stdout
 }
 
-// scenarios are the values files in ci/, by name.
+// scenarios returns the paths of the values files in ci/, by name.
 func scenarios(t *testing.T) map[string]string {
 	t.Helper()
 	paths, err := filepath.Glob(chart + "/ci/*-values.yaml")
@@ -99,13 +99,13 @@ const (
 	namespace = "tokens"
 )
 
-// render returns the objects that the chart makes of values.
+// render returns the rendered objects.
 func render(t *testing.T, args ...string) []object {
 	t.Helper()
 	return parse(t, must(t, "helm4", append([]string{"template", release, chart, "--namespace", namespace}, args...)...))
 }
 
-// object is a Kubernetes object, as far as the tests look at it.
+// object is the tested part of a Kubernetes object.
 type object struct {
 	Kind       string
 	APIVersion string
@@ -250,7 +250,7 @@ func parse(t *testing.T, text string) []object {
 			t.Fatal(err)
 		}
 		o := object{whole: whole}
-		_ = json.Unmarshal(asJSON, &o) // kinds differ in some fields: what fits is read
+		_ = json.Unmarshal(asJSON, &o) // kinds differ in some fields; read those that match
 		if o.Kind == "Pod" {
 			var pod struct{ Spec podSpec }
 			if err := json.Unmarshal(asJSON, &pod); err != nil {
@@ -262,7 +262,7 @@ func parse(t *testing.T, text string) []object {
 	}
 }
 
-// isWorkload says whether an object makes pods.
+// isWorkload reports whether an object creates pods.
 func (o object) isWorkload() bool {
 	return slices.Contains([]string{"Deployment", "StatefulSet", "Pod"}, o.Kind)
 }
@@ -271,7 +271,7 @@ func (o object) pod() podSpec { return o.Spec.Template.Spec }
 
 func (o object) String() string { return o.Kind + " " + o.Metadata.Name }
 
-// find returns the one object of a kind whose name ends as told.
+// find returns the object of a kind whose name has the suffix.
 func find(t *testing.T, objects []object, kind, suffix string) object {
 	t.Helper()
 	for _, o := range objects {
@@ -283,7 +283,7 @@ func find(t *testing.T, objects []object, kind, suffix string) object {
 	return object{}
 }
 
-// env is the environment of a workload's one container.
+// env returns the environment of a workload's only container.
 func (o object) env() map[string]string {
 	all := map[string]string{}
 	for _, v := range o.pod().Containers[0].Env {

@@ -42,60 +42,59 @@ import (
 
 const verification = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
-// node stands in for a kubelet: it makes the volumes of a rendered pod on disk,
-// and runs its container as a process, with the rendered command, environment
-// and files. What differs from a pod: paths and ports are of this machine, and
-// nothing isolates the process.
+// node stands in for a kubelet: it creates the volumes of a rendered pod on disk,
+// and runs its container as a process with the rendered command, environment and
+// files. Unlike in a pod, paths and ports are local, and nothing isolates the process.
 type node struct {
 	t          *testing.T
 	objects    []object
 	secrets    map[string]map[string]string // name -> key -> content
-	configMaps map[string]string            // what is added to a ConfigMap's files, by its name's end
+	configMaps map[string]string            // appended to a ConfigMap's files, by the suffix of its name
 }
 
-// pod is a pod's volumes, which outlive its container.
+// pod has a pod's volumes, which persist across restarts of its container.
 type pod struct {
 	*node
 	object   object
-	mounts   [][2]string       // mount path, folder; longest path first
-	settings map[string]string // the environment, paths put right
-	dir      string            // working directory: nothing is to be written there
+	mounts   [][2]string       // mount path, directory; longest path first
+	settings map[string]string // the environment, with local paths
+	dir      string            // working directory, which must stay empty
 
-	mu   sync.Mutex
-	said bytes.Buffer
-	job  *exec.Cmd
-	done chan struct{}
+	mu     sync.Mutex
+	output bytes.Buffer
+	job    *exec.Cmd
+	done   chan struct{}
 }
 
 func (n *node) pod(kind, component string) *pod {
 	n.t.Helper()
 	p := &pod{node: n, object: find(n.t, n.objects, kind, component), dir: n.t.TempDir(), settings: map[string]string{}}
 	spec := p.object.pod()
-	folders := map[string]string{}
+	dirs := map[string]string{}
 	for i, m := range spec.Containers[0].VolumeMounts {
-		folder, ok := folders[m.Name]
+		dir, ok := dirs[m.Name]
 		if !ok {
-			folder = filepath.Join(n.t.TempDir(), "volume"+strconv.Itoa(i))
-			if err := os.Mkdir(folder, 0o700); err != nil {
+			dir = filepath.Join(n.t.TempDir(), "volume"+strconv.Itoa(i))
+			if err := os.Mkdir(dir, 0o700); err != nil {
 				n.t.Fatal(err)
 			}
-			folders[m.Name] = folder
+			dirs[m.Name] = dir
 		}
-		p.mounts = append(p.mounts, [2]string{m.MountPath, folder})
+		p.mounts = append(p.mounts, [2]string{m.MountPath, dir})
 	}
 	slices.SortFunc(p.mounts, func(a, b [2]string) int { return len(b[0]) - len(a[0]) })
 	for _, v := range spec.Volumes {
-		if folders[v.Name] == "" {
-			n.t.Errorf("%v: volume %s is mounted nowhere", p.object, v.Name)
+		if dirs[v.Name] == "" {
+			n.t.Errorf("%v: volume %s is not mounted", p.object, v.Name)
 			continue
 		}
 		switch {
 		case v.Projected != nil:
 			for _, source := range v.Projected.Sources {
-				n.project(folders[v.Name], source.Secret.Name, source.Secret)
+				n.project(dirs[v.Name], source.Secret.Name, source.Secret)
 			}
 		case v.Secret != nil:
-			n.project(folders[v.Name], v.Secret.SecretName, v.Secret)
+			n.project(dirs[v.Name], v.Secret.SecretName, v.Secret)
 		case v.ConfigMap != nil:
 			for name, content := range find(n.t, n.objects, "ConfigMap", v.ConfigMap.Name).Data {
 				for end, more := range n.configMaps {
@@ -103,7 +102,7 @@ func (n *node) pod(kind, component string) *pod {
 						content += more
 					}
 				}
-				n.write(folders[v.Name], name, p.here(content))
+				n.write(dirs[v.Name], name, p.here(content))
 			}
 		}
 	}
@@ -113,27 +112,27 @@ func (n *node) pod(kind, component string) *pod {
 	return p
 }
 
-// project writes the keys of a Secret, as a kubelet does, which waits for a key
-// that is not there.
-func (n *node) project(folder, name string, source *secretSource) {
+// project writes the keys of a Secret. It fails on a missing key, for which a kubelet
+// waits.
+func (n *node) project(dir, name string, source *secretSource) {
 	n.t.Helper()
 	for _, item := range source.Items {
 		content, ok := n.secrets[name][item.Key]
 		if !ok {
-			n.t.Fatalf("no key %q in a Secret %q: the pod would wait for ever", item.Key, name)
+			n.t.Fatalf("no key %q in a Secret %q: the pod would never start", item.Key, name)
 		}
-		n.write(folder, item.Path, content)
+		n.write(dir, item.Path, content)
 	}
 }
 
-func (n *node) write(folder, name, content string) {
+func (n *node) write(dir, name, content string) {
 	n.t.Helper()
-	if err := os.WriteFile(filepath.Join(folder, name), []byte(content), 0o400); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o400); err != nil {
 		n.t.Fatal(err)
 	}
 }
 
-// here puts the folders of the volumes for their mount paths.
+// here replaces mount paths by the volumes' directories.
 func (p *pod) here(text string) string {
 	for _, m := range p.mounts {
 		text = strings.ReplaceAll(text, m[0], m[1])
@@ -141,7 +140,7 @@ func (p *pod) here(text string) string {
 	return text
 }
 
-// listen moves a setting to a port of this machine, once it agrees with the
+// listen sets an address setting to a local port, after checking it against the
 // container's ports.
 func (p *pod) listen(setting, portName, addr string) {
 	p.t.Helper()
@@ -151,7 +150,7 @@ func (p *pod) listen(setting, portName, addr string) {
 		declared := port.(map[string]any)
 		return declared["name"] == portName && fmt.Sprint(declared["containerPort"]) == text
 	}) {
-		p.t.Errorf("%v: %s is %q, and port %s is another", p.object, setting, text, portName)
+		p.t.Errorf("%v: %s is %q, which differs from port %s", p.object, setting, text, portName)
 	}
 	p.settings[setting] = addr
 }
@@ -191,7 +190,7 @@ func (p *pod) start() {
 		if p.t.Failed() {
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			p.t.Logf("%v said:\n%s", p.object, p.said.String())
+			p.t.Logf("output of %v:\n%s", p.object, p.output.String())
 		}
 	})
 }
@@ -199,7 +198,7 @@ func (p *pod) start() {
 func (p *pod) Write(text []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.said.Write(text)
+	return p.output.Write(text)
 }
 
 // stop sends a signal and returns the exit status.
@@ -216,14 +215,14 @@ func (p *pod) stop(signal syscall.Signal) int {
 	return p.job.ProcessState.ExitCode()
 }
 
-// probe asks as the kubelet would until it is content.
+// probe runs the probes as the kubelet would, until they succeed.
 func (p *pod) probe(probes ...*probe) {
 	p.t.Helper()
 	for _, probe := range probes {
-		ask := func() error {
+		attempt := func() error {
 			switch {
 			case probe.HTTPGet != nil && probe.HTTPGet.Port == "ops":
-				return answers(p.t.Context(), "http://"+p.settings["OPS_ADDR"]+probe.HTTPGet.Path)
+				return checkOK(p.t.Context(), "http://"+p.settings["OPS_ADDR"]+probe.HTTPGet.Path)
 			case probe.GRPC != nil && p.object.env()["GRPC_ADDR"] == fmt.Sprint(":", probe.GRPC.Port):
 				connection, err := grpc.NewClient(p.settings["GRPC_ADDR"], grpc.WithTransportCredentials(insecure.NewCredentials()))
 				if err != nil {
@@ -246,10 +245,10 @@ func (p *pod) probe(probes ...*probe) {
 				}
 				return err
 			}
-			return errors.New("a probe of no known kind")
+			return errors.New("unknown kind of probe")
 		}
-		err := ask()
-		for end := time.Now().Add(20 * time.Second); err != nil; err = ask() {
+		err := attempt()
+		for end := time.Now().Add(20 * time.Second); err != nil; err = attempt() {
 			if time.Now().After(end) {
 				p.t.Fatalf("%v: a probe fails: %v", p.object, err)
 			}
@@ -258,7 +257,7 @@ func (p *pod) probe(probes ...*probe) {
 	}
 }
 
-func answers(ctx context.Context, url string) error {
+func checkOK(ctx context.Context, url string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
@@ -288,9 +287,9 @@ func text(t *testing.T, url string) string {
 	return string(body)
 }
 
-// TestRun runs what the chart renders: the embedded Redis, a token server and a
-// registrar as processes, with Zoom and Recall as stand-ins. A user is
-// registered and served through them.
+// TestRun runs the rendered pods as processes: the embedded Redis, a token server and
+// a registrar, with stand-ins for Zoom and Recall. It registers a user, and gets the
+// user's token.
 func TestRun(t *testing.T) {
 	const redirect, life, password = "https://app.example/oauth", 150 * time.Second, "redis-hunter2"
 	zoom := zoomtest.New(zoomtest.Options{AccessTokenLife: life})
@@ -299,7 +298,7 @@ func TestRun(t *testing.T) {
 		Identify: func(_ context.Context, token string) (string, string, time.Duration, error) {
 			user, left, ok := zoom.Whose(token)
 			if !ok {
-				return "", "", 0, errors.New("dead token")
+				return "", "", 0, errors.New("invalid token")
 			}
 			return user.ID, user.AccountID, left, nil
 		},
@@ -320,12 +319,12 @@ func TestRun(t *testing.T) {
 		redisPort
 	)
 
-	// As a user would: a keyset, a Secret, values.
+	// Keyset, Secrets and values, as in an installation.
 	keyset := filepath.Join(t.TempDir(), "keyset.json")
 	if output, err := exec.Command(filepath.Join(bin, "tokenctl"), "keyset", "create", keyset).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, output)
 	}
-	sealed, err := os.ReadFile(keyset)
+	keysetJSON, err := os.ReadFile(keyset)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -347,7 +346,7 @@ func TestRun(t *testing.T) {
 		t: t, objects: render(t, args...),
 		secrets: map[string]map[string]string{
 			"token-provider": {
-				"keyset.json": string(sealed), "redis-url": "redis://:" + password + "@" + addr(redisPort) + "/0", "redis-password": password,
+				"keyset.json": string(keysetJSON), "redis-url": "redis://:" + password + "@" + addr(redisPort) + "/0", "redis-password": password,
 				"zoom-client-secret": zoomtest.DefaultClientSecret, "recall-api-key": "recall-key", "recall-verification-secrets": verification,
 			},
 			"registrar-tls": {"tls.crt": certificate, "tls.key": key, "ca.crt": authority.certificate},
@@ -361,7 +360,7 @@ func TestRun(t *testing.T) {
 	c := redis.object.pod().Containers[0]
 	redis.probe(c.StartupProbe, c.ReadinessProbe)
 	if output, err := exec.Command("redis-cli", "-p", ports[redisPort], "ping").CombinedOutput(); !strings.Contains(string(output), "NOAUTH") {
-		t.Errorf("the embedded Redis asks for no password: %s, %v", output, err)
+		t.Errorf("the embedded Redis requires no password: %s, %v", output, err)
 	}
 
 	server, registrar := n.pod("Deployment", "token-server"), n.pod("Deployment", "registrar")
@@ -402,13 +401,13 @@ func TestRun(t *testing.T) {
 		t.Helper()
 		token, status, err := recall.Callback(t.Context(), credential)
 		if err != nil || !zoom.Live(token) {
-			t.Fatalf("a callback is answered %d: %v", status, err)
+			t.Fatalf("callback returned %d: %v", status, err)
 		}
 		return token
 	}
 	first := serve()
 
-	// The pod of helm test, with its Services' addresses put right.
+	// The pod of helm test, with local addresses.
 	check := find(t, n.objects, "Pod", "test").pod().Containers[0].Command
 	full := "rel-token-provider"
 	for i := range check {
@@ -419,7 +418,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("helm test: %v\n%s%s", err, stdout, stderr)
 	}
 
-	// A container that is killed is started again, and finds its journal.
+	// A killed container restarts with its journal.
 	server.stop(syscall.SIGKILL)
 	server.start()
 	server.probe(server.object.pod().Containers[0].ReadinessProbe)
@@ -434,14 +433,14 @@ func TestRun(t *testing.T) {
 
 	for _, p := range []*pod{registrar, server, redis} {
 		if status := p.stop(syscall.SIGTERM); status != 0 {
-			t.Errorf("%v: exit status %d when told to stop", p.object, status)
+			t.Errorf("%v: exit status %d after SIGTERM", p.object, status)
 		}
 		left, err := os.ReadDir(p.dir)
 		if err != nil || len(left) != 0 {
-			t.Errorf("%v has written %v to its root file system, %v", p.object, left, err)
+			t.Errorf("%v wrote %v to its root file system, %v", p.object, left, err)
 		}
 		if p != redis && filepath.Dir(p.settings["JOURNAL_DIR"]) == p.dir {
-			t.Errorf("%v has its journal on no volume", p.object)
+			t.Errorf("the journal of %v is not on a volume", p.object)
 		}
 	}
 }

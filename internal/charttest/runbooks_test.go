@@ -14,8 +14,8 @@ import (
 
 const runbooks = "../../docs/runbooks.md"
 
-// TestRunbooks: each alert has a section that its link leads to, each section has
-// an alert, and each says what whoever is on call needs to know.
+// TestRunbooks checks that each alert links to its section, each section belongs to an
+// alert, and each has the five headings.
 func TestRunbooks(t *testing.T) {
 	text := read(t, runbooks)
 	sections, anchors, names := map[string]string{}, []string{}, []string{}
@@ -63,24 +63,24 @@ func TestRunbooks(t *testing.T) {
 				}
 				for _, part := range []string{"**Impact:**", "**Diagnose:**", "**Mitigate:**", "**Do not**", "**Resolved when**"} {
 					if ok && strings.Count(body, part) != 1 {
-						t.Errorf("%s does not say once: %s", r.Alert, part)
+						t.Errorf("%s must have %s exactly once", r.Alert, part)
 					}
 				}
 				if anchor, ours := strings.CutPrefix(r.Annotations["runbook_url"], "docs/runbooks.md#"); !ours || anchor != strings.ToLower(r.Alert) {
-					t.Errorf("%s leads to %q", r.Alert, r.Annotations["runbook_url"])
+					t.Errorf("%s links to %q", r.Alert, r.Annotations["runbook_url"])
 				}
 			}
 		}
 	}
 	if alerts < 20 {
-		t.Errorf("%d alerts only", alerts)
+		t.Errorf("only %d alerts", alerts)
 	}
 	for name := range sections {
-		t.Errorf("docs/runbooks.md has a section %s, and there is no such alert", name)
+		t.Errorf("docs/runbooks.md has a section %s without an alert", name)
 	}
 	for _, link := range regexp.MustCompile(`\]\(#([^)]*)\)`).FindAllStringSubmatch(text, -1) {
 		if !slices.Contains(anchors, link[1]) {
-			t.Errorf("docs/runbooks.md leads to #%s, where nothing is", link[1])
+			t.Errorf("docs/runbooks.md has a broken link #%s", link[1])
 		}
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// TestSchemas holds each scenario against the API's own OpenAPI, strictly: a
-// field that Kubernetes does not know is a fault.
+// TestSchemas validates each scenario against Kubernetes's OpenAPI schema, without
+// unknown fields.
 func TestSchemas(t *testing.T) {
 	schemas := t.TempDir()
 	writeSchemas(t, schemas)
@@ -40,9 +40,8 @@ func TestSchemas(t *testing.T) {
 	}
 }
 
-// writeSchemas makes a JSON schema of each kind of the API, and of the
-// definitions that are not part of it.
-func writeSchemas(t *testing.T, folder string) {
+// writeSchemas writes a JSON schema for each kind of the API and of the CRDs.
+func writeSchemas(t *testing.T, dir string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(tools, "swagger.json"))
 	if err != nil {
@@ -70,7 +69,7 @@ func writeSchemas(t *testing.T, folder string) {
 			t.Fatal(err)
 		}
 		asJSON = []byte(strings.ReplaceAll(string(asJSON), `"#/definitions/`, `"definitions.json#/definitions/`))
-		if err := os.WriteFile(filepath.Join(folder, strings.ToLower(name)+".json"), asJSON, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, strings.ToLower(name)+".json"), asJSON, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -119,7 +118,7 @@ func writeSchemas(t *testing.T, folder string) {
 	}
 }
 
-// strict makes a schema refuse fields that it does not name.
+// strict makes a schema reject unknown fields.
 func strict(node any) {
 	switch node := node.(type) {
 	case map[string]any:
@@ -131,7 +130,7 @@ func strict(node any) {
 		if _, ok := node["properties"].(map[string]any); ok && node["additionalProperties"] == nil && node["x-kubernetes-preserve-unknown-fields"] != true {
 			node["additionalProperties"] = false
 		}
-		delete(node, "format") // int32, quantity: the API's, not JSON schema's
+		delete(node, "format") // int32 and quantity are not JSON schema formats
 		for _, child := range node {
 			strict(child)
 		}

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// TestHardened looks at every pod of every scenario.
+// TestHardened checks the security context of every pod in every scenario.
 func TestHardened(t *testing.T) {
 	for name, values := range scenarios(t) {
 		t.Run(name, func(t *testing.T) {
@@ -19,7 +19,7 @@ func TestHardened(t *testing.T) {
 			pods := 0
 			for _, o := range render(t, "--values", values) {
 				if o.Kind == "ServiceAccount" && (o.AutomountServiceAccountToken == nil || *o.AutomountServiceAccountToken) {
-					t.Errorf("%v gives its token to pods", o)
+					t.Errorf("%v mounts its token into pods", o)
 				}
 				if !o.isWorkload() {
 					continue
@@ -41,10 +41,10 @@ func hardened(t *testing.T, o object) {
 	isFalse := func(b *bool) bool { return b != nil && !*b }
 	pod := o.pod()
 	if !isFalse(pod.AutomountServiceAccountToken) {
-		fault("gets a token of its ServiceAccount")
+		fault("mounts a ServiceAccount token")
 	}
 	if !isFalse(pod.EnableServiceLinks) {
-		fault("gets variables made of other Services' names")
+		fault("has variables generated for Services")
 	}
 	if pod.HostNetwork || pod.HostPID || pod.HostIPC {
 		fault("shares the host's namespaces")
@@ -56,7 +56,7 @@ func hardened(t *testing.T, o object) {
 		fault("has no seccomp profile")
 	}
 	if len(pod.Containers) != 1 || len(pod.InitContainers) != 0 {
-		fault("has other containers than its one")
+		fault("must have exactly one container")
 	}
 	for _, c := range pod.Containers {
 		s := c.SecurityContext
@@ -75,12 +75,12 @@ func hardened(t *testing.T, o object) {
 			}
 		}
 		if len(c.EnvFrom) != 0 {
-			fault("takes a whole object into its environment")
+			fault("uses envFrom")
 		}
 		seen := map[string]bool{}
 		for _, v := range c.Env {
 			if v.ValueFrom != nil {
-				fault(v.Name + " comes from another object: the environment is no place for secrets")
+				fault(v.Name + " uses valueFrom: secrets must not be in the environment")
 			}
 			if seen[v.Name] {
 				fault(v.Name + " is set twice")
@@ -92,16 +92,16 @@ func hardened(t *testing.T, o object) {
 		}
 		for _, m := range c.VolumeMounts {
 			if m.SubPath != "" {
-				fault("mounts " + m.MountPath + " by sub-path: it would not follow changes")
+				fault("mounts " + m.MountPath + " by subPath, which does not follow changes")
 			}
 		}
 	}
 	for _, v := range pod.Volumes {
 		if v.Projected != nil && v.Projected.DefaultMode != 0o440 || v.Secret != nil && v.Secret.DefaultMode != 0o440 {
-			fault("secrets can be read by others")
+			fault("secret files are readable by others")
 		}
 		if v.EmptyDir != nil && v.EmptyDir.SizeLimit == "" {
-			fault(v.Name + " has no bound")
+			fault(v.Name + " has no size limit")
 		}
 	}
 	if regexp.MustCompile(`:latest$|[^0-9a-z]$`).MatchString(pod.Containers[0].Image) {
@@ -109,8 +109,8 @@ func hardened(t *testing.T, o object) {
 	}
 }
 
-// TestSelectors: a selector that matches nothing is accepted by every API
-// server, and protects nothing.
+// TestSelectors checks that selectors match. The API server accepts one that matches
+// nothing, and then it has no effect.
 func TestSelectors(t *testing.T) {
 	for name, values := range scenarios(t) {
 		t.Run(name, func(t *testing.T) {
@@ -175,7 +175,7 @@ func kindOf(objects []object, component string) string {
 	return "workload of " + component
 }
 
-// TestNetworkPolicies holds the rules against what the pods need.
+// TestNetworkPolicies compares the rules with the connections that the pods need.
 func TestNetworkPolicies(t *testing.T) {
 	objects := render(t, "--values", scenario("full"))
 	from := func(policy, port string) (peers []string) {
@@ -185,7 +185,7 @@ func TestNetworkPolicies(t *testing.T) {
 					continue
 				}
 				if len(r.From) == 0 {
-					peers = append(peers, "ANYBODY")
+					peers = append(peers, "ANY")
 				}
 				for _, peer := range r.From {
 					switch {
@@ -226,28 +226,28 @@ func TestNetworkPolicies(t *testing.T) {
 				port, _ := json.Marshal(p.Port)
 				anywhere := len(r.To) == 0
 				if anywhere && !slices.Contains([]string{"53", "6379"}, string(port)) {
-					t.Errorf("%v: port %s is open to anywhere", o, port)
+					t.Errorf("%v: egress to port %s is allowed to any address", o, port)
 				}
 			}
 			for _, peer := range r.To {
 				if peer.IPBlock != nil && peer.IPBlock.CIDR == "0.0.0.0/0" && !slices.Contains(peer.IPBlock.Except, "169.254.0.0/16") {
-					t.Errorf("%v: the cloud's metadata service can be reached", o)
+					t.Errorf("%v: the cloud's metadata service is reachable", o)
 				}
 			}
 		}
 	}
 	redis := find(t, objects, "NetworkPolicy", "-redis")
 	if len(redis.Spec.Egress) != 0 || len(redis.Spec.Ingress) != 1 || len(redis.Spec.Ingress[0].From) != 2 {
-		t.Error("the embedded Redis is for the two programs alone, and calls nobody")
+		t.Error("the embedded Redis must accept only the two programs, and have no egress")
 	}
 	for _, o := range render(t, "--values", scenario("minimal"), "--set", "networkPolicy.enabled=false") {
 		if o.Kind == "NetworkPolicy" {
-			t.Errorf("%v, though they are off", o)
+			t.Errorf("%v with networkPolicy.enabled=false", o)
 		}
 	}
 }
 
-// TestOnlyThePublicPaths are routed.
+// TestOnlyThePublicPaths checks that only the two public paths are routed.
 func TestOnlyThePublicPaths(t *testing.T) {
 	ingress := find(t, render(t, "--values", scenario("full")), "Ingress", "token-server")
 	route := find(t, render(t, "--values", scenario("cluster-redis")), "HTTPRoute", "token-server")
@@ -266,19 +266,19 @@ func TestOnlyThePublicPaths(t *testing.T) {
 			t.Errorf("%v routes %v", o, got)
 		}
 		if strings.Contains(string(text), "ops") || strings.Contains(string(text), "9090") {
-			t.Errorf("%v leads to the ops port", o)
+			t.Errorf("%v routes to the ops port", o)
 		}
 	}
 	for _, o := range render(t, "--values", scenario("full")) {
 		for _, port := range o.Spec.Ports {
 			if o.Kind == "Service" && port.Port == 9090 && o.Spec.ClusterIP != "None" {
-				t.Errorf("%v has an address for the ops port", o)
+				t.Errorf("%v gives the ops port a cluster IP", o)
 			}
 		}
 	}
 }
 
-// TestNothingSensitive: the chart is given no secret, and makes none.
+// TestNothingSensitive checks that no value and no object contains a secret.
 func TestNothingSensitive(t *testing.T) {
 	for name, values := range scenarios(t) {
 		objects := render(t, "--values", values)
@@ -288,7 +288,7 @@ func TestNothingSensitive(t *testing.T) {
 			}
 			for key, content := range o.Data {
 				if o.Kind == "ConfigMap" && regexp.MustCompile(`(?i)whsec_|client_secret:|requirepass|-----BEGIN`).MatchString(content) {
-					t.Errorf("%s: %v has something sensitive in %s", name, o, key)
+					t.Errorf("%s: %v has sensitive content in %s", name, o, key)
 				}
 			}
 			if !o.isWorkload() || o.Kind == "Pod" {
@@ -301,23 +301,22 @@ func TestNothingSensitive(t *testing.T) {
 			}
 		}
 	}
-	// Of the values that name secrets, none takes one.
+	// Values refer to secrets, and never contain one.
 	text := must(t, "helm4", "show", "values", chart)
 	for _, line := range strings.Split(text, "\n") {
 		if regexp.MustCompile(`(?i)^\s*(password|clientSecret|apiKey|secretToken|verificationSecrets|keyset): *[^ ]`).MatchString(line) {
-			t.Errorf("a value that takes a secret: %s", line)
+			t.Errorf("a value that contains a secret: %s", line)
 		}
 	}
 }
 
-// TestDrain: the grace period fits what the programs need to stop, and nothing
-// is cut off on the way.
+// TestDrain checks that the grace period covers the drain and the shutdown.
 func TestDrain(t *testing.T) {
 	objects := render(t, "--values", scenario("full")) // drains for 15 s
 	for component, want := range map[string]int{"token-server": 45, "registrar": 90} {
 		o := find(t, objects, "Deployment", component)
 		if got := o.pod().TerminationGracePeriodSeconds; got < want+15 {
-			t.Errorf("%v has %d s to stop, and needs %d s after a drain of 15 s", o, got, want)
+			t.Errorf("%v has %d s to stop, but needs %d s after a drain of 15 s", o, got, want)
 		}
 	}
 	if got := find(t, objects, "Deployment", "token-server").env()["DRAIN_DELAY"]; got != "15s" {
@@ -333,27 +332,27 @@ func TestDrain(t *testing.T) {
 		}
 		strategy, err := json.Marshal(o.whole["spec"].(map[string]any)["strategy"])
 		if err != nil || !strings.Contains(string(strategy), `"maxUnavailable":0`) {
-			t.Errorf("%v takes pods away before others are ready: %s", o, strategy)
+			t.Errorf("%v removes pods before others are ready: %s", o, strategy)
 		}
 		c := o.pod().Containers[0]
 		if c.LivenessProbe.HTTPGet.Path != "/healthz" {
-			t.Errorf("%v is restarted for what a restart does not mend", o)
+			t.Errorf("%v has a liveness probe on something that a restart does not fix", o)
 		}
-		// 2 minutes in which Redis may come, and some.
+		// redis.startTimeout is 2 minutes.
 		if wait := c.StartupProbe.PeriodSeconds * c.StartupProbe.FailureThreshold; wait < 120 {
 			t.Errorf("%v is killed after %d s of waiting for Redis", o, wait)
 		}
 	}
 	if probe := registrar.ReadinessProbe; probe.GRPC != nil || probe.HTTPGet.Port != "ops" {
-		t.Error("with TLS the kubelet cannot ask over gRPC")
+		t.Error("with TLS the readiness probe must not use gRPC")
 	}
 	plain := find(t, render(t, "--values", scenario("embedded-redis")), "Deployment", "registrar").pod().Containers[0]
 	if plain.ReadinessProbe.GRPC == nil {
-		t.Error("without TLS the registrar is asked over gRPC")
+		t.Error("without TLS the readiness probe must use gRPC")
 	}
 }
 
-// TestReplaced: what changes is a reason to replace pods, or none.
+// TestReplaced checks which changes of values replace pods.
 func TestReplaced(t *testing.T) {
 	template := func(args ...string) string {
 		o := find(t, render(t, append([]string{"--values", scenario("full")}, args...)...), "Deployment", "registrar")
@@ -365,21 +364,21 @@ func TestReplaced(t *testing.T) {
 	}
 	before := template()
 	if template("--set", "log.level=debug") == before {
-		t.Error("a new setting reaches no pod")
+		t.Error("a changed setting replaces no pod")
 	}
-	// The policy's file follows its ConfigMap, and the registrar reads it again.
+	// The policy's file follows its ConfigMap, and the registrar reloads it.
 	if template("--set", "grpc.policy=other", "--set", "registrar.replicas=7", "--set", "monitoring.podMonitor.interval=15s") != before {
-		t.Error("what is not the pods' replaces them")
+		t.Error("a change outside the pods replaces them")
 	}
 }
 
-// TestAutoscaling: who scales sets no replicas beside.
+// TestAutoscaling checks that an autoscaled workload has no replicas of its own.
 func TestAutoscaling(t *testing.T) {
 	for values, kind := range map[string]string{"full": "Deployment", "cluster-redis": "StatefulSet"} {
 		objects := render(t, "--values", scenario(values), "--set", "tokenServer.autoscaling.enabled=true")
 		o := find(t, objects, kind, "token-server")
 		if o.Spec.Replicas != nil {
-			t.Errorf("%v sets replicas against its autoscaler", o)
+			t.Errorf("%v sets replicas in spite of its autoscaler", o)
 		}
 		target := find(t, objects, "HorizontalPodAutoscaler", "token-server").Spec.ScaleTargetRef
 		if target.Kind != kind || target.Name != o.Metadata.Name {
@@ -392,7 +391,7 @@ func TestAutoscaling(t *testing.T) {
 	}
 }
 
-// TestPersistentJournals: each pod its own volume, which outlives it.
+// TestPersistentJournals checks that each pod has its own volume, which is retained.
 func TestPersistentJournals(t *testing.T) {
 	objects := render(t, "--values", scenario("cluster-redis"))
 	for _, component := range []string{"token-server", "registrar"} {
@@ -402,7 +401,7 @@ func TestPersistentJournals(t *testing.T) {
 		}
 		want := map[string]string{"whenDeleted": "Retain", "whenScaled": "Retain"}
 		if !maps.Equal(o.Spec.PersistentVolumeClaimRetentionPolicy, want) {
-			t.Errorf("%v throws journals away: %v", o, o.Spec.PersistentVolumeClaimRetentionPolicy)
+			t.Errorf("%v deletes journals: %v", o, o.Spec.PersistentVolumeClaimRetentionPolicy)
 		}
 		for _, v := range o.pod().Volumes {
 			if v.Name == "journal" {
@@ -412,7 +411,7 @@ func TestPersistentJournals(t *testing.T) {
 	}
 }
 
-// TestLongNames stay within a DNS label, suffixes included.
+// TestLongNames checks that names and labels fit into a DNS label.
 func TestLongNames(t *testing.T) {
 	long := strings.Repeat("a", 53)
 	text := must(t, "helm4", "template", long, chart, "--values", scenario("full"), "--set", "fullnameOverride=")

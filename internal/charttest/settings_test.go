@@ -15,20 +15,20 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// fixed are settings that are the chart's own affair.
+// fixed lists settings that the chart sets to constants.
 var fixed = []string{"HTTP_ADDR", "OPS_ADDR", "GRPC_ADDR", "JOURNAL_DIR"}
 
-// otherwise are settings whose value has another name, as one Secret holds both.
+// otherwise maps settings to values with a different name: one Secret has both files.
 var otherwise = map[string]string{
 	"GRPC_TLS_CERT_FILE": "grpc.tls.secretName",
 	"GRPC_TLS_KEY_FILE":  "grpc.tls.secretName",
 }
 
-// foreign are variables that are not the programs' own, but Go's.
+// foreign lists variables that Go reads, not the programs.
 var foreign = []string{"SSL_CERT_DIR", "HTTPS_PROXY"}
 
-// known reads the settings of a program, or of a command of it, and their defaults,
-// from its --help.
+// known returns the settings of a program or command and their defaults, from its
+// --help.
 func known(t *testing.T, program string, command ...string) map[string]string {
 	t.Helper()
 	help, err := exec.Command(filepath.Join(bin, program), append(command, "--help")...).Output()
@@ -53,12 +53,12 @@ func known(t *testing.T, program string, command ...string) map[string]string {
 		}
 	}
 	if len(all) < 15 {
-		t.Fatalf("%s tells of %d settings only", program, len(all))
+		t.Fatalf("%s lists only %d settings", program, len(all))
 	}
 	return all
 }
 
-// values are the paths of values.yaml, and their defaults.
+// values returns the paths of values.yaml and their defaults.
 func values(t *testing.T) map[string]any {
 	t.Helper()
 	text, err := os.ReadFile(chart + "/values.yaml")
@@ -85,7 +85,7 @@ func values(t *testing.T) map[string]any {
 	return all
 }
 
-// settingOf is the setting that a value's path names: redis.startTimeout is
+// settingOf returns the setting that a value's path refers to: redis.startTimeout is
 // REDIS_START_TIMEOUT, and zoom.clientSecretRef.name is ZOOM_CLIENT_SECRET_FILE.
 func settingOf(path string) string {
 	if before, after, found := strings.Cut(path, "Ref."); found && !strings.Contains(after, ".") {
@@ -94,7 +94,7 @@ func settingOf(path string) string {
 	return strings.ToUpper(regexp.MustCompile(`\.|([A-Z])`).ReplaceAllString(path, "_$1"))
 }
 
-// TestEverySetting compares the chart with the programs' own --help.
+// TestEverySetting compares the chart's values with the programs' --help.
 func TestEverySetting(t *testing.T) {
 	named := map[string]string{}
 	defaults := values(t)
@@ -104,7 +104,7 @@ func TestEverySetting(t *testing.T) {
 	named["GRPC_POLICY_FILE"] = "grpc.policy" // a file's content
 	maps.Copy(named, otherwise)
 
-	// All that the chart can set, over all scenarios and what they leave out.
+	// All settings that the chart can set, in any scenario.
 	set := map[string]map[string]bool{"token-server": {}, "registrar": {}}
 	collect := func(args ...string) {
 		for _, o := range render(t, args...) {
@@ -125,20 +125,20 @@ func TestEverySetting(t *testing.T) {
 		for name, preset := range settings {
 			_, hasFile := settings[name+"_FILE"]
 			if hasFile && name != "REDIS_URL" {
-				continue // a secret: by its file only
+				continue // a secret is set only by its file
 			}
 			if !set[component][name] {
-				t.Errorf("%s knows %s, and no value of the chart reaches it", program, name)
+				t.Errorf("%s has the setting %s, which no value sets", program, name)
 			}
 			if slices.Contains(fixed, name) {
 				continue
 			}
 			path, ok := named[name]
 			if !ok {
-				t.Errorf("%s: no value has its name", name)
+				t.Errorf("no value is named after %s", name)
 				continue
 			}
-			// A default that the chart repeats is the program's.
+			// A default that the chart repeats must equal the program's.
 			if value := defaults[path]; preset != "" && value != nil && value != "" && !strings.HasSuffix(name, "_FILE") && name != "RECALL_VERIFICATION_REQUIRED" {
 				if text, _ := yaml.Marshal(value); strings.TrimSpace(string(text)) != preset {
 					t.Errorf("%s is %s in the chart and %s in %s", path, strings.TrimSpace(string(text)), preset, program)
@@ -147,13 +147,13 @@ func TestEverySetting(t *testing.T) {
 		}
 		for name := range set[component] {
 			if _, isKnown := settings[name]; !isKnown && !slices.Contains(foreign, name) && !strings.HasPrefix(name, "OTEL_") {
-				t.Errorf("the chart sets %s, and %s does not know it", name, program)
+				t.Errorf("the chart sets %s, which %s does not have", name, program)
 			}
 		}
 	}
 }
 
-// TestNumbers: Helm reads numbers as floats, and would write a million as 1e+06.
+// TestNumbers checks that large numbers are not rendered as floats (1e+06).
 func TestNumbers(t *testing.T) {
 	env := find(t, render(t, "--values", scenario("full")), "Deployment", "token-server").env()
 	if env["CACHE_SIZE"] != "1000000" {
@@ -161,8 +161,8 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-// TestSchemaIsWhole: the schema knows each value, and no other.
-func TestSchemaIsWhole(t *testing.T) {
+// TestSchemaIsComplete checks that the schema has exactly the values of values.yaml.
+func TestSchemaIsComplete(t *testing.T) {
 	var schema map[string]any
 	text, err := os.ReadFile(chart + "/values.schema.json")
 	if err != nil || yaml.Unmarshal(text, &schema) != nil { // JSON is YAML
@@ -181,7 +181,7 @@ func TestSchemaIsWhole(t *testing.T) {
 			return
 		}
 		if node["additionalProperties"] != false {
-			t.Errorf("%s: a typo would pass", prefix)
+			t.Errorf("%s accepts unknown values", prefix)
 		}
 		for key, child := range properties {
 			walk(strings.TrimPrefix(prefix+"."+key, "."), child.(map[string]any))
@@ -200,12 +200,12 @@ func TestSchemaIsWhole(t *testing.T) {
 	}
 	for path := range inSchema {
 		if path == "global" {
-			continue // Helm's own, for charts that have this one as a part
+			continue // reserved by Helm for parent charts
 		}
 		if !slices.ContainsFunc(paths, func(p string) bool {
 			return p == path || strings.HasPrefix(p, path+".") || strings.HasPrefix(path, p+".")
 		}) {
-			t.Errorf("%s is in the schema, and values.yaml does not tell of it", path)
+			t.Errorf("%s is in the schema, but not in values.yaml", path)
 		}
 	}
 }
