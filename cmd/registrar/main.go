@@ -20,12 +20,12 @@ import (
 	"tokenprovider/internal/reload"
 	"tokenprovider/internal/renewal"
 	"tokenprovider/internal/secret"
-	"tokenprovider/internal/telemetry"
+	"tokenprovider/internal/telemetry/instrument"
 	"tokenprovider/internal/zoom"
 	"tokenprovider/registrar"
 )
 
-const about = `Registers users over gRPC: takes a user's Zoom grant and gives the user a credential at Recall that points at the token server. Run as many replicas as you like: they meet in Redis.`
+const about = `Registers users over gRPC: takes a user's Zoom grant and gives the user a credential at Recall that points at the token server. Replicas share their state in Redis.`
 
 func main() { os.Exit(app.Main("registrar", run)) }
 
@@ -35,12 +35,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	log := c.Logger(stderr)
-	endTraces, err := telemetry.Start(ctx, "registrar", config.Version())
+	endTraces, err := instrument.Start(ctx, "registrar", config.Version())
 	if err != nil {
 		return err
 	}
+	if err := instrument.Redis(c.Connection().UniversalClient); err != nil {
+		return err
+	}
 	apps := c.Apps(config.App{OAuthApp: c.RecallOAuthAppID}, "")
-	grants, kept, err := c.Open(ctx, log)
+	grants, responses, err := c.Open(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -56,12 +59,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	metrics := app.Metrics("registrar")
-	c.RegisterMetrics(grants, kept, metrics)
+	c.RegisterMetrics(grants, responses, metrics)
 	registrar.MeasureCertificates(c.certificates, metrics)
-	client, zoomMetrics := app.Outbound(20*time.Second), zoom.NewMetrics(metrics)
-	clocks := c.Clocks(grants, client, log)
+	client, zoomMetrics := instrument.Client(app.Outbound(20*time.Second)), zoom.NewMetrics(metrics)
+	clocks := app.WatchClocks(&c.Zoom, grants, client, log)
 	rotator := renewal.New(renewal.Config{
-		Store: grants, Journal: kept, Log: log.Named("rotation"), Metrics: metrics,
+		Store: grants, Journal: responses, Log: log.Named("rotation"), Metrics: metrics,
 		SuspendReason: clocks.CheckSkew, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
 	gate := registrar.Gate{Quota: grants, PerMinute: c.RecallRateLimit, Log: log.Named("recall"), Metrics: registrar.NewGateMetrics(metrics), Patience: 2 * time.Second}
@@ -73,14 +76,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var secrets config.Secrets
 	secrets.On("RECALL_API_KEY", c.RecallAPIKeyFile, func(key secret.Text) error {
 		if key.IsZero() {
-			return errors.New("it is empty")
+			return errors.New("empty")
 		}
 		recallClient.SetKey(key)
 		return nil
 	})
-	resealer := &keyset.Reencrypter{
+	reencrypter := &keyset.Reencrypter{
 		Store: grants, Keyset: c.Keyset(), Log: log.Named("keyset"),
-		Wait: 12 * c.ReloadInterval, // for every process to have the key, and for the file to reach it
+		Wait: 12 * c.ReloadInterval, // Kubernetes takes a minute to update the file, and each process an interval to reload it
 	}
 	service := registrar.New(registrar.Config{
 		Store: grants, Renewer: rotator, Recall: recallClient, Log: log.Named("registrar"), Audit: c.Audit(stderr), Metrics: metrics,
@@ -91,15 +94,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	setApps := func(list []config.App) {
 		atZoom, known := map[string]renewal.Zoom{}, map[string]registrar.App{}
-		for _, app := range list {
-			zoomClient := c.Client(app, client, zoomMetrics)
-			atZoom[app.Name], known[app.Name] = zoomClient, registrar.App{Zoom: zoomClient, OAuthApp: app.OAuthApp}
+		for _, one := range list {
+			zoomClient := app.ZoomClient(one, client, zoomMetrics)
+			atZoom[one.Name], known[one.Name] = zoomClient, registrar.App{Zoom: zoomClient, OAuthApp: one.OAuthApp}
 		}
 		rotator.SetApps(atZoom)
 		service.SetApps(known)
 	}
 	setApps(apps.List())
-	server, healthServer, err := registrar.NewServer(service, c.access(), append(telemetry.GRPC(), c.transport())...)
+	server, healthServer, err := registrar.NewServer(service, c.access(), append(instrument.GRPC(), c.transport())...)
 	if err != nil {
 		return err
 	}
@@ -108,40 +111,41 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}}
 	log.Info("registrar started", zap.String("version", config.Version()),
 		zap.Stringer("grpc", internal.Addr()), zap.Stringer("ops", ops.Addr()))
-	c.tellAccess(log)
+	c.logAccess(log)
 	return app.Run(ctx, log, 90*time.Second,
 		app.Part{Name: "traces", Stop: endTraces},
-		app.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(kept) }},
+		app.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(responses) }},
 		app.HTTP("ops", log, ops, app.Ops(ready, metrics)),
 		app.Loop("recovery", rotator.Run),
 		app.Part{Name: "renewals", Stop: rotator.Close},
 		app.Part{Name: "registrations", Stop: service.Close},
 		app.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.CountByApp, setApps) }),
-		app.Loop("storage's secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
+		app.Loop("storage secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
 		app.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
 		app.Loop("clocks", clocks.Run),
-		app.Loop("attendance", func(ctx context.Context) { grants.Heartbeat(ctx, "registrar", config.Version()) }),
-		app.Loop("resealer", resealer.Run),
+		app.Loop("heartbeat", func(ctx context.Context) { grants.Heartbeat(ctx, "registrar", config.Version()) }),
+		app.Loop("reencrypter", reencrypter.Run),
 		app.Loop("certificates", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.certificates, log, "server's certificates") }),
 		app.Loop("policy", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.policy, log, "policy") }),
 		app.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, 5*time.Second) }),
 		app.Loop("reconciler", reconciler.Run),
-		app.Loop("health", func(ctx context.Context) { tellHealth(ctx, ready, healthServer) }),
+		app.Loop("health", func(ctx context.Context) { reportHealth(ctx, ready, healthServer) }),
 		app.GRPC("grpc", internal, server),
 		app.Part{Name: "watches", Stop: func(context.Context) error { service.EndWatches(); return nil }},
 		ready.Part(),
 	)
 }
 
-// follow keeps what was read from files in step with them; nil needs nothing.
+// follow reloads a value when its files change, until ctx ends. value may be nil.
 func follow[T any](ctx context.Context, every time.Duration, value *reload.Value[T], log *zap.Logger, what string) {
 	if value != nil {
 		value.Follow(ctx, every, log, what, nil)
 	}
 }
 
-// tellHealth keeps the gRPC health service in step with the readiness.
-func tellHealth(ctx context.Context, ready *app.Readiness, server *health.Server) {
+// reportHealth sets the status of the gRPC health service to the readiness, every
+// second until ctx ends.
+func reportHealth(ctx context.Context, ready *app.Readiness, server *health.Server) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	defer server.Shutdown()

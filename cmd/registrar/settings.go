@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"tokenprovider/internal/app"
 	"tokenprovider/internal/config"
 	"tokenprovider/internal/reload"
 	"tokenprovider/registrar"
@@ -16,18 +17,18 @@ import (
 // settings are the settings of the registrar.
 type settings struct {
 	config.Program
-	GRPCAddr string `name:"grpc-addr" env:"GRPC_ADDR" default:":8443" help:"Where internal services call."`
-	OpsAddr  string `env:"OPS_ADDR" default:":9090" help:"Where /healthz, /readyz and /metrics are. Never expose it."`
+	GRPCAddr string `name:"grpc-addr" env:"GRPC_ADDR" default:":8443" help:"Listen address of the gRPC API, for internal services."`
+	OpsAddr  string `env:"OPS_ADDR" default:":9090" help:"Listen address of /healthz, /readyz and /metrics. Never expose it."`
 
 	config.Certificates
-	GRPCPolicyFile string `name:"grpc-policy-file" env:"GRPC_POLICY_FILE" placeholder:"FILE" help:"Which clients may do what, in YAML. Without it, any client with a certificate may do all but GetAccessToken."`
-	GRPCInsecure   bool   `name:"grpc-insecure" env:"GRPC_INSECURE" help:"Serve gRPC in plaintext, to anybody who can connect."`
+	GRPCPolicyFile string `name:"grpc-policy-file" env:"GRPC_POLICY_FILE" placeholder:"FILE" help:"YAML file with the rights of each client. Empty: any client with a certificate may call all but GetAccessToken."`
+	GRPCInsecure   bool   `name:"grpc-insecure" env:"GRPC_INSECURE" help:"Plaintext gRPC, open to every client that can connect."`
 
-	config.Storage
+	app.Storage
 	config.Zoom
 	config.Renewal
 	config.Recall
-	ReconcileInterval time.Duration `env:"RECONCILE_INTERVAL" default:"1h" help:"How long after one comparison with all that Recall has the next begins."`
+	ReconcileInterval time.Duration `env:"RECONCILE_INTERVAL" default:"1h" help:"Interval between reconciliations with Recall."`
 
 	certificates *reload.Value[*registrar.Certificates]
 	policy       *reload.Value[*registrar.Policy]
@@ -43,29 +44,29 @@ func (c *settings) Check(fault func(setting, text string)) {
 	c.Recall.Check(fault)
 	c.CheckApp(&c.Zoom, fault)
 	if c.ReconcileInterval < time.Second {
-		fault("RECONCILE_INTERVAL", "less than a second")
+		fault("RECONCILE_INTERVAL", "must be at least 1s")
 	}
 }
 
-// checkGRPC reads what clients are known by.
+// checkGRPC reads the certificates and the policy.
 func (c *settings) checkGRPC(fault func(setting, text string)) {
 	files := []struct{ setting, path, hint string }{
 		{"GRPC_TLS_CERT_FILE", c.GRPCTLSCertFile, "the server's certificate in PEM"},
 		{"GRPC_TLS_KEY_FILE", c.GRPCTLSKeyFile, "the key of the server's certificate in PEM"},
-		{"GRPC_CLIENT_CA_FILE", c.GRPCClientCAFile, "the authorities that vouch for clients, in PEM"},
+		{"GRPC_CLIENT_CA_FILE", c.GRPCClientCAFile, "the certificate authorities of the clients, in PEM"},
 	}
 	missing := false
 	for _, file := range files {
 		switch {
 		case c.GRPCInsecure && file.path != "":
-			fault(file.setting, "set besides GRPC_INSECURE: choose one")
+			fault(file.setting, "is mutually exclusive with GRPC_INSECURE")
 		case !c.GRPCInsecure && file.path == "":
-			fault(file.setting, "not set: "+file.hint+"; or set GRPC_INSECURE=true to serve plaintext")
+			fault(file.setting, "is required: "+file.hint+"; or set GRPC_INSECURE=true to serve plaintext")
 			missing = true
 		}
 	}
 	if c.GRPCInsecure && c.GRPCPolicyFile != "" {
-		fault("GRPC_POLICY_FILE", "set besides GRPC_INSECURE, where nobody knows who calls: choose one")
+		fault("GRPC_POLICY_FILE", "is mutually exclusive with GRPC_INSECURE, which does not identify clients")
 	}
 	if c.GRPCInsecure || missing {
 		return
@@ -94,7 +95,7 @@ func (c *settings) checkGRPC(fault func(setting, text string)) {
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
-// transport is how clients connect.
+// transport returns the transport of the gRPC server: mutual TLS or plaintext.
 func (c *settings) transport() grpc.ServerOption {
 	if c.GRPCInsecure {
 		return grpc.Creds(insecure.NewCredentials())
@@ -102,17 +103,17 @@ func (c *settings) transport() grpc.ServerOption {
 	return grpc.Creds(registrar.MutualTLS(c.certificates))
 }
 
-// access decides who may call what.
+// access returns the authorization of gRPC calls.
 func (c *settings) access() *registrar.Access {
 	return &registrar.Access{Policy: c.policy, Plaintext: c.GRPCInsecure}
 }
 
-// tellAccess says in the log who may call.
-func (c *settings) tellAccess(log *zap.Logger) {
+// logAccess warns of missing authorization.
+func (c *settings) logAccess(log *zap.Logger) {
 	switch {
 	case c.GRPCInsecure:
-		log.Warn("gRPC is served in plaintext, to anybody who can connect (GRPC_INSECURE)")
+		log.Warn("GRPC_INSECURE set; every client that can connect may call, in plaintext")
 	case c.policy == nil:
-		log.Warn("any client with a certificate may do all but GetAccessToken: set GRPC_POLICY_FILE")
+		log.Warn("GRPC_POLICY_FILE not set; any client with a certificate may call all but GetAccessToken")
 	}
 }

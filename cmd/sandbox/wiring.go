@@ -128,7 +128,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		app.Part{Name: "renewals", Stop: rotator.Close},
 		app.Part{Name: "registrations", Stop: service.Close},
 		app.Loop("refresher", refresher.Run),
-		app.Loop("attendance", func(ctx context.Context) { grants.Heartbeat(ctx, "tokenserver", config.Version()) }),
+		app.Loop("heartbeat", func(ctx context.Context) { grants.Heartbeat(ctx, "tokenserver", config.Version()) }),
 		app.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, time.Second) }),
 		app.Loop("changes", func(ctx context.Context) { grants.Subscribe(ctx, cache) }),
 		app.HTTP("callbacks", log, listeners[2], handler),

@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9/logging"
 
 	"tokenprovider/internal/admin/doctor"
+	"tokenprovider/internal/app"
 	"tokenprovider/internal/config"
 	"tokenprovider/internal/recall"
 )
@@ -18,7 +19,7 @@ type doctorCommand struct {
 	Timeout time.Duration `default:"10s" help:"How long a check may take."`
 	Verbose bool          `short:"v" help:"Also say how long each check took."`
 
-	config.Storage
+	app.Storage
 	config.Zoom
 	config.Recall
 	config.Certificates
@@ -50,7 +51,7 @@ func (d *doctorCommand) Check(fault func(setting, text string)) {
 
 // Spares implements [config.OptionalSettings]: what a program does not have, it may not
 // need.
-func (*doctorCommand) Spares(setting string) bool {
+func (*doctorCommand) IsOptional(setting string) bool {
 	return setting != "REDIS_URL" && setting != "KEYSET_FILE"
 }
 
@@ -70,9 +71,9 @@ func (d *doctorCommand) config() (doctor.Config, func()) {
 		c.RecallURL = nil
 	}
 	if d.ZoomAppsFile != "" || d.ZoomClientID != "" && !d.ZoomClientSecret.IsZero() {
-		for _, app := range d.Apps(config.App{OAuthApp: d.RecallOAuthAppID}, "").List() {
-			if app.ClientID != "" {
-				c.Apps = append(c.Apps, doctor.App{Name: app.Name, ClientID: app.ClientID, OAuthApp: app.OAuthApp, Zoom: d.Client(app, client, nil)})
+		for _, one := range d.Apps(config.App{OAuthApp: d.RecallOAuthAppID}, "").List() {
+			if one.ClientID != "" {
+				c.Apps = append(c.Apps, doctor.App{Name: one.Name, ClientID: one.ClientID, OAuthApp: one.OAuthApp, Zoom: app.ZoomClient(one, client, nil)})
 			}
 		}
 	}

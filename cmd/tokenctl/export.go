@@ -10,13 +10,13 @@ import (
 	"os"
 
 	"tokenprovider/internal/admin/backup"
-	"tokenprovider/internal/config"
+	"tokenprovider/internal/app"
 	"tokenprovider/internal/store"
 )
 
 type export struct {
 	File string `arg:"" help:"File to write; it must not exist. -: standard output."`
-	config.Records
+	app.Records
 }
 
 // Help implements [kong.HelpProvider].
@@ -87,7 +87,7 @@ type restore struct {
 	OnlyCheck bool   `name:"check" help:"Only see whether the backup is whole and opens."`
 	Resume    bool   `help:"Go on with a restore that was broken off: what is there already stays as it is."`
 	confirmed
-	config.Records
+	app.Records
 }
 
 // Help implements [kong.HelpProvider].
@@ -110,7 +110,7 @@ Examples:
 }
 
 // Spares implements [config.OptionalSettings].
-func (r *restore) Spares(setting string) bool { return r.OnlyCheck && setting == "REDIS_URL" }
+func (r *restore) IsOptional(setting string) bool { return r.OnlyCheck && setting == "REDIS_URL" }
 
 // backup opens the backup, which is read twice: once to see that it is whole. What
 // comes by standard input is therefore kept in memory, sealed as it is.

@@ -6,14 +6,14 @@ import (
 	"time"
 
 	"tokenprovider/internal/admin/doctor"
-	"tokenprovider/internal/config"
+	"tokenprovider/internal/app"
 	"tokenprovider/internal/grant"
 )
 
 type grantsDue struct {
 	Within time.Duration `default:"5m" help:"Only those due within this time. 0: only what is overdue."`
 	Limit  int           `default:"50" help:"How many grants, at most."`
-	config.Records
+	app.Records
 }
 
 // Help implements [kong.HelpProvider].
@@ -88,7 +88,7 @@ func apiState(state grant.State) string {
 type grantsStuck struct {
 	Late  time.Duration `default:"2m" help:"For how long something must not have got on."`
 	Limit int           `default:"100" help:"How many grants, at most."`
-	config.Records
+	app.Records
 }
 
 // Help implements [kong.HelpProvider].

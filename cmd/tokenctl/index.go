@@ -3,11 +3,11 @@ package main
 import (
 	"context"
 
-	"tokenprovider/internal/config"
+	"tokenprovider/internal/app"
 	"tokenprovider/internal/grant"
 )
 
-type indexRebuild struct{ config.Records }
+type indexRebuild struct{ app.Records }
 
 // Help implements [kong.HelpProvider].
 func (*indexRebuild) Help() string {

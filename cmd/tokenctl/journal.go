@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"tokenprovider/internal/admin/doctor"
-	"tokenprovider/internal/config"
+	"tokenprovider/internal/app"
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/journal"
 	"tokenprovider/internal/renewal"
@@ -22,7 +22,7 @@ type folder struct {
 type journalShow struct {
 	folder
 	Offline bool `help:"Do not ask Redis whether it has them."`
-	config.Records
+	app.Records
 }
 
 // Check implements [config.Checker].
@@ -34,7 +34,7 @@ func (j *journalShow) Check(fault func(setting, text string)) {
 }
 
 // Spares implements [config.OptionalSettings].
-func (j *journalShow) Spares(setting string) bool { return j.Offline && setting == "REDIS_URL" }
+func (j *journalShow) IsOptional(setting string) bool { return j.Offline && setting == "REDIS_URL" }
 
 // Help implements [kong.HelpProvider].
 func (*journalShow) Help() string {
@@ -140,7 +140,7 @@ func (j *journalShow) run(ctx context.Context, s *session) error {
 
 type journalReplay struct {
 	folder
-	config.Records
+	app.Records
 }
 
 // Help implements [kong.HelpProvider].

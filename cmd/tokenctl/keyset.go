@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"tokenprovider/internal/app"
 	"tokenprovider/internal/config"
 	"tokenprovider/internal/keyset"
 	"tokenprovider/internal/seal"
@@ -36,7 +37,7 @@ func (k *keysetCreate) run(ctx context.Context, s *session) error {
 }
 
 // edited is a keyset that a command changes.
-type edited struct{ config.Encryption }
+type edited struct{ app.Encryption }
 
 // change changes the keyset's file, and returns where the one before is.
 func (e *edited) change(ctx context.Context, how func(seal.Wrapping, []byte) ([]byte, error)) (backup string, err error) {
@@ -173,7 +174,7 @@ type keysetDisable struct {
 	OnlyCheck bool   `name:"check" xor:"redis" help:"Only see whether anything in Redis is sealed by the key."`
 	Offline   bool   `xor:"redis" help:"Do not ask Redis: --check has, elsewhere."`
 	confirmed
-	config.Redis
+	app.Redis
 	edited
 }
 
@@ -186,7 +187,7 @@ func (k *keysetDisable) Check(fault func(setting, text string)) {
 }
 
 // Spares implements [config.OptionalSettings].
-func (k *keysetDisable) Spares(setting string) bool { return k.Offline && setting == "REDIS_URL" }
+func (k *keysetDisable) IsOptional(setting string) bool { return k.Offline && setting == "REDIS_URL" }
 
 // Help implements [kong.HelpProvider].
 func (*keysetDisable) Help() string {
@@ -237,7 +238,7 @@ func (k *keysetDisable) run(ctx context.Context, s *session) error {
 
 // unneeded says no if anything in Redis is sealed by the key.
 func (k *keysetDisable) unneeded(ctx context.Context) error {
-	records := config.Records{Redis: k.Redis, Encryption: k.Encryption}
+	records := app.Records{Redis: k.Redis, Encryption: k.Encryption}
 	grants, err := records.Open(ctx)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"tokenprovider/internal/app"
 	"tokenprovider/internal/config"
 	"tokenprovider/internal/journal"
 	"tokenprovider/internal/recall"
@@ -22,7 +23,7 @@ type reconcile struct {
 	AnyNumber bool `help:"Do it however much is amiss. Otherwise it stops where that may rather be the wrong Redis or workspace."`
 	confirmed
 
-	config.Records
+	app.Records
 	config.Zoom
 	config.Recall
 }
@@ -88,8 +89,8 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 		return err
 	}
 	apps := map[string]registrar.App{}
-	for _, app := range r.Apps(config.App{OAuthApp: r.RecallOAuthAppID}, "").List() {
-		apps[app.Name] = registrar.App{Zoom: r.Client(app, client, nil), OAuthApp: app.OAuthApp}
+	for _, one := range r.Apps(config.App{OAuthApp: r.RecallOAuthAppID}, "").List() {
+		apps[one.Name] = registrar.App{Zoom: app.ZoomClient(one, client, nil), OAuthApp: one.OAuthApp}
 	}
 	service := registrar.New(registrar.Config{
 		Store: grants, Renewer: rotator, Apps: apps, Recall: recallClient, Log: log,

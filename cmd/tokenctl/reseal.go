@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"time"
 
-	"tokenprovider/internal/config"
+	"tokenprovider/internal/app"
 	"tokenprovider/internal/store"
 )
 
 type reseal struct {
 	PerSecond int `default:"1000" help:"Grants a second, at most. 0: as many as Redis takes."`
-	config.Records
+	app.Records
 }
 
 // Help implements [kong.HelpProvider].

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"tokenprovider/internal/app"
 	"tokenprovider/internal/config"
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/store"
@@ -25,7 +26,7 @@ import (
 // straight from Redis, which also works when no registrar does.
 type reading struct {
 	config.Registrar
-	config.Records
+	app.Records
 }
 
 // Check implements [config.Checker].
@@ -38,7 +39,7 @@ func (r *reading) Check(fault func(setting, text string)) {
 }
 
 // Spares implements [config.OptionalSettings].
-func (r *reading) Spares(setting string) bool {
+func (r *reading) IsOptional(setting string) bool {
 	return setting == "REGISTRAR_ADDR" || r.RegistrarAddr != ""
 }
 
@@ -394,7 +395,7 @@ func (u *usersDeregister) run(ctx context.Context, s *session) error {
 type usersRefresh struct {
 	named
 	Wait time.Duration `default:"30s" help:"How long to wait for a token server to do it. 0: not at all."`
-	config.Records
+	app.Records
 }
 
 // Help implements [kong.HelpProvider].

@@ -68,11 +68,11 @@ func TestAppsAreRead(t *testing.T) {
 
 func TestFaultsOfTheAppsFileAreNamed(t *testing.T) {
 	for content, want := range map[string]string{
-		"apps: []": "no apps",
+		"apps: []": "apps: must have at least one",
 		"apps: [{name: a, client_id: x, client_secret: hunter2}, {name: a, client_id: y, client_secret: z}]": "used twice",
 		"apps: [{name: a, client_id: x, client_secret: hunter2}, {name: b, client_id: x, client_secret: z}]": `the same as that of "a"`,
 		"apps: [{name: a, client_id: x, client_secret: hunter2}]\nremoved: [a]":                              "also under removed",
-		"apps: [{name: a, client_id: x, client_secret: hunter2, client_secret_file: one-secret}]":            "choose one",
+		"apps: [{name: a, client_id: x, client_secret: hunter2, client_secret_file: one-secret}]":            "client_secret is mutually exclusive with client_secret_file",
 		"apps: [{name: a, client_id: x, client_secret_file: missing}]":                                       "client_secret_file: the file cannot be read",
 		"apps: [{name: a, client_id: x, client_secret: hunter2, secret: y}]":                                 "field secret not found",
 		"apps: [{name: a, client_id: x, client_secret: [hunter2]}]":                                          "line 1",
@@ -137,7 +137,7 @@ func TestAnAppWithUsersIsNotRemovedByAccident(t *testing.T) {
 	write(one + "removed: [second]\n")
 	want("default") // on purpose
 	write("apps: nonsense")
-	for end := time.Now().Add(10 * time.Second); logs.FilterMessageSnippet("of no use").Len() == 0; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); logs.FilterMessageSnippet("not reloaded").Len() == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("a file that is of no use is not told of")
 		}

@@ -1,13 +1,13 @@
-// Package config reads a program's settings into its documented struct: from
-// flags and from the environment, where a flag wins. Secrets may also come from
-// a file that the setting's _FILE twin names.
+// Package config parses and validates a program's settings, from flags and the
+// environment; a flag overrides the environment. A secret may also come from the
+// file that its _FILE setting names. Package app opens what the settings describe.
 //
-// All faults are reported together, each in one line that names the setting and
-// never its value. [Parse] is the machine; groups.go holds the settings that
+// All faults are reported together, each in one line with the setting's name and
+// never its value. [Parse] fills a struct; the other files have the settings that
 // programs share.
 //
-// The struct's tags are kong's, and one of its own: needed:"hint" marks a
-// setting that must be given, and says how.
+// The struct's tags are kong's, and one more: needed:"hint" marks a required setting
+// and says what to set.
 package config
 
 import (
@@ -28,38 +28,37 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-// ErrDone means: --help or --version was asked for and has been answered.
+// ErrDone is returned after --help or --version: the program should end.
 var ErrDone = errors.New("nothing more to do")
 
-// Faults is all that is wrong with the settings, one line each.
+// Faults are all faults of the settings, one line each.
 type Faults []string
 
 func (f Faults) Error() string { return strings.Join(f, "\n") }
 
-// Checker is implemented by settings that know more about what is right than
-// their types tell.
+// Checker is implemented by settings whose types do not express all rules.
 type Checker interface {
-	// Check calls fault for each wrong setting, by the name of its variable.
+	// Check calls fault for each invalid setting, with the name of its variable.
 	Check(fault func(setting, text string))
 }
 
-// Parse fills the struct that target points to. It answers [Faults], or
-// [ErrDone] after --help or --version.
+// Parse fills the struct that target points to. It returns [Faults], or [ErrDone]
+// after --help or --version.
 func Parse(program, about string, target any, args []string, stdout io.Writer) error {
 	_, err := ParseCommand(program, about, target, args, stdout)
 	return err
 }
 
 // ParseCommand is [Parse] for a program of several commands: only the settings of
-// the one that was asked for count. It returns that command's struct, which is the
-// target itself where there are no commands.
+// the selected command count. It returns that command's struct, or the target itself
+// if there are no commands.
 func ParseCommand(program, about string, target any, args []string, stdout io.Writer) (command any, err error) {
 	p := &parser{faults: map[string]string{}, malformed: map[*kong.Value]string{}}
 	type exit struct{}
 	defer func() { // kong ends the process after --help, unless its exit does not return
-		if fault := recover(); fault != nil {
-			if _, ours := fault.(exit); !ours {
-				panic(fault)
+		if reason := recover(); reason != nil {
+			if _, exited := reason.(exit); !exited {
+				panic(reason)
 			}
 			err = ErrDone
 		}
@@ -68,41 +67,21 @@ func ParseCommand(program, about string, target any, args []string, stdout io.Wr
 	if err != nil {
 		return nil, err
 	}
-	asked, err := model.Parse(args)
+	parsed, err := model.Parse(args)
 	if err != nil {
 		return nil, Faults{err.Error() + " (see --help)"}
 	}
 	command = target
 	values := slices.Clone(model.Model.Positional)
-	if selected := asked.Selected(); selected != nil {
+	if selected := parsed.Selected(); selected != nil {
 		command = selected.Target.Addr().Interface()
 		values = slices.Clone(selected.Positional)
 	}
-	flags := map[string]*kong.Flag{}
-	for _, flag := range asked.Flags() {
-		flags[flag.Name] = flag
-		values = append(values, flag.Value)
-	}
-	for _, value := range values {
-		if text, wrong := p.malformed[value]; wrong {
-			p.fault(settingName(value), text)
-		}
-	}
-	spared, _ := command.(OptionalSettings)
-	for _, flag := range asked.Flags() {
-		p.check(flag, flags[flag.Name+"-file"], spared)
-	}
-	if checker, ok := command.(Checker); ok {
-		checker.Check(p.fault)
-	}
-	if len(p.faults) == 0 {
+	p.checkAll(command, parsed.Flags(), values)
+	faults := p.sorted()
+	if len(faults) == 0 {
 		return command, nil
 	}
-	var faults Faults
-	for setting, text := range p.faults {
-		faults = append(faults, setting+": "+text)
-	}
-	slices.Sort(faults)
 	if tolerant, ok := command.(IgnoresSettings); ok {
 		tolerant.Tolerate(faults)
 		return command, nil
@@ -110,20 +89,51 @@ func ParseCommand(program, about string, target any, args []string, stdout io.Wr
 	return nil, faults
 }
 
-// OptionalSettings is implemented by commands that can do without settings that others
-// need.
-type OptionalSettings interface {
-	// Spares reports whether a setting need not be given.
-	Spares(setting string) bool
+// checkAll checks all settings of a command.
+func (p *parser) checkAll(command any, flags []*kong.Flag, values []*kong.Value) {
+	byName := map[string]*kong.Flag{}
+	for _, flag := range flags {
+		byName[flag.Name] = flag
+		values = append(values, flag.Value)
+	}
+	for _, value := range values {
+		if text, malformed := p.malformed[value]; malformed {
+			p.fault(settingName(value), text)
+		}
+	}
+	optional, _ := command.(OptionalSettings)
+	for _, flag := range flags {
+		p.check(flag, byName[flag.Name+"-file"], optional)
+	}
+	if checker, ok := command.(Checker); ok {
+		checker.Check(p.fault)
+	}
 }
 
-// IgnoresSettings is implemented by commands that run although settings are wrong.
+// sorted returns the faults in the order of their settings.
+func (p *parser) sorted() (faults Faults) {
+	for setting, text := range p.faults {
+		faults = append(faults, setting+": "+text)
+	}
+	slices.Sort(faults)
+	return faults
+}
+
+// OptionalSettings is implemented by commands that do not need some settings that
+// others require.
+type OptionalSettings interface {
+	// IsOptional reports whether the command runs without a setting.
+	IsOptional(setting string) bool
+}
+
+// IgnoresSettings is implemented by commands that run with invalid settings.
 type IgnoresSettings interface {
-	// Tolerate is told what is wrong.
+	// Tolerate receives the faults, and the command runs.
 	Tolerate(faults Faults)
 }
 
-// Model returns the commands and flags of a program, for shells to complete.
+// Model returns the commands and flags of a program, for tests of its help and of
+// documented command lines.
 func Model(program string, target any) (*kong.Application, error) {
 	p := &parser{faults: map[string]string{}, malformed: map[*kong.Value]string{}}
 	model, err := p.model(program, "", target)
@@ -149,8 +159,8 @@ func (p *parser) model(program, about string, target any, options ...kong.Option
 	return model, nil
 }
 
-// Version returns what --version prints: the module's version and the commit
-// that it was built from.
+// Version returns what --version prints: the versions of the module and of Go, and
+// the commit.
 func Version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -167,24 +177,25 @@ func Version() string {
 
 type parser struct {
 	faults    map[string]string      // setting -> text
-	malformed map[*kong.Value]string // of all commands, also those not asked for
+	malformed map[*kong.Value]string // of all commands, also those not selected
 }
 
-// fault keeps the first that is said of a setting.
+// fault records a fault, unless the setting has one.
 func (p *parser) fault(setting, text string) {
 	if _, known := p.faults[setting]; !known {
 		p.faults[setting] = text
 	}
 }
 
-// check looks at one setting after everything has been read.
-func (p *parser) check(flag, twin *kong.Flag, spared OptionalSettings) {
+// check reads the file of a secret, and reports a required setting that is missing.
+// twin is the _FILE setting; nil if there is none.
+func (p *parser) check(flag, twin *kong.Flag, optional OptionalSettings) {
 	setting := settingName(flag.Value)
 	text, isSecret := flag.Target.Addr().Interface().(*secret.Text)
 	if isSecret && twin != nil {
 		if path := twin.Target.String(); path != "" {
 			if !text.IsZero() {
-				p.fault(setting, "set here and by "+settingName(twin.Value)+": choose one")
+				p.fault(setting, "is mutually exclusive with "+settingName(twin.Value))
 				return
 			}
 			content, err := os.ReadFile(path) //nolint:gosec // the operator names the file
@@ -195,16 +206,16 @@ func (p *parser) check(flag, twin *kong.Flag, spared OptionalSettings) {
 			*text = trim(content)
 		}
 	}
-	if hint := flag.Tag.Get("needed"); hint != "" && flag.Target.IsZero() && (spared == nil || !spared.Spares(setting)) {
+	if hint := flag.Tag.Get("needed"); hint != "" && flag.Target.IsZero() && (optional == nil || !optional.IsOptional(setting)) {
 		if twin != nil {
 			hint += "; or name a file in " + settingName(twin.Value)
 		}
-		p.fault(setting, "not set: "+hint)
+		p.fault(setting, "is required: "+hint)
 	}
 }
 
-// fileFault says what is wrong with a file without its path, which the setting
-// has anyway.
+// fileFault describes an error of reading a file without its path, which is the
+// setting's value.
 func fileFault(err error) string {
 	var cause *os.PathError
 	if errors.As(err, &cause) {
@@ -213,7 +224,7 @@ func fileFault(err error) string {
 	return "the file cannot be read"
 }
 
-// settingName is the variable of a setting, or its flag if it has none.
+// settingName returns the variable of a setting, or its flag if it has none.
 func settingName(v *kong.Value) string {
 	switch {
 	case len(v.Tag.Envs) > 0:
@@ -224,9 +235,9 @@ func settingName(v *kong.Value) string {
 	return "--" + v.Name
 }
 
-// lenient maps a value and keeps a fault for later, so that one fault does not
-// hide the others. What is malformed is a fault even where a flag overrides it.
-func lenient[T any](p *parser, want string, parse func(string) (T, error)) kong.MapperFunc {
+// lenient returns a mapper that records a malformed value and continues, so that all
+// faults are reported. A malformed variable is a fault even if a flag overrides it.
+func lenient[T any](p *parser, form string, parse func(string) (T, error)) kong.MapperFunc {
 	return func(ctx *kong.DecodeContext, target reflect.Value) error {
 		token, err := ctx.Scan.PopValue("value")
 		if err != nil {
@@ -234,7 +245,7 @@ func lenient[T any](p *parser, want string, parse func(string) (T, error)) kong.
 		}
 		value, err := parse(fmt.Sprint(token.Value))
 		if err != nil {
-			p.malformed[ctx.Value] = "not " + want
+			p.malformed[ctx.Value] = "must be " + form
 			return nil
 		}
 		target.Set(reflect.ValueOf(value))
@@ -242,7 +253,7 @@ func lenient[T any](p *parser, want string, parse func(string) (T, error)) kong.
 	}
 }
 
-// boolMapper is lenient for switches, which need no value.
+// boolMapper is [lenient] for switches, which need no value.
 type boolMapper struct{ *parser }
 
 func (boolMapper) IsBool() bool { return true }
@@ -259,7 +270,7 @@ func (m boolMapper) Decode(ctx *kong.DecodeContext, target reflect.Value) error 
 func ParseURL(text string) (*url.URL, error) {
 	parsed, err := url.Parse(text)
 	if err == nil && (parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Host == "" || parsed.RawQuery != "" || parsed.Fragment != "" || parsed.User != nil) {
-		err = errors.New("not absolute")
+		err = errors.New("must be an absolute URL")
 	}
 	return parsed, err
 }

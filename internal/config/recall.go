@@ -7,15 +7,15 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-// Recall is the Recall workspace, and what it knows of us.
+// Recall has the settings of the Recall workspace.
 type Recall struct {
-	RecallAPIURL       *url.URL    `name:"recall-api-url" env:"RECALL_API_URL" default:"https://us-east-1.recall.ai" help:"Recall's API; each region has its own host."`
+	RecallAPIURL       *url.URL    `name:"recall-api-url" env:"RECALL_API_URL" default:"https://us-east-1.recall.ai" help:"URL of Recall's API. Each region has its own host."`
 	RecallAPIKey       secret.Text `name:"recall-api-key" env:"RECALL_API_KEY" placeholder:"KEY" needed:"an API key of the Recall workspace" help:"API key of the Recall workspace."`
-	RecallAPIKeyFile   string      `name:"recall-api-key-file" env:"RECALL_API_KEY_FILE" placeholder:"FILE" help:"File that holds the API key."`
-	RecallOAuthAppID   string      `name:"recall-oauth-app-id" env:"RECALL_OAUTH_APP_ID" placeholder:"UUID" help:"Recall's uuid of the Zoom OAuth app."`
-	RecallRateLimit    int         `name:"recall-rate-limit" env:"RECALL_RATE_LIMIT" default:"300" help:"Requests to Recall a minute, at most, by all replicas together. Recall's own limit for a workspace is 300."`
+	RecallAPIKeyFile   string      `name:"recall-api-key-file" env:"RECALL_API_KEY_FILE" placeholder:"FILE" help:"File with the API key. Reloaded when it changes."`
+	RecallOAuthAppID   string      `name:"recall-oauth-app-id" env:"RECALL_OAUTH_APP_ID" placeholder:"UUID" help:"UUID of the Zoom OAuth app at Recall."`
+	RecallRateLimit    int         `name:"recall-rate-limit" env:"RECALL_RATE_LIMIT" default:"300" help:"Maximum requests to Recall per minute, over all replicas. Recall's own limit is 300 per workspace."`
 	CallbackBaseURL    *url.URL    `name:"callback-base-url" env:"CALLBACK_BASE_URL" placeholder:"URL" needed:"the public URL of the token server, as Recall reaches it" help:"Public URL of the token server, as Recall reaches it."`
-	CallbackOldBaseURL string      `name:"callback-old-base-urls" env:"CALLBACK_OLD_BASE_URLS" placeholder:"URLS" help:"Public URLs that the token server had before, separated by commas: what is left under them at Recall is removed, too."`
+	CallbackOldBaseURL string      `name:"callback-old-base-urls" env:"CALLBACK_OLD_BASE_URLS" placeholder:"URLS" help:"Former public URLs of the token server, comma-separated. Credentials under them at Recall are removed too."`
 
 	oldBases []*url.URL
 }
@@ -23,7 +23,7 @@ type Recall struct {
 // Check implements [Checker].
 func (r *Recall) Check(fault func(setting, text string)) {
 	if r.RecallRateLimit < 3 {
-		fault("RECALL_RATE_LIMIT", "less than 3")
+		fault("RECALL_RATE_LIMIT", "must be at least 3")
 	}
 	if r.CallbackOldBaseURL == "" {
 		return
@@ -31,30 +31,29 @@ func (r *Recall) Check(fault func(setting, text string)) {
 	for text := range strings.SplitSeq(r.CallbackOldBaseURL, ",") {
 		old, err := ParseURL(strings.TrimSpace(text))
 		if err != nil {
-			fault("CALLBACK_OLD_BASE_URLS", "not absolute URLs, separated by commas")
+			fault("CALLBACK_OLD_BASE_URLS", "must be absolute URLs, separated by commas")
 			return
 		}
 		r.oldBases = append(r.oldBases, old)
 	}
 }
 
-// CheckApp makes sure that it is said once what Recall calls each Zoom app.
+// CheckApp checks that Recall's id of each Zoom app is set in one place.
 func (r *Recall) CheckApp(z *Zoom, fault func(setting, text string)) {
 	switch {
 	case z.ZoomAppsFile == "" && r.RecallOAuthAppID == "":
-		fault("RECALL_OAUTH_APP_ID", "not set: the uuid that Recall gave to the Zoom OAuth app")
+		fault("RECALL_OAUTH_APP_ID", "is required: the UUID of the Zoom OAuth app at Recall")
 	case z.ZoomAppsFile != "" && r.RecallOAuthAppID != "":
-		fault("RECALL_OAUTH_APP_ID", "set besides ZOOM_APPS_FILE, which has one for each app: choose one")
+		fault("RECALL_OAUTH_APP_ID", "is mutually exclusive with ZOOM_APPS_FILE, which has one for each app")
 	}
 }
 
-// OldBases returns the public URLs that the token server had before.
+// OldBases returns the former public URLs of the token server.
 func (r *Recall) OldBases() []*url.URL { return r.oldBases }
 
-// Certificates are the files that the registrar's gRPC server shows itself by, and
-// knows its clients by.
+// Certificates has the files of the registrar's mutual TLS.
 type Certificates struct {
-	GRPCTLSCertFile  string `name:"grpc-tls-cert-file" env:"GRPC_TLS_CERT_FILE" placeholder:"FILE" help:"The server's certificate and its chain, in PEM. Like the other files, it is read again when it changes."`
-	GRPCTLSKeyFile   string `name:"grpc-tls-key-file" env:"GRPC_TLS_KEY_FILE" placeholder:"FILE" help:"The certificate's key, in PEM."`
-	GRPCClientCAFile string `name:"grpc-client-ca-file" env:"GRPC_CLIENT_CA_FILE" placeholder:"FILE" help:"The authorities that vouch for clients, in PEM. A client without a certificate of theirs is not let in."`
+	GRPCTLSCertFile  string `name:"grpc-tls-cert-file" env:"GRPC_TLS_CERT_FILE" placeholder:"FILE" help:"Server certificate with its chain, in PEM. Reloaded when it changes, as the other files are."`
+	GRPCTLSKeyFile   string `name:"grpc-tls-key-file" env:"GRPC_TLS_KEY_FILE" placeholder:"FILE" help:"Private key of the server certificate, in PEM."`
+	GRPCClientCAFile string `name:"grpc-client-ca-file" env:"GRPC_CLIENT_CA_FILE" placeholder:"FILE" help:"Certificate authorities of the clients, in PEM. Clients without a certificate from one of them are rejected."`
 }

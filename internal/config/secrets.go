@@ -11,19 +11,19 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-// Secrets keeps secrets that were read from files in step with them: each is taken
-// again when its file changes.
+// Secrets reloads secrets whose files change.
 type Secrets struct{ files []secretFile }
 
 type secretFile struct {
 	setting string
 	content *reload.Value[secret.Text]
-	take    func(secret.Text) error
+	use     func(secret.Text) error
 }
 
-// On has take called with what the file of a setting holds, whenever that changes.
-// An empty path is not followed: the secret is from elsewhere.
-func (s *Secrets) On(setting, path string, take func(secret.Text) error) {
+// On registers use, which is called with each new content of a setting's file. Its
+// error means that the content is invalid. An empty path is ignored: the secret does
+// not come from a file.
+func (s *Secrets) On(setting, path string, use func(secret.Text) error) {
 	if path == "" {
 		return
 	}
@@ -32,15 +32,15 @@ func (s *Secrets) On(setting, path string, take func(secret.Text) error) {
 		return trim(content), err
 	})
 	if err != nil {
-		return // it was there a moment ago, when the settings were read
+		return // the file has vanished since the settings were read
 	}
-	s.files = append(s.files, secretFile{setting, content, take})
+	s.files = append(s.files, secretFile{setting, content, use})
 }
 
-// trim is a secret without the end of its line.
+// trim returns a secret without trailing line ends.
 func trim(content []byte) secret.Text { return secret.New(strings.TrimRight(string(content), "\r\n")) }
 
-// Split returns the secrets that a setting holds, separated by commas.
+// Split returns the comma-separated secrets of a setting.
 func Split(text secret.Text) (all []secret.Text) {
 	for one := range strings.SplitSeq(text.Reveal(), ",") {
 		all = append(all, secret.New(strings.TrimSpace(one)))
@@ -48,8 +48,8 @@ func Split(text secret.Text) (all []secret.Text) {
 	return all
 }
 
-// Follow looks at the files until ctx ends. A file that is of no use leaves the
-// secret as it was.
+// Follow reloads the files at an interval until ctx ends. An invalid file leaves the
+// secret unchanged.
 func (s *Secrets) Follow(ctx context.Context, every time.Duration, log *zap.Logger) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -62,14 +62,13 @@ func (s *Secrets) Follow(ctx context.Context, every time.Duration, log *zap.Logg
 		for _, file := range s.files {
 			changed, err := file.content.Check()
 			if changed {
-				err = file.take(file.content.Get())
+				err = file.use(file.content.Get())
 			}
 			switch {
 			case err != nil:
-				log.Error("the file of a secret has changed and is of no use: the one that was read before stays in use",
-					zap.String("setting", file.setting), zap.Error(err))
+				log.Error("secret not reloaded: invalid file; keeping the current secret", zap.String("setting", file.setting), zap.Error(err))
 			case changed:
-				log.Info("a secret was read again", zap.String("setting", file.setting))
+				log.Info("secret reloaded", zap.String("setting", file.setting))
 			}
 		}
 	}

@@ -413,11 +413,11 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 		want    []string // one for every line
 	}{
 		"nothing set, token server": {"tokenserver", nil, nil, []string{
-			"KEYSET_FILE: not set", "REDIS_URL: not set", "ZOOM_CLIENT_ID: not set", "ZOOM_CLIENT_SECRET: not set",
+			"KEYSET_FILE: is required", "REDIS_URL: is required", "ZOOM_CLIENT_ID: is required", "ZOOM_CLIENT_SECRET: is required",
 		}},
 		"nothing set, registrar": {"registrar", nil, nil, []string{
-			"CALLBACK_BASE_URL: not set", "GRPC_CLIENT_CA_FILE: not set", "GRPC_TLS_CERT_FILE: not set", "GRPC_TLS_KEY_FILE: not set", "KEYSET_FILE: not set", "RECALL_API_KEY: not set",
-			"RECALL_OAUTH_APP_ID: not set", "REDIS_URL: not set", "ZOOM_CLIENT_ID: not set", "ZOOM_CLIENT_SECRET: not set",
+			"CALLBACK_BASE_URL: is required", "GRPC_CLIENT_CA_FILE: is required", "GRPC_TLS_CERT_FILE: is required", "GRPC_TLS_KEY_FILE: is required", "KEYSET_FILE: is required", "RECALL_API_KEY: is required",
+			"RECALL_OAUTH_APP_ID: is required", "REDIS_URL: is required", "ZOOM_CLIENT_ID: is required", "ZOOM_CLIENT_SECRET: is required",
 		}},
 		"everything malformed": {"registrar", []string{
 			"GRPC_INSECURE=hunter2", "GRPC_TLS_CERT_FILE=" + file("cert", "hunter2"), "GRPC_TLS_KEY_FILE=" + folder + "/missing",
@@ -427,27 +427,27 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 			"ZOOM_CLIENT_ID=x", "ZOOM_CLIENT_SECRET=hunter2", "ZOOM_CLIENT_SECRET_FILE=" + file("secret", "hunter2"),
 			"RECALL_API_KEY_FILE=" + folder + "/missing", "RECALL_OAUTH_APP_ID=x", "JOURNAL_DIR=", "REDIS_WAIT_REPLICAS=-1", "REFRESH_MAX_IN_FLIGHT=0", "REFRESH_MAX_PER_SECOND=hunter2",
 		}, nil, []string{
-			"CALLBACK_BASE_URL: not an absolute URL", "CALLBACK_OLD_BASE_URLS: not absolute URLs", "GRPC_INSECURE: not true or false",
-			"GRPC_POLICY_FILE: not as expected: line 1", "GRPC_TLS_CERT_FILE: ", "JOURNAL_DIR: empty",
-			"KEYSET_FILE: not a Tink keyset", "LOG_FORMAT: not json or console", "LOG_LEVEL: not debug", "RECALL_API_KEY_FILE: the file cannot be read",
-			"RECALL_RATE_LIMIT: less than 3", "RECONCILE_INTERVAL: less than a second",
-			"REDIS_URL: ", "REDIS_WAIT_REPLICAS: less than 0", "REFRESH_BEFORE: not a duration", "REFRESH_MAX_IN_FLIGHT: less than 1", "REFRESH_MAX_PER_SECOND: not a whole number", "ZOOM_CLIENT_SECRET: set here and by ZOOM_CLIENT_SECRET_FILE", "ZOOM_OAUTH_URL: not an absolute URL",
+			"CALLBACK_BASE_URL: must be an absolute URL", "CALLBACK_OLD_BASE_URLS: must be absolute URLs", "GRPC_INSECURE: must be true or false",
+			"GRPC_POLICY_FILE: not as expected: line 1", "GRPC_TLS_CERT_FILE: ", "JOURNAL_DIR: is required",
+			"KEYSET_FILE: not a Tink keyset", "LOG_FORMAT: must be json or console", "LOG_LEVEL: must be debug", "RECALL_API_KEY_FILE: the file cannot be read",
+			"RECALL_RATE_LIMIT: must be at least 3", "RECONCILE_INTERVAL: must be at least 1s",
+			"REDIS_URL: ", "REDIS_WAIT_REPLICAS: must be at least 0", "REFRESH_BEFORE: must be a duration", "REFRESH_MAX_IN_FLIGHT: must be at least 1", "REFRESH_MAX_PER_SECOND: must be a whole number", "ZOOM_CLIENT_SECRET: is mutually exclusive with ZOOM_CLIENT_SECRET_FILE", "ZOOM_OAUTH_URL: must be an absolute URL",
 		}},
 		"an unknown flag":                {"tokenserver", good, []string{"--nonsense"}, []string{"unknown flag --nonsense"}},
 		"a flag without its value":       {"tokenserver", good, []string{"--redis-url"}, []string{"--redis-url"}},
-		"required secrets":               {"tokenserver", append(good, "RECALL_VERIFICATION_REQUIRED=true"), nil, []string{"RECALL_VERIFICATION_SECRETS: not set, though RECALL_VERIFICATION_REQUIRED is"}},
-		"bounds of the callback":         {"tokenserver", append(good, "CACHE_SIZE=0", "MAX_WAITING=0", "DRAIN_DELAY=-1s"), nil, []string{"CACHE_SIZE: less than 1", "DRAIN_DELAY: less than 0", "MAX_WAITING: less than 1"}},
+		"required secrets":               {"tokenserver", append(good, "RECALL_VERIFICATION_REQUIRED=true"), nil, []string{"RECALL_VERIFICATION_SECRETS: is required with RECALL_VERIFICATION_REQUIRED"}},
+		"bounds of the callback":         {"tokenserver", append(good, "CACHE_SIZE=0", "MAX_WAITING=0", "DRAIN_DELAY=-1s"), nil, []string{"CACHE_SIZE: must be at least 1", "DRAIN_DELAY: must be at least 0", "MAX_WAITING: must be at least 1"}},
 		"malformed verification secrets": {"tokenserver", append(good, "RECALL_VERIFICATION_SECRETS=whsec_!hunter2"), nil, []string{"RECALL_VERIFICATION_SECRETS: a verification secret is not"}},
-		"a flag that is wrong":           {"tokenserver", good, []string{"--refresh-before=hunter2"}, []string{"REFRESH_BEFORE: not a duration"}},
+		"a flag that is wrong":           {"tokenserver", good, []string{"--refresh-before=hunter2"}, []string{"REFRESH_BEFORE: must be a duration"}},
 		"plaintext that was not asked for": {"registrar", append(good, "CALLBACK_BASE_URL=https://h"), nil, []string{
-			"GRPC_CLIENT_CA_FILE: not set", "GRPC_TLS_CERT_FILE: not set", "GRPC_TLS_KEY_FILE: not set",
+			"GRPC_CLIENT_CA_FILE: is required", "GRPC_TLS_CERT_FILE: is required", "GRPC_TLS_KEY_FILE: is required",
 		}},
 		"plaintext and certificates": {"registrar", append(good, "CALLBACK_BASE_URL=https://h", "GRPC_INSECURE=true", "GRPC_TLS_CERT_FILE=x", "GRPC_POLICY_FILE=x"), nil, []string{
-			"GRPC_POLICY_FILE: set besides GRPC_INSECURE", "GRPC_TLS_CERT_FILE: set besides GRPC_INSECURE",
+			"GRPC_POLICY_FILE: is mutually exclusive with GRPC_INSECURE", "GRPC_TLS_CERT_FILE: is mutually exclusive with GRPC_INSECURE",
 		}},
-		"one app and several": {"tokenserver", append(good, "ZOOM_APPS_FILE=x"), nil, []string{"ZOOM_APPS_FILE: set besides ZOOM_CLIENT_ID"}},
+		"one app and several": {"tokenserver", append(good, "ZOOM_APPS_FILE=x"), nil, []string{"ZOOM_APPS_FILE: is mutually exclusive with ZOOM_CLIENT_ID"}},
 		"several apps, wrong": {"tokenserver", []string{good[0], good[1], "ZOOM_APPS_FILE=" + file("apps", appsWithFaults)}, nil, []string{
-			`ZOOM_APPS_FILE: app 1 ("A"): name: not 1 to 64 of a-z, 0-9 and -; app 1 ("A"): client_secret: missing; app 2 ("b"): client_id: missing`,
+			`ZOOM_APPS_FILE: app 1 ("A"): client_secret: is required; app 1 ("A"): name: must be 1 to 64 of a-z, 0-9 and -; app 2 ("b"): client_id: is required`,
 		}},
 		"several apps, not YAML": {"tokenserver", []string{good[0], good[1], "ZOOM_APPS_FILE=" + file("apps2", "apps: hunter2")}, nil, []string{"ZOOM_APPS_FILE: not as expected"}},
 	} {
@@ -515,13 +515,13 @@ func TestStartWithoutWhatIsNeeded(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.redis.Kill()
-	if status, line := run("REDIS_START_TIMEOUT=300ms"); status != 1 || !strings.Contains(line, "Redis did not answer within REDIS_START_TIMEOUT (300ms)") {
+	if status, line := run("REDIS_START_TIMEOUT=300ms"); status != 1 || !strings.Contains(line, "no response from Redis within REDIS_START_TIMEOUT (300ms)") {
 		t.Errorf("Redis down: exit status %d, %q", status, line)
 	}
 
 	// A token server that waits for Redis starts when it comes, and stops when told.
 	late := launch(t, "tokenserver", append(s.env, "HTTP_ADDR=127.0.0.1:0"))
-	late.await("waiting for Redis")
+	late.await("redis unavailable; waiting")
 	s.redis.Run()
 	late.await("token server started")
 	for _, running := range []*process{p, late} {

@@ -32,7 +32,7 @@ func BenchmarkReseal(b *testing.B) {
 		b.Helper()
 		until(b, p.name+" says "+pattern, 10*time.Minute, func() bool { return strings.Count(p.said(), pattern) >= times })
 	}
-	said(registrar, "everything is sealed by one key", 1) // by the first one
+	said(registrar, "re-encryption complete", 1) // by the first one
 	for b.Loop() {
 		stop := v.load(base, 16)
 		clear := seal.Wrapping{}
@@ -41,15 +41,15 @@ func BenchmarkReseal(b *testing.B) {
 			b.Fatal(err)
 		}
 		f.write(name, string(json))
-		said(server, "the keyset was read again", 1)
-		said(registrar, "the keyset was read again", 1)
+		said(server, "keyset reloaded", 1)
+		said(registrar, "keyset reloaded", 1)
 		if json, err = clear.Promote(json, id); err != nil {
 			b.Fatal(err)
 		}
 		f.write(name, string(json))
-		said(registrar, "another key seals now", 2)
+		said(registrar, "new primary key", 2)
 		began := time.Now()
-		said(registrar, "everything is sealed by one key", 2)
+		said(registrar, "re-encryption complete", 2)
 		took := time.Since(began)
 		keyset, err := clear.Parse(json)
 		if err != nil {
@@ -68,7 +68,7 @@ func BenchmarkReseal(b *testing.B) {
 			}
 		}
 		f.write(name, string(json))
-		said(server, "the keyset was read again", 3)
+		said(server, "keyset reloaded", 3)
 		time.Sleep(2 * time.Second)
 		all := stop()
 		failed := 0

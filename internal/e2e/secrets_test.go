@@ -122,7 +122,7 @@ func TestSecretsChangeUnderLoad(t *testing.T) {
 		t.Helper()
 		until(t, fmt.Sprintf("%s says %q", p.name, pattern), 30*time.Second, func() bool { return strings.Count(p.said(), pattern) >= times })
 	}
-	again := func(setting string) string { return `"a secret was read again","setting":"` + setting + `"` }
+	again := func(setting string) string { return `"secret reloaded","setting":"` + setting + `"` }
 
 	// Redis's password: the programs first, as both are good for a while.
 	admin := s.redis.Client()
@@ -171,13 +171,13 @@ func TestSecretsChangeUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.write("keyset", string(json))
-	said(server, "the keyset was read again", 1)
-	said(registrar, "the keyset was read again", 1)
+	said(server, "keyset reloaded", 1)
+	said(registrar, "keyset reloaded", 1)
 	if json, err = clear.Promote(json, id); err != nil {
 		t.Fatal(err)
 	}
 	f.write("keyset", string(json))
-	said(registrar, "everything is sealed by one key", 2) // the first one was, at the start
+	said(registrar, "re-encryption complete", 2) // the first one was, at the start
 	counts, err := stored.CountByKey(ctx)
 	if err != nil || len(counts) != 1 || counts[id] != users+2 {
 		t.Errorf("sealed by %v, %v, want everything by %d", counts, err, id)
@@ -194,7 +194,7 @@ func TestSecretsChangeUnderLoad(t *testing.T) {
 		}
 	}
 	f.write("keyset", string(json))
-	said(server, "the keyset was read again", 3)
+	said(server, "keyset reloaded", 3)
 	register("after-the-keyset")
 	until(t, "tokens are renewed", 60*time.Second, func() bool { return s.zoom.Counts().Refreshes > 2*users })
 

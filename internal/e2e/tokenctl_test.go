@@ -45,7 +45,7 @@ type operator struct {
 func operate(t *testing.T, life time.Duration, env ...string) *operator {
 	t.Helper()
 	o := &operator{stack: newStack(t, life), t: t, folder: t.TempDir()}
-	o.stack.env = append(append(o.stack.env, "REFRESH_BEFORE=10s", "RELOAD_INTERVAL=100ms"), env...)
+	o.stack.env = append(append(o.stack.env, "REFRESH_BEFORE=130s", "RELOAD_INTERVAL=100ms"), env...)
 	_, o.base, _ = o.tokenServer()
 	var p *process
 	p, o.client, _ = o.registrar(o.base)
@@ -278,7 +278,7 @@ func TestOperatorLooksAtAStack(t *testing.T) {
 			t.Errorf("a state that there is not: exit status %d, %s", status, fault)
 		}
 	}
-	if status, _, fault := o.run(nil, "users", "list"); status != 2 || !strings.Contains(fault, "REDIS_URL: not set") {
+	if status, _, fault := o.run(nil, "users", "list"); status != 2 || !strings.Contains(fault, "REDIS_URL: is required") {
 		t.Errorf("without settings: exit status %d, %s", status, fault)
 	}
 	// What other commands need is not asked for.

@@ -4,88 +4,81 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
-	"github.com/hashicorp/vault/api"
-	"github.com/tink-crypto/tink-go-awskms/v3/integration/awskms"
-	"github.com/tink-crypto/tink-go-gcpkms/v2/integration/gcpkms"
-	"github.com/tink-crypto/tink-go-hcvault/v2/integration/hcvault"
 	"github.com/tink-crypto/tink-go/v2/tink"
 )
 
-// URIs is how a key may be named, for error messages and help texts.
-const URIs = "aws-kms://arn:aws:kms:REGION:ACCOUNT:key/ID, " +
-	"gcp-kms://projects/P/locations/L/keyRings/R/cryptoKeys/K or hcvault://HOST:PORT/transit/keys/NAME"
+// KMS is a key management service that can wrap keysets.
+type KMS struct {
+	// Example is a URI of a key, for error messages.
+	Example string
+	// Open returns the key with a URI. It makes no request: an inaccessible key
+	// fails when it is used.
+	Open func(ctx context.Context, uri string) (tink.AEAD, error)
+}
 
-// timeout is for one answer of the service.
-const timeout = 10 * time.Second
+var services struct {
+	sync.RWMutex
+	byScheme map[string]KMS
+}
 
-// OpenKMS returns the key that a URI names. It does not ask for it yet: whether it
-// can be used shows when it is.
+// RegisterKMS makes a service available for URIs of a scheme. The packages of the
+// services call it when a program imports them, as database drivers do. It panics
+// if the scheme is registered twice.
+func RegisterKMS(scheme string, service KMS) {
+	services.Lock()
+	defer services.Unlock()
+	if _, twice := services.byScheme[scheme]; twice {
+		panic("keyset: KMS scheme " + scheme + " is registered twice")
+	}
+	if services.byScheme == nil {
+		services.byScheme = map[string]KMS{}
+	}
+	services.byScheme[scheme] = service
+}
+
+// OpenKMS returns the key with a URI, from the service registered for its scheme.
+// It makes no request: an inaccessible key fails when it is used.
 func OpenKMS(ctx context.Context, uri string) (tink.AEAD, error) {
+	services.RLock()
+	defer services.RUnlock()
+	var examples []string
+	for _, service := range services.byScheme {
+		examples = append(examples, service.Example)
+	}
+	slices.Sort(examples)
+	forms := strings.Join(examples, " or ")
 	scheme, name, _ := strings.Cut(uri, "://")
 	if name == "" {
-		return nil, errors.New("not a KMS key: want " + URIs)
+		return nil, errors.New("must be the URI of a KMS key: " + forms)
 	}
-	switch scheme {
-	case "aws-kms":
-		key, err := awskms.NewAEADWithContext(ctx, name)
-		if err != nil {
-			return nil, fmt.Errorf("reaching AWS KMS: %w", err)
-		}
-		return bounded{key}, nil
-	case "gcp-kms":
-		key, err := gcpkms.GetAEADWithContext(ctx, uri, gcpkms.WithTransport(gcpkms.TransportGRPC))
-		if err != nil {
-			return nil, fmt.Errorf("reaching Google Cloud KMS: %w", err)
-		}
-		return bounded{key}, nil
-	case "hcvault":
-		return vault(uri)
+	service, known := services.byScheme[scheme]
+	if !known {
+		return nil, fmt.Errorf("must be the URI of a KMS key: %s, not %s", forms, scheme)
 	}
-	return nil, fmt.Errorf("unknown kind %q of KMS key: want %s", scheme, URIs)
+	return service.Open(ctx, uri)
 }
 
-// vault is a key of Vault's transit engine. Its address is the URI's, unless
-// VAULT_ADDR says otherwise; VAULT_TOKEN, VAULT_CACERT and their like are Vault's
-// own.
-func vault(uri string) (tink.AEAD, error) {
-	parsed, err := url.Parse(uri)
-	if err != nil || parsed.Host == "" {
-		return nil, errors.New("not a key of Vault's: want hcvault://HOST:PORT/transit/keys/NAME")
-	}
-	config := api.DefaultConfig()
-	if config.Error != nil {
-		return nil, fmt.Errorf("reading Vault's settings: %w", config.Error)
-	}
-	config.Timeout, config.MaxRetries = timeout, 1
-	if config.Address == api.DefaultAddress {
-		config.Address = "https://" + parsed.Host
-	}
-	client, err := api.NewClient(config)
-	if err != nil {
-		return nil, fmt.Errorf("reaching Vault: %w", err)
-	}
-	key, err := hcvault.NewAEAD(parsed.EscapedPath(), client.Logical())
-	if err != nil {
-		return nil, fmt.Errorf("a key of Vault's: %w", err)
-	}
-	return key, nil
-}
+// KMSTimeout is the time that a service has for one response.
+const KMSTimeout = 10 * time.Second
 
-// bounded gives every call of a key a deadline.
-type bounded struct{ key tink.AEADWithContext }
+// LimitTime returns a key whose calls fail after [KMSTimeout].
+func LimitTime(key tink.AEADWithContext) tink.AEAD { return limited{key} }
 
-func (b bounded) Encrypt(plain, associated []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+type limited struct{ key tink.AEADWithContext }
+
+func (l limited) Encrypt(plain, associated []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), KMSTimeout)
 	defer cancel()
-	return b.key.EncryptWithContext(ctx, plain, associated)
+	return l.key.EncryptWithContext(ctx, plain, associated)
 }
 
-func (b bounded) Decrypt(sealed, associated []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+func (l limited) Decrypt(encrypted, associated []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), KMSTimeout)
 	defer cancel()
-	return b.key.DecryptWithContext(ctx, sealed, associated)
+	return l.key.DecryptWithContext(ctx, encrypted, associated)
 }

@@ -1,151 +1,111 @@
 package keyset_test
 
 import (
-	"bytes"
-	"encoding/base64"
-	"encoding/json"
-	"net/http"
-	"net/http/httptest"
+	"context"
+	"errors"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/tink-crypto/tink-go/v2/tink"
 
 	"tokenprovider/internal/keyset"
 	"tokenprovider/internal/seal"
 )
 
-// service is a stand-in for a KMS: it "encrypts" by turning the bytes round, and
-// refuses whoever has no right.
-func service(t *testing.T, answer func(r *http.Request, body map[string]any) (map[string]any, bool)) *httptest.Server {
-	t.Helper()
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var body map[string]any
-		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-			t.Errorf("a request to the KMS is not JSON: %v", err)
-		}
-		got, allowed := answer(r, body)
-		if !allowed {
-			w.WriteHeader(http.StatusForbidden)
-			_, _ = w.Write([]byte(`{"errors":["permission denied"],"__type":"AccessDeniedException"}`))
-			return
-		}
-		_ = json.NewEncoder(w).Encode(got)
-	}))
-	t.Cleanup(server.Close)
-	return server
+// kms is a service with one key, which wraps by inverting the bits. It records how
+// much time each call had.
+type kms struct {
+	down bool
+	had  []time.Duration
 }
 
-func turned(value any) string {
-	text, _ := value.(string)
-	plain, _ := base64.StdEncoding.DecodeString(text)
-	for i, j := 0, len(plain)-1; i < j; i, j = i+1, j-1 {
-		plain[i], plain[j] = plain[j], plain[i]
+func (k *kms) invert(ctx context.Context, data []byte) ([]byte, error) {
+	deadline, limited := ctx.Deadline()
+	if limited {
+		k.had = append(k.had, time.Until(deadline))
 	}
-	return base64.StdEncoding.EncodeToString(plain)
+	if k.down {
+		return nil, errors.New("the KMS is down")
+	}
+	inverted := make([]byte, len(data))
+	for i := range data {
+		inverted[i] = ^data[i]
+	}
+	return inverted, nil
 }
 
-// roundTrip makes a wrapped keyset, reads it back, and changes it.
-func roundTrip(t *testing.T, uri string) {
-	t.Helper()
-	key, err := keyset.OpenKMS(t.Context(), uri)
+func (k *kms) EncryptWithContext(ctx context.Context, plain, _ []byte) ([]byte, error) {
+	return k.invert(ctx, plain)
+}
+
+func (k *kms) DecryptWithContext(ctx context.Context, encrypted, _ []byte) ([]byte, error) {
+	return k.invert(ctx, encrypted)
+}
+
+var registered = &kms{}
+
+func init() {
+	keyset.RegisterKMS("test-kms", keyset.KMS{Example: "test-kms://KEY", Open: func(_ context.Context, uri string) (tink.AEAD, error) {
+		if uri != "test-kms://key" {
+			return nil, errors.New("unknown key")
+		}
+		return keyset.LimitTime(registered), nil
+	}})
+}
+
+func TestKMSByScheme(t *testing.T) {
+	wrapping, err := keyset.Wrapping(t.Context(), "test-kms://key")
 	if err != nil {
 		t.Fatal(err)
 	}
-	wrapping := seal.Wrapping{KMS: key}
+	registered.had = nil
 	wrapped, err := wrapping.Generate()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Contains(wrapped, []byte("encryptedKeyset")) {
-		t.Errorf("not wrapped: %s", wrapped)
-	}
-	keyset, err := wrapping.Parse(wrapped)
-	if err != nil {
+	if _, err := wrapping.Parse(wrapped); err != nil {
 		t.Fatal(err)
 	}
-	sealed, err := keyset.Encrypt([]byte("secret"), "record", "field")
-	if err != nil {
-		t.Fatal(err)
+	if had := registered.had; len(had) != 2 || min(had[0], had[1]) < 9*time.Second || max(had[0], had[1]) > 10*time.Second {
+		t.Errorf("the calls had %v, want 10 s each", had)
 	}
-	more, id, err := wrapping.AddKey(wrapped)
-	if err != nil {
-		t.Fatal(err)
+	for _, uri := range []string{"", "keyset", "test-kms://", "https://example.com"} {
+		if _, err := keyset.OpenKMS(t.Context(), uri); err == nil || !strings.Contains(err.Error(), "test-kms://KEY") {
+			t.Errorf("%q: %v", uri, err)
+		}
 	}
-	promoted, err := wrapping.Promote(more, id)
-	if err != nil {
-		t.Fatal(err)
+	if _, err := keyset.OpenKMS(t.Context(), "test-kms://another"); err == nil {
+		t.Error("the error of the service is lost")
 	}
-	if keyset, err = wrapping.Parse(promoted); err != nil {
-		t.Fatal(err)
-	}
-	if plain, err := keyset.Decrypt(sealed, "record", "field"); err != nil || string(plain) != "secret" || keyset.Primary() != id {
-		t.Errorf("opened %q, %v, primary %d", plain, err, keyset.Primary())
-	}
-	if _, err := seal.Parse(wrapped); err == nil {
-		t.Error("a wrapped keyset was read without the KMS")
-	}
-	clear, err := wrapping.Rewrap(promoted, seal.Wrapping{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if keyset, err := seal.Parse(clear); err != nil || keyset.Primary() != id {
-		t.Errorf("unwrapped: %v", err)
-	}
-	if _, err := wrapping.Parse(clear); err == nil {
-		t.Error("a keyset in clear was taken for a wrapped one")
-	}
+	defer func() {
+		if recover() == nil {
+			t.Error("a scheme was registered twice")
+		}
+	}()
+	keyset.RegisterKMS("test-kms", keyset.KMS{})
 }
 
-func TestVault(t *testing.T) {
-	server := service(t, func(r *http.Request, body map[string]any) (map[string]any, bool) {
-		switch {
-		case r.Header.Get("X-Vault-Token") != "vault-token":
-			return nil, false
-		case r.URL.Path == "/v1/transit/encrypt/tokens":
-			return map[string]any{"data": map[string]any{"ciphertext": "vault:v1:" + turned(body["plaintext"])}}, true
-		case r.URL.Path == "/v1/transit/decrypt/tokens":
-			text, _ := body["ciphertext"].(string)
-			return map[string]any{"data": map[string]any{"plaintext": turned(strings.TrimPrefix(text, "vault:v1:"))}}, true
+// TestReloadWaitsForTheKMS: a keyset that cannot be unwrapped now is tried again.
+func TestReloadWaitsForTheKMS(t *testing.T) {
+	wrapping := seal.Wrapping{KMS: keyset.LimitTime(registered)}
+	f := newFile(t)
+	wrapped, err := seal.Wrapping{}.Rewrap(f.json, wrapping)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.write(wrapped)
+	reloading(t, f, "test-kms://key", func(keys *seal.Keyset, step func(name string, infos, errors int)) {
+		more, _, err := wrapping.AddKey(wrapped)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return nil, false
+		registered.down = true
+		f.write(more)
+		step("the KMS is down", 0, 1)
+		registered.down = false
+		if step("the KMS is back", 1, 0); len(keys.Keys()) != 2 {
+			t.Errorf("%d keys", len(keys.Keys()))
+		}
 	})
-	t.Setenv("VAULT_ADDR", server.URL)
-	t.Setenv("VAULT_TOKEN", "vault-token")
-	roundTrip(t, "hcvault://vault.example:8200/transit/keys/tokens")
-
-	t.Setenv("VAULT_TOKEN", "another")
-	key, err := keyset.OpenKMS(t.Context(), "hcvault://vault.example:8200/transit/keys/tokens")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := (seal.Wrapping{KMS: key}).Generate(); err == nil {
-		t.Error("a keyset was wrapped without the right to")
-	}
-}
-
-func TestAWS(t *testing.T) {
-	server := service(t, func(r *http.Request, body map[string]any) (map[string]any, bool) {
-		if body["KeyId"] != "arn:aws:kms:eu-central-1:111122223333:key/tokens" || !strings.Contains(r.Header.Get("Authorization"), "AKIDEXAMPLE") {
-			return nil, false
-		}
-		switch r.Header.Get("X-Amz-Target") {
-		case "TrentService.Encrypt":
-			return map[string]any{"CiphertextBlob": turned(body["Plaintext"]), "KeyId": body["KeyId"]}, true
-		case "TrentService.Decrypt":
-			return map[string]any{"Plaintext": turned(body["CiphertextBlob"]), "KeyId": body["KeyId"]}, true
-		}
-		return nil, false
-	})
-	t.Setenv("AWS_ENDPOINT_URL_KMS", server.URL)
-	t.Setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
-	t.Setenv("AWS_SECRET_ACCESS_KEY", "x")
-	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
-	roundTrip(t, "aws-kms://arn:aws:kms:eu-central-1:111122223333:key/tokens")
-}
-
-func TestRefuses(t *testing.T) {
-	for _, uri := range []string{"", "keyset", "https://example.com", "aws-kms://", "aws-kms://nonsense", "hcvault:///transit/keys/x", "hcvault://host/elsewhere"} {
-		if _, err := keyset.OpenKMS(t.Context(), uri); err == nil {
-			t.Errorf("%q is taken for a key", uri)
-		}
-	}
 }

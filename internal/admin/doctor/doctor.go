@@ -202,11 +202,11 @@ func (c Config) settings() (checks []Check) {
 		name, text, _ := strings.Cut(line, ": ")
 		mend := "put it right: --help says what it may be"
 		switch {
-		case strings.Contains(text, "not set"):
+		case strings.Contains(text, "is required"):
 			mend = "set it as the programs have it: run this where they run, or with their environment"
 		case strings.Contains(text, "file cannot be read"):
 			mend = "name a file that is there and can be read; in a pod, see that its Secret has the key"
-		case strings.Contains(text, "choose one"):
+		case strings.Contains(text, "is mutually exclusive"):
 			mend = "take one of the two away"
 		}
 		checks = append(checks, Check{"setting " + name, func(context.Context) Finding { return fault(mend, "%s", text) }})

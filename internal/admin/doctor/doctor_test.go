@@ -217,9 +217,9 @@ func TestNothingIsSet(t *testing.T) {
 func TestSettingsThatAreWrong(t *testing.T) {
 	t.Parallel()
 	w := start(t)
-	w.Faults = []string{"REDIS_URL: not set", "KEYSET_FILE: the file cannot be read"}
+	w.Faults = []string{"REDIS_URL: is required", "KEYSET_FILE: the file cannot be read"}
 	w.Keyset = nil
-	w.want("setting REDIS_URL", doctor.Fault, "not set")
+	w.want("setting REDIS_URL", doctor.Fault, "is required")
 	w.want("setting KEYSET_FILE", doctor.Fault, "the file cannot be read")
 	w.want("keyset", doctor.NotChecked, "KEYSET_FILE")
 	w.want("journal", doctor.NotChecked, "KEYSET_FILE")
