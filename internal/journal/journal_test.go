@@ -42,10 +42,20 @@ func entry(n int) journal.Entry {
 func add(t *testing.T, j *journal.Journal, n int) journal.Entry {
 	t.Helper()
 	e := entry(n)
-	if err := j.Add(e); err != nil {
+	if err := addEntry(t, j, e); err != nil {
 		t.Fatal(err)
 	}
 	return e
+}
+
+func addOnly(t *testing.T, j *journal.Journal, n int) error {
+	t.Helper()
+	return addEntry(t, j, entry(n))
+}
+
+func addEntry(t *testing.T, j *journal.Journal, e journal.Entry) error {
+	t.Helper()
+	return j.Add(e)
 }
 
 func files(t *testing.T, folder string) []string {
