@@ -1,10 +1,10 @@
-// Package clock finds out whether this machine's clock is wrong. A process with a
-// wrong clock takes tokens for good that are not, and tells the others that its own
-// are good for too long; so it has to stand aside.
+// Package clock detects that this machine's clock is wrong. Such a process takes
+// expired tokens for valid ones, and plans renewals too late, so it must suspend
+// renewals.
 //
-// Two others are asked: Redis, and Zoom. If they agree, and this machine does not
-// agree with them, it is this machine. If only Redis is off, it is Redis, and
-// everybody goes on.
+// It compares the local clock with Redis's and Zoom's. The local clock is wrong if
+// both differ from it and agree with each other. If only Redis differs, Redis is
+// wrong, and renewals continue.
 package clock
 
 import (
@@ -19,71 +19,74 @@ import (
 	"go.uber.org/zap"
 )
 
-// Tolerance is how far two clocks may be apart. Recall's signatures are good for 5
-// minutes, and tokens are renewed 5 minutes before they end, mostly.
+// Tolerance is the greatest accepted difference between two clocks. It is well
+// below the 5 minutes for which Recall's signatures are valid and by which tokens
+// are renewed before they expire, by default.
 const Tolerance = 30 * time.Second
 
-// Of asks a web server for its time, by the Date of its answer (RFC 9110, section
-// 6.6.1), whatever the answer is. A Date has whole seconds: the middle of it is
-// returned.
+// ServerTime returns the time at a web server, from the Date header of a response
+// with any status (RFC 9110, section 6.6.1). A Date has a resolution of one second;
+// the result is the middle of that second.
 func ServerTime(ctx context.Context, client *http.Client, base *url.URL) (time.Time, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodHead, base.JoinPath("/").String(), nil)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("asking for the time: %w", err)
+		return time.Time{}, fmt.Errorf("reading the server's time: %w", err)
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("asking for the time: %w", err)
+		return time.Time{}, fmt.Errorf("reading the server's time: %w", err)
 	}
 	_ = response.Body.Close()
 	now, ok := HeaderTime(response.Header)
 	if !ok {
-		return time.Time{}, errors.New("asking for the time: the answer has no Date")
+		return time.Time{}, errors.New("reading the server's time: the response has no valid Date")
 	}
 	return now, nil
 }
 
-// In reads the time from an answer's headers, if they have it; see [Of].
+// HeaderTime returns the time in a response's Date header, and whether there is
+// one; see [ServerTime].
 func HeaderTime(header http.Header) (now time.Time, ok bool) {
 	date, err := http.ParseTime(header.Get("Date"))
 	return date.Add(500 * time.Millisecond), err == nil
 }
 
-// Monitor compares clocks while it runs. It is safe for concurrent use.
+// Monitor compares clocks while [Monitor.Run] runs. It is safe for concurrent use.
 type Monitor struct {
-	Redis, Zoom func(context.Context) (time.Time, error) // what they say the time is
+	Redis, Zoom func(context.Context) (time.Time, error) // return the time there
 	Log         *zap.Logger
 
-	wrong atomic.Pointer[wrongError]
+	skew atomic.Pointer[skewError]
 }
 
-type wrongError struct{ ahead time.Duration }
+// skewError states by how much the local clock is wrong.
+type skewError struct{ ahead time.Duration }
 
-func (e *wrongError) Error() string {
-	word := "ahead of"
+func (e *skewError) Error() string {
+	direction := "ahead of"
 	if e.ahead < 0 {
-		word = "behind"
+		direction = "behind"
 	}
-	return fmt.Sprintf("this machine's clock is %v %s Redis's and Zoom's", e.ahead.Abs().Round(time.Second), word)
+	return fmt.Sprintf("the local clock is %v %s Redis's and Zoom's", e.ahead.Abs().Round(time.Second), direction)
 }
 
-// CheckSkew returns what is wrong with this machine's clock, and nil if nothing is
-// known to be.
-func (w *Monitor) CheckSkew() error {
-	if wrong := w.wrong.Load(); wrong != nil {
-		return wrong
+// CheckSkew returns an error if the local clock was wrong at the last comparison
+// that succeeded.
+func (m *Monitor) CheckSkew() error {
+	if skew := m.skew.Load(); skew != nil {
+		return skew
 	}
 	return nil
 }
 
-const every = 10 * time.Second
+const interval = 10 * time.Second
 
-// Run compares the clocks now and then, until ctx ends.
-func (w *Monitor) Run(ctx context.Context) {
-	tick := time.NewTicker(every)
+// Run compares the clocks at intervals until ctx ends.
+func (m *Monitor) Run(ctx context.Context) {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		w.look(ctx)
+		m.compare(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -92,40 +95,41 @@ func (w *Monitor) Run(ctx context.Context) {
 	}
 }
 
-// look compares once. Who cannot be asked changes nothing.
-func (w *Monitor) look(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, every/2)
+// compare compares once. Without a time from Redis, or from Zoom where it is
+// needed, the previous result stands.
+func (m *Monitor) compare(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, interval/2)
 	defer cancel()
-	redis, err := aheadOf(ctx, w.Redis)
+	redis, err := aheadOf(ctx, m.Redis)
 	if err != nil {
 		return
 	}
-	var found *wrongError
+	var found *skewError
 	if redis.Abs() > Tolerance {
-		zoom, err := aheadOf(ctx, w.Zoom)
+		zoom, err := aheadOf(ctx, m.Zoom)
 		if err != nil {
 			return
 		}
 		if zoom.Abs() > Tolerance && (zoom-redis).Abs() <= Tolerance {
-			found = &wrongError{redis}
+			found = &skewError{redis}
 		}
 	}
-	switch before := w.wrong.Swap(found); {
-	case found != nil && before == nil:
-		w.Log.Error("standing aside: no token is renewed here, and no request wanted", zap.Error(found))
-	case found == nil && before != nil:
-		w.Log.Info("the clock is right again: going on")
+	switch previous := m.skew.Swap(found); {
+	case found != nil && previous == nil:
+		m.Log.Error("clock skew; not ready, renewals suspended", zap.Error(found))
+	case found == nil && previous != nil:
+		m.Log.Info("clock skew ended; renewals resumed")
 	}
 }
 
-// aheadOf is by how much our clock is ahead of another.
+// aheadOf returns by how much the local clock is ahead of another.
 func aheadOf(ctx context.Context, other func(context.Context) (time.Time, error)) (time.Duration, error) {
-	began := time.Now()
+	start := time.Now()
 	theirs, err := other(ctx)
 	if err != nil {
 		return 0, err
 	}
-	took := time.Since(began)
-	// Wall clocks: what is monotonic does not know that the clock was set.
-	return began.Round(0).Add(took / 2).Sub(theirs), nil
+	elapsed := time.Since(start)
+	// Round strips the monotonic reading, which a change of the wall clock does not affect.
+	return start.Round(0).Add(elapsed / 2).Sub(theirs), nil
 }
