@@ -1,7 +1,6 @@
 //go:build tools
 
-// Package chart keeps the modules whose files the tests of the chart read: the
-// definitions of the optional objects, which a cluster may or may not have.
+// Package chart pins the modules that contain the CRDs for the chart's tests.
 package chart
 
 import (

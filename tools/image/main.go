@@ -45,11 +45,11 @@ import (
 	"golang.org/x/crypto/x509roots/fallback/bundle"
 )
 
-// programs are what the image has, each in its root folder.
+// programs lists the programs in the image, each in its root directory.
 var programs = []string{"tokenserver", "registrar", "tokenctl"}
 
 const (
-	user  = "65532:65532" // nobody's, as in the distroless images
+	user  = "65532:65532" // unprivileged, as in the distroless images
 	caDir = "etc/ssl/certs"
 )
 
@@ -64,7 +64,7 @@ func main() {
 
 func run(ctx context.Context, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("image", flag.ContinueOnError)
-	root := flags.String("root", "../..", "folder of the product's module")
+	root := flags.String("root", "../..", "Directory of the product's module.")
 	out := flags.String("out", "", "OCI archive to write, with its SBOM beside it as .spdx.json")
 	push := flags.String("push", "", "reference to push to, with the credentials of docker's or podman's login")
 	arches := flags.String("arch", "amd64,arm64", "architectures, separated by commas")
@@ -73,7 +73,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	if *out == "" && *push == "" {
-		return errors.New("nothing to do: give -out or -push")
+		return errors.New("-out or -push is required")
 	}
 	source, err := readSource(ctx, *root)
 	if err != nil {
@@ -114,17 +114,17 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	return nil
 }
 
-// source is the commit that is built.
+// source is the commit of the build.
 type source struct {
 	commit, version string
 	time            time.Time
 }
 
 func readSource(ctx context.Context, root string) (source, error) {
-	git := exec.CommandContext(ctx, "git", "-C", root, "log", "-1", "--format=%H %ct") //nolint:gosec // the caller names the folder
+	git := exec.CommandContext(ctx, "git", "-C", root, "log", "-1", "--format=%H %ct") //nolint:gosec // the caller sets the directory
 	output, err := git.Output()
 	if err != nil {
-		return source{}, fmt.Errorf("asking git for the commit: %w", err)
+		return source{}, fmt.Errorf("reading the commit from git: %w", err)
 	}
 	commit, seconds, _ := strings.Cut(strings.TrimSpace(string(output)), " ")
 	at, err := strconv.ParseInt(seconds, 10, 64)
@@ -134,7 +134,7 @@ func readSource(ctx context.Context, root string) (source, error) {
 	return source{commit: commit, version: commit[:12], time: time.Unix(at, 0).UTC()}, nil
 }
 
-// image is what has been built.
+// image is the result of the build.
 type image struct {
 	index   v1.ImageIndex
 	modules map[string]module // by path and version
@@ -170,17 +170,17 @@ func build(ctx context.Context, root string, s source, arches []string) (*image,
 	return built, nil
 }
 
-// compile builds the programs for an architecture and notes their modules.
+// compile builds the programs for an architecture and records their modules.
 func (i *image) compile(ctx context.Context, root, arch string) ([]file, error) {
-	folder, err := os.MkdirTemp("", "image-")
+	dir, err := os.MkdirTemp("", "image-")
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = os.RemoveAll(folder) }()
+	defer func() { _ = os.RemoveAll(dir) }()
 	var files []file
 	for _, program := range programs {
-		path := filepath.Join(folder, program)
-		// The commit is stamped in, for --version; paths and symbols are not.
+		path := filepath.Join(dir, program)
+		// With the commit, for --version; without paths and symbols.
 		compiler := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=true", "-ldflags", "-s -w -buildid=", "-o", path, "./cmd/"+program) //nolint:gosec // our own programs
 		compiler.Dir = root
 		compiler.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOTOOLCHAIN=local", "GOAMD64=v1", "GOWORK=off")
@@ -193,7 +193,7 @@ func (i *image) compile(ctx context.Context, root, arch string) ([]file, error) 
 		}
 		info, err := buildinfo.Read(bytes.NewReader(content))
 		if err != nil {
-			return nil, fmt.Errorf("reading what %s is made of: %w", program, err)
+			return nil, fmt.Errorf("reading the build information of %s: %w", program, err)
 		}
 		i.modules["stdlib"] = module{path: "stdlib", version: strings.TrimPrefix(info.GoVersion, "go")}
 		for _, m := range info.Deps {
@@ -207,13 +207,12 @@ func (i *image) compile(ctx context.Context, root, arch string) ([]file, error) 
 	return files, nil
 }
 
-// certificates is the public CAs as PEM, from a module whose version is pinned
-// and not from the machine.
+// certificates returns the public CAs as PEM, from a module of a pinned version.
 func certificates() []byte {
 	var all bytes.Buffer
 	for root := range bundle.Roots() {
 		if root.Constraint != nil {
-			continue // PEM cannot say what such a CA may not sign
+			continue // PEM cannot express the constraints of such a CA
 		}
 		_ = pem.Encode(&all, &pem.Block{Type: "CERTIFICATE", Bytes: root.Certificate}) // to memory
 	}
@@ -255,7 +254,7 @@ type file struct {
 	content []byte
 }
 
-// layer is a layer of files, and of the folders that they are in.
+// layer returns a layer with the files and their directories.
 func layer(at time.Time, files []file) (v1.Layer, error) {
 	var out bytes.Buffer
 	archive := tar.NewWriter(&out)
@@ -286,15 +285,15 @@ func layer(at time.Time, files []file) (v1.Layer, error) {
 	}, tarball.WithMediaType(types.OCILayer))
 }
 
-// writeArchive writes the index as an OCI layout in a tar, which skopeo, crane,
-// podman and docker load.
+// writeArchive writes the index as an OCI layout in a tar file, which skopeo, crane,
+// podman and docker can load.
 func writeArchive(path string, index v1.ImageIndex, at time.Time) (err error) {
-	folder, err := os.MkdirTemp("", "layout-")
+	dir, err := os.MkdirTemp("", "layout-")
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(folder) }()
-	written, err := layout.Write(folder, empty.Index)
+	defer func() { _ = os.RemoveAll(dir) }()
+	written, err := layout.Write(dir, empty.Index)
 	if err != nil {
 		return err
 	}
@@ -304,13 +303,13 @@ func writeArchive(path string, index v1.ImageIndex, at time.Time) (err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return err
 	}
-	target, err := os.Create(path) //nolint:gosec // the caller names it
+	target, err := os.Create(path) //nolint:gosec // the caller sets it
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, target.Close()) }()
 	archive := tar.NewWriter(target)
-	err = filepath.WalkDir(folder, func(name string, entry fs.DirEntry, err error) error {
+	err = filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
 		}
@@ -318,7 +317,7 @@ func writeArchive(path string, index v1.ImageIndex, at time.Time) (err error) {
 		if err != nil {
 			return err
 		}
-		relative, err := filepath.Rel(folder, name)
+		relative, err := filepath.Rel(dir, name)
 		if err != nil {
 			return err
 		}
@@ -333,7 +332,7 @@ func writeArchive(path string, index v1.ImageIndex, at time.Time) (err error) {
 	return errors.Join(err, archive.Close())
 }
 
-// sbom lists the modules in the programs, as SPDX 2.3.
+// sbom returns the modules of the programs as SPDX 2.3.
 func (i *image) sbom(s source, digest string) []byte {
 	type checksum struct {
 		Algorithm string `json:"algorithm"`

@@ -24,19 +24,19 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// checkout is a clean one, in a folder of its own: the image must not depend on
-// where it is built.
+// checkout returns a clean checkout in a new directory: the image must not depend on
+// the build's directory.
 func checkout(t *testing.T) string {
 	t.Helper()
-	folder := filepath.Join(t.TempDir(), "checkout")
-	if output, err := exec.Command("git", "clone", "-q", "../..", folder).CombinedOutput(); err != nil {
+	dir := filepath.Join(t.TempDir(), "checkout")
+	if output, err := exec.Command("git", "clone", "-q", "../..", dir).CombinedOutput(); err != nil {
 		t.Fatalf("git clone: %v\n%s", err, output)
 	}
-	return folder
+	return dir
 }
 
-// TestImage builds the last commit twice, in two folders, pushes it to a
-// registry, and looks at what comes back.
+// TestImage builds the last commit twice, in two directories, pushes it to a registry,
+// and checks the pulled image.
 func TestImage(t *testing.T) {
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	defer server.Close()
@@ -53,12 +53,12 @@ func TestImage(t *testing.T) {
 		digests = append(digests, lines[len(lines)-1])
 	}
 	if digests[0] != digests[1] {
-		t.Errorf("two folders make two images: %v", digests)
+		t.Errorf("the image depends on the directory: %v", digests)
 	}
 	one, errOne := os.ReadFile(filepath.Join(dist, "a.tar"))
 	two, errTwo := os.ReadFile(filepath.Join(dist, "b.tar"))
 	if errOne != nil || errTwo != nil || !bytes.Equal(one, two) {
-		t.Error("two folders make two archives")
+		t.Error("the archive depends on the directory")
 	}
 
 	ref, err := name.ParseReference(reference)
@@ -86,7 +86,7 @@ func TestImage(t *testing.T) {
 	}
 	content, err := os.ReadFile(filepath.Join(dist, "a.spdx.json"))
 	if err != nil || json.Unmarshal(content, &sbom) != nil {
-		t.Fatalf("the SBOM cannot be read: %v", err)
+		t.Fatalf("reading the SBOM: %v", err)
 	}
 	for _, want := range []string{"stdlib", "github.com/redis/go-redis/v9", "google.golang.org/grpc"} {
 		if !slices.ContainsFunc(sbom.Packages, func(p struct{ Name, VersionInfo string }) bool { return p.Name == want && p.VersionInfo != "" }) {
@@ -109,7 +109,7 @@ func look(t *testing.T, image v1.Image, arch string) {
 			t.Errorf("label %s is %q, want %q", label, got, want)
 		}
 	}
-	folder := t.TempDir()
+	dir := t.TempDir()
 	content := mutate.Extract(image)
 	defer func() { _ = content.Close() }()
 	var names []string
@@ -122,7 +122,7 @@ func look(t *testing.T, image v1.Image, arch string) {
 			t.Fatal(err)
 		}
 		if header.Mode&0o222 != 0 || header.Uid != 0 {
-			t.Errorf("%s can be written by the image's user", header.Name)
+			t.Errorf("%s is writable by the image's user", header.Name)
 		}
 		if header.Typeflag != tar.TypeReg {
 			continue
@@ -132,7 +132,7 @@ func look(t *testing.T, image v1.Image, arch string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(folder, filepath.Base(header.Name)), data, 0o700); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, filepath.Base(header.Name)), data, 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -140,7 +140,7 @@ func look(t *testing.T, image v1.Image, arch string) {
 	if want := []string{"etc/ssl/certs/ca-certificates.crt", "registrar", "tokenctl", "tokenserver"}; !slices.Equal(names, want) {
 		t.Errorf("files %v, want %v", names, want)
 	}
-	bundle, err := os.ReadFile(filepath.Join(folder, "ca-certificates.crt"))
+	bundle, err := os.ReadFile(filepath.Join(dir, "ca-certificates.crt"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func look(t *testing.T, image v1.Image, arch string) {
 	}
 	commit := config.Config.Labels["org.opencontainers.image.revision"]
 	for _, program := range programs {
-		output, err := exec.Command(filepath.Join(folder, program), "--version").CombinedOutput()
+		output, err := exec.Command(filepath.Join(dir, program), "--version").CombinedOutput()
 		if err != nil || !strings.Contains(string(output), commit[:12]) {
 			t.Errorf("%s --version: %q, %v, want the commit %s", program, output, err, commit[:12])
 		}
@@ -165,6 +165,6 @@ func look(t *testing.T, image v1.Image, arch string) {
 
 func TestNothingToDo(t *testing.T) {
 	if err := run(t.Context(), nil, io.Discard); err == nil {
-		t.Error("no fault")
+		t.Error("run succeeded")
 	}
 }
