@@ -181,8 +181,6 @@ type Access struct {
 	// often as they like.
 	Plaintext bool
 
-	readOnly bool // whoever calls is this process, and may read
-
 	mu       sync.Mutex
 	limiters map[string]*limiter
 }
@@ -195,12 +193,7 @@ type limiter struct {
 
 // admit returns the name of who calls, if the call may be made.
 func (a *Access) admit(ctx context.Context, method string) (name string, err error) {
-	switch {
-	case a.readOnly && methods("read")[method]:
-		return "local", nil
-	case a.readOnly:
-		return "local", fmt.Errorf("%w: only reading is possible here", errForbidden)
-	case a.Plaintext:
+	if a.Plaintext {
 		return "anybody", nil
 	}
 	identities, err := identitiesOf(ctx)

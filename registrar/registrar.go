@@ -77,7 +77,7 @@ type Service struct {
 		known map[string]App
 	}
 	work  sync.WaitGroup // what goes on although its caller may have left
-	heads heads
+	users *Users
 }
 
 // New returns the service. It does no I/O.
@@ -94,8 +94,7 @@ func New(c Config) *Service {
 	if c.Lock == 0 {
 		c.Lock = 5 * time.Second
 	}
-	s := &Service{Config: c, metrics: newMetrics(c.Metrics)}
-	s.heads.stopped = make(chan struct{})
+	s := &Service{Config: c, metrics: newMetrics(c.Metrics), users: NewUsers(c.Store)}
 	s.SetApps(c.Apps)
 	return s
 }

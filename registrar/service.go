@@ -1,11 +1,11 @@
 package registrar
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"tokenprovider/internal/grant"
@@ -99,41 +99,26 @@ func (s *Service) GetUser(ctx context.Context, r *registrarv1.GetUserRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	g, err := s.Store.Get(ctx, id)
+	user, err := s.users.Get(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	return &registrarv1.GetUserResponse{User: toUser(g)}, nil
+	return &registrarv1.GetUserResponse{User: user}, nil
 }
 
-// ListUsers implements the call of the same name. A page token is the last id
-// of the page before.
+// ListUsers implements the call of the same name.
 func (s *Service) ListUsers(ctx context.Context, r *registrarv1.ListUsersRequest) (*registrarv1.ListUsersResponse, error) {
-	size := int(r.GetPageSize())
-	if size == 0 {
-		size = 100
-	}
-	var after grant.ID
-	if token := r.GetPageToken(); token != "" {
-		id, ok := grant.ParseID(token)
-		if !ok {
-			return nil, &fieldError{field: "page_token", fault: "not the next_page_token of a page before"}
-		}
-		after = id
-	}
-	grants, err := s.Store.List(ctx, fromState(r.GetState()), after, size)
-	if err != nil {
-		return nil, err
-	}
-	response := &registrarv1.ListUsersResponse{}
-	for _, g := range grants {
-		response.Users = append(response.Users, toUser(g))
-	}
-	if len(grants) == size {
-		response.NextPageToken = string(grants[size-1].ID)
-	}
-	return response, nil
+	return s.users.List(ctx, r)
 }
+
+// WatchUsers implements the call of the same name.
+func (s *Service) WatchUsers(r *registrarv1.WatchUsersRequest, stream grpc.ServerStreamingServer[registrarv1.WatchUsersResponse]) error {
+	return s.users.Watch(stream.Context(), r, stream.Send)
+}
+
+// EndWatches ends every watch at a position from which the caller can continue at
+// another replica.
+func (s *Service) EndWatches() { s.users.EndWatches() }
 
 // DeregisterUser implements the call of the same name.
 func (s *Service) DeregisterUser(ctx context.Context, r *registrarv1.DeregisterUserRequest) (*registrarv1.DeregisterUserResponse, error) {
@@ -198,46 +183,4 @@ func (s *Service) accessToken(ctx context.Context, id grant.ID, r *registrarv1.G
 		AccessToken: serving.Access.Reveal(),
 		ExpireTime:  timestamppb.New(serving.Expires),
 	}, nil
-}
-
-// toUser is a grant as callers see it.
-func toUser(g grant.Grant) *registrarv1.User {
-	return &registrarv1.User{
-		UserId:                g.User,
-		ZoomApp:               g.App,
-		State:                 toState[g.State],
-		Reason:                cmp.Or(g.Reason, g.Health),
-		ZoomUserId:            g.ZoomUser,
-		ZoomAccountId:         g.ZoomAccount,
-		RecallCredentialId:    g.Credential,
-		AccessTokenExpireTime: toTime(g.AccessExpires),
-		LastRefreshTime:       toTime(g.Refreshed),
-		CreateTime:            toTime(g.Created),
-		UpdateTime:            toTime(g.Updated),
-	}
-}
-
-func toTime(t time.Time) *timestamppb.Timestamp {
-	if t.IsZero() {
-		return nil
-	}
-	return timestamppb.New(t)
-}
-
-var toState = map[grant.State]registrarv1.State{
-	grant.Pending:                 registrarv1.State_STATE_PENDING,
-	grant.Active:                  registrarv1.State_STATE_ACTIVE,
-	grant.Degraded:                registrarv1.State_STATE_DEGRADED,
-	grant.ReauthorizationRequired: registrarv1.State_STATE_REAUTHORIZATION_REQUIRED,
-	grant.Deleting:                registrarv1.State_STATE_DELETING,
-}
-
-// fromState returns "" for an unspecified state.
-func fromState(state registrarv1.State) grant.State {
-	for own, public := range toState {
-		if public == state {
-			return own
-		}
-	}
-	return ""
 }

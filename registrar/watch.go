@@ -6,70 +6,64 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/store"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
 
-// How a user's changes come to whoever watches: every script that changes a record
-// appends to its shard's stream in Redis what is news for the API. A watcher has a
-// position in each stream, which is its resume token, and reads on from there. So
-// nothing waits in this process for a slow watcher, any replica can go on for
-// another, and nothing is lost between them. That a watcher has missed something,
-// because a stream keeps 4,096 changes, is seen by each entry naming the one before
-// it.
+// How changes reach watchers: every script that changes a record appends what the
+// API shows of the change to its shard's stream in Redis. A watcher has a position
+// in each stream, which is also its resume token, and reads on from there. So a slow
+// watcher holds up nothing in this process, and any replica can continue a watch.
+// A stream keeps 4,096 changes. Each entry names the one before it, so a watcher
+// detects that entries were dropped.
 
 const (
-	watchLook = 200 * time.Millisecond // between looks for changes
-	watchIdle = 30 * time.Second       // without a message, after which the position is told
-	watchPage = 100                    // changes read at once
+	watchPoll = 200 * time.Millisecond // between two reads of the streams' heads
+	watchIdle = 30 * time.Second       // without a message, after which the position is sent
+	watchPage = 100                    // changes per read
 )
 
-// errStopping: the process is ending.
-var errStopping = errors.New("the registrar is stopping")
+// errStopping means that the process is ending.
+var errStopping = errors.New("registrar is stopping")
 
-// heads is where the streams of changes end, looked up once for all watchers.
+// heads caches the ends of the streams of changes for all watchers.
 type heads struct {
-	mu      sync.Mutex
-	at      time.Time
-	latest  *store.Position
-	stopped chan struct{} // closed by EndWatches
-	once    sync.Once
+	mu     sync.Mutex
+	read   time.Time
+	latest *store.Position
 }
 
-// EndWatches ends every stream of changes, each at a place where its caller can go
-// on elsewhere.
-func (s *Service) EndWatches() { s.heads.once.Do(func() { close(s.heads.stopped) }) }
+// EndWatches ends every watch at a position from which the caller can continue at
+// another replica.
+func (u *Users) EndWatches() { u.stop.Do(func() { close(u.stopped) }) }
 
-// latest returns where the streams of changes end, as it was a moment ago.
-func (s *Service) latest(ctx context.Context) (*store.Position, error) {
-	s.heads.mu.Lock()
-	defer s.heads.mu.Unlock()
-	if s.heads.latest != nil && time.Since(s.heads.at) < watchLook {
-		return s.heads.latest, nil
+// latest returns the ends of the streams, at most watchPoll old.
+func (u *Users) latest(ctx context.Context) (*store.Position, error) {
+	u.heads.mu.Lock()
+	defer u.heads.mu.Unlock()
+	if u.heads.latest != nil && time.Since(u.heads.read) < watchPoll {
+		return u.heads.latest, nil
 	}
-	latest, err := s.Store.ReadHeads(ctx)
+	latest, err := u.store.ReadHeads(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s.heads.latest, s.heads.at = latest, time.Now()
+	u.heads.latest, u.heads.read = latest, time.Now()
 	return latest, nil
 }
 
-// WatchUsers implements the call of the same name.
-func (s *Service) WatchUsers(r *registrarv1.WatchUsersRequest, stream grpc.ServerStreamingServer[registrarv1.WatchUsersResponse]) error {
-	ctx := stream.Context()
-	w := &watcher{Service: s, stream: stream, state: fromState(r.GetState())}
+// Watch sends changes until ctx ends, [Users.EndWatches] is called, or send fails.
+func (u *Users) Watch(ctx context.Context, r *registrarv1.WatchUsersRequest, send func(*registrarv1.WatchUsersResponse) error) error {
+	w := &watcher{Users: u, transmit: send, state: fromState(r.GetState())}
 	if token := r.GetResumeToken(); token != "" {
 		position, ok := store.ParsePosition(token)
 		if !ok {
-			return &fieldError{field: "resume_token", fault: "not the resume_token of a message before"}
+			return &fieldError{field: "resume_token", fault: "must be the resume_token of an earlier message"}
 		}
 		w.position = position
 	} else {
-		position, err := s.Store.ReadHeads(ctx) // not as of a moment ago: what the caller knows is younger
+		position, err := u.store.ReadHeads(ctx) // not the cached heads: the caller may have read newer state
 		if err != nil {
 			return err
 		}
@@ -78,13 +72,13 @@ func (s *Service) WatchUsers(r *registrarv1.WatchUsersRequest, stream grpc.Serve
 	if err := w.send(&registrarv1.WatchUsersResponse{}); err != nil {
 		return err
 	}
-	tick := time.NewTicker(watchLook)
+	tick := time.NewTicker(watchPoll)
 	defer tick.Stop()
 	for {
 		if err := w.catchUp(ctx); err != nil {
 			return err
 		}
-		if time.Since(w.told) > watchIdle {
+		if time.Since(w.sent) > watchIdle {
 			if err := w.send(&registrarv1.WatchUsersResponse{}); err != nil {
 				return err
 			}
@@ -92,29 +86,29 @@ func (s *Service) WatchUsers(r *registrarv1.WatchUsersRequest, stream grpc.Serve
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-s.heads.stopped:
+		case <-u.stopped:
 			return errStopping
 		case <-tick.C:
 		}
 	}
 }
 
-// watcher is one call of WatchUsers.
+// watcher is one watch.
 type watcher struct {
-	*Service
-	stream   grpc.ServerStreamingServer[registrarv1.WatchUsersResponse]
+	*Users
+	transmit func(*registrarv1.WatchUsersResponse) error
 	state    grant.State // "": all
 	position *store.Position
-	told     time.Time // of the last message
+	sent     time.Time // when the last message was sent
 }
 
 func (w *watcher) send(m *registrarv1.WatchUsersResponse) error {
 	m.ResumeToken = w.position.Token()
-	w.told = time.Now()
-	return w.stream.Send(m)
+	w.sent = time.Now()
+	return w.transmit(m)
 }
 
-// catchUp tells of all changes up to now.
+// catchUp sends all changes up to the heads.
 func (w *watcher) catchUp(ctx context.Context) error {
 	latest, err := w.latest(ctx)
 	if err != nil {
@@ -122,11 +116,11 @@ func (w *watcher) catchUp(ctx context.Context) error {
 	}
 	for shard := range latest {
 		for w.position[shard].Before(latest[shard]) {
-			n, err := w.read(ctx, shard)
+			n, err := w.sendPage(ctx, shard)
 			if err != nil {
 				return err
 			}
-			if n == 0 { // Redis has forgotten since latest was looked up
+			if n == 0 { // Redis has lost entries since the heads were read
 				break
 			}
 		}
@@ -134,9 +128,9 @@ func (w *watcher) catchUp(ctx context.Context) error {
 	return nil
 }
 
-// read tells of the next n changes of a shard.
-func (w *watcher) read(ctx context.Context, shard int) (n int, err error) {
-	events, err := w.Store.ReadChanges(ctx, shard, w.position[shard], watchPage)
+// sendPage sends the next changes of a shard and returns how many it read.
+func (w *watcher) sendPage(ctx context.Context, shard int) (n int, err error) {
+	events, err := w.store.ReadChanges(ctx, shard, w.position[shard], watchPage)
 	if err != nil {
 		return 0, err
 	}
@@ -144,17 +138,17 @@ func (w *watcher) read(ctx context.Context, shard int) (n int, err error) {
 	for _, e := range events {
 		ids = append(ids, e.ID)
 	}
-	grants, err := w.Store.ByID(ctx, ids)
+	grants, err := w.store.ByID(ctx, ids)
 	if err != nil {
 		return 0, err
 	}
-	now := make(map[grant.ID]grant.Grant, len(grants))
+	current := make(map[grant.ID]grant.Grant, len(grants))
 	for _, g := range grants {
-		now[g.ID] = g
+		current[g.ID] = g
 	}
 	for _, e := range events {
 		w.position[shard] = e.StreamID
-		if m := w.message(e, now); m != nil {
+		if m := w.message(e, current); m != nil {
 			if err := w.send(m); err != nil {
 				return 0, err
 			}
@@ -163,16 +157,16 @@ func (w *watcher) read(ctx context.Context, shard int) (n int, err error) {
 	return len(events), nil
 }
 
-// message is what a change is told with, nil if it is not for this watcher.
-func (w *watcher) message(e store.Event, now map[grant.ID]grant.Grant) *registrarv1.WatchUsersResponse {
+// message returns the message for a change, or nil if this watcher does not get it.
+func (w *watcher) message(e store.Event, current map[grant.ID]grant.Grant) *registrarv1.WatchUsersResponse {
 	if e.Removed {
 		if w.state != "" && w.state != grant.Deleting {
 			return nil
 		}
 		return &registrarv1.WatchUsersResponse{Removed: true, User: &registrarv1.User{UserId: e.User, ZoomApp: e.App}}
 	}
-	g, known := now[e.ID]
-	if !known || w.state != "" && g.State != w.state { // a later change tells
+	g, known := current[e.ID]
+	if !known || w.state != "" && g.State != w.state { // a later entry reports it
 		return nil
 	}
 	return &registrarv1.WatchUsersResponse{User: toUser(g)}

@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
-	"go.uber.org/zap"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -22,8 +19,8 @@ import (
 	"tokenprovider/registrar"
 )
 
-// reading is where users are read from: the registrar, as any of its clients; or
-// straight from Redis, which also works when no registrar does.
+// reading selects where users are read from: the registrar if REGISTRAR_ADDR is
+// set, or else Redis, which needs no running registrar.
 type reading struct {
 	config.Registrar
 	app.Records
@@ -43,42 +40,81 @@ func (r *reading) IsOptional(setting string) bool {
 	return setting == "REGISTRAR_ADDR" || r.RegistrarAddr != ""
 }
 
-// reader is the calls that read users.
+// reader reads users.
 type reader interface {
-	GetUser(ctx context.Context, r *registrarv1.GetUserRequest, o ...grpc.CallOption) (*registrarv1.GetUserResponse, error)
-	ListUsers(ctx context.Context, r *registrarv1.ListUsersRequest, o ...grpc.CallOption) (*registrarv1.ListUsersResponse, error)
-	WatchUsers(ctx context.Context, r *registrarv1.WatchUsersRequest, o ...grpc.CallOption) (grpc.ServerStreamingClient[registrarv1.WatchUsersResponse], error)
+	get(ctx context.Context, n named) (*registrarv1.User, error)
+	list(ctx context.Context, r *registrarv1.ListUsersRequest) (*registrarv1.ListUsersResponse, error)
+	// watch calls send for each message until send fails or the stream breaks.
+	watch(ctx context.Context, r *registrarv1.WatchUsersRequest, send func(*registrarv1.WatchUsersResponse) error) error
 }
 
-// open returns the reader, the store if that is what it reads, and what closes it.
+// open returns a reader, the store if the reader reads Redis, and a function that
+// closes both.
 func (r *reading) open(ctx context.Context) (reader, *store.Store, func(), error) {
 	if r.RegistrarAddr != "" {
 		connection, err := r.Connect()
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		return registrarv1.NewRegistrarServiceClient(connection), nil, func() { _ = connection.Close() }, nil
+		return remote{registrarv1.NewRegistrarServiceClient(connection)}, nil, func() { _ = connection.Close() }, nil
 	}
 	grants, err := r.Open(ctx)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	apps, err := grants.CountByApp(ctx)
+	return direct{grants, registrar.NewUsers(grants)}, grants, func() { _ = r.Close() }, nil
+}
+
+// remote reads users from the registrar.
+type remote struct {
+	client registrarv1.RegistrarServiceClient
+}
+
+func (r remote) get(ctx context.Context, n named) (*registrarv1.User, error) {
+	response, err := r.client.GetUser(ctx, &registrarv1.GetUserRequest{UserId: n.User, ZoomApp: n.App})
+	return response.GetUser(), err
+}
+
+func (r remote) list(ctx context.Context, request *registrarv1.ListUsersRequest) (*registrarv1.ListUsersResponse, error) {
+	return r.client.ListUsers(ctx, request)
+}
+
+func (r remote) watch(ctx context.Context, request *registrarv1.WatchUsersRequest, send func(*registrarv1.WatchUsersResponse) error) error {
+	stream, err := r.client.WatchUsers(ctx, request)
 	if err != nil {
-		return nil, nil, nil, errors.Join(err, r.Close())
+		return err
 	}
-	if len(apps) == 0 {
-		apps = map[string]int{config.DefaultApp: 0}
+	for {
+		message, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if err := send(message); err != nil {
+			return err
+		}
 	}
-	server, connection, err := registrar.Local(grants, apps, zap.NewNop())
+}
+
+// direct reads users from Redis.
+type direct struct {
+	grants *store.Store
+	users  *registrar.Users
+}
+
+func (d direct) get(ctx context.Context, n named) (*registrarv1.User, error) {
+	g, err := theOne(ctx, d.grants, n)
 	if err != nil {
-		return nil, nil, nil, errors.Join(err, r.Close())
+		return nil, err
 	}
-	return registrarv1.NewRegistrarServiceClient(connection), grants, func() {
-		_ = connection.Close()
-		server.Stop()
-		_ = r.Close()
-	}, nil
+	return d.users.Get(ctx, g.ID)
+}
+
+func (d direct) list(ctx context.Context, r *registrarv1.ListUsersRequest) (*registrarv1.ListUsersResponse, error) {
+	return d.users.List(ctx, r)
+}
+
+func (d direct) watch(ctx context.Context, r *registrarv1.WatchUsersRequest, send func(*registrarv1.WatchUsersResponse) error) error {
+	return d.users.Watch(ctx, r, send)
 }
 
 // user is a user in JSON, by the names of the API.
@@ -125,6 +161,9 @@ func fromState(text string) registrarv1.State {
 
 // called is what an answer of the registrar's means, in words for people.
 func called(err error) error {
+	if errors.Is(err, grant.ErrNotFound) {
+		return errors.New("there is no such user")
+	}
 	st, ok := status.FromError(err)
 	if err == nil || !ok {
 		return err
@@ -171,7 +210,7 @@ func (u *usersList) run(ctx context.Context, s *session) error {
 		if u.Limit > 0 {
 			size = min(size, u.Limit-seen)
 		}
-		page, err := users.ListUsers(ctx, &registrarv1.ListUsersRequest{State: fromState(u.State), PageSize: int32(size), PageToken: token})
+		page, err := users.list(ctx, &registrarv1.ListUsersRequest{State: fromState(u.State), PageSize: int32(size), PageToken: token})
 		if err != nil {
 			return called(err)
 		}
@@ -230,11 +269,11 @@ func (u *usersGet) run(ctx context.Context, s *session) error {
 		return err
 	}
 	defer closing()
-	answer, err := users.GetUser(ctx, &registrarv1.GetUserRequest{UserId: u.User, ZoomApp: u.App})
+	found, err := users.get(ctx, u.named)
 	if err != nil {
 		return called(err)
 	}
-	one := toUser(answer.GetUser())
+	one := toUser(found)
 	result := struct {
 		user
 		Renewal *renewalStatus `json:"renewal,omitempty"`
@@ -308,11 +347,11 @@ func (u *usersWatch) run(ctx context.Context, s *session) error {
 	defer closing()
 	last := ""
 	for resume := ""; ; {
-		err := u.watch(ctx, s, users, &resume, &last)
-		switch code := status.Code(err); {
+		resumable, err := u.watch(ctx, s, users, &resume, &last)
+		switch {
 		case ctx.Err() != nil:
 			return nil
-		case resume == "", code != codes.Unavailable && !errors.Is(err, io.EOF):
+		case resume == "" || !resumable:
 			return called(err)
 		}
 		select {
@@ -323,39 +362,49 @@ func (u *usersWatch) run(ctx context.Context, s *session) error {
 	}
 }
 
-// watch prints changes until the stream breaks.
-func (u *usersWatch) watch(ctx context.Context, s *session, users reader, resume, last *string) error {
-	stream, err := users.WatchUsers(ctx, &registrarv1.WatchUsersRequest{State: fromState(u.State), ResumeToken: *resume})
-	if err != nil {
-		return err
+// mayResume reports whether a watch that ended with err can continue.
+func mayResume(err error) bool {
+	if st, remote := status.FromError(err); remote {
+		return st.Code() == codes.Unavailable
 	}
-	for {
-		message, err := stream.Recv()
-		if err != nil {
-			return err
-		}
-		if *resume == "" { // from here on nothing is missed
+	return !errors.Is(err, store.ErrPositionExpired)
+}
+
+// watch prints changes until the stream breaks, and reports whether it can resume.
+func (u *usersWatch) watch(ctx context.Context, s *session, users reader, resume, last *string) (resumable bool, err error) {
+	var printing error
+	request := &registrarv1.WatchUsersRequest{State: fromState(u.State), ResumeToken: *resume}
+	err = users.watch(ctx, request, func(message *registrarv1.WatchUsersResponse) error {
+		if *resume == "" { // the first message: later changes are not missed
 			s.say("watching; every change is a line")
 		}
 		*resume = message.GetResumeToken()
-		if message.GetUser() == nil {
-			continue
-		}
-		one, now := toUser(message.GetUser()), time.Now()
-		state := word(one.State)
-		if message.GetRemoved() {
-			state, one.State = "removed", ""
-		}
-		line := fmt.Sprintf("%s (%s)  %s  %s", printable(one.UserID), printable(one.ZoomApp), state, strings.TrimPrefix(printable(one.Reason), "-"))
-		if line == *last { // a change that is told with what came after it
-			continue
-		}
-		*last = line
-		if err := s.object(change{one, now.UTC(), message.GetRemoved()}); err != nil {
-			return err
-		}
-		s.say("%s  %s", now.UTC().Format("15:04:05"), line)
+		printing = u.print(s, message, last)
+		return printing
+	})
+	return printing == nil && mayResume(err), err
+}
+
+// print prints a change, unless its line is the same as the last.
+func (*usersWatch) print(s *session, message *registrarv1.WatchUsersResponse, last *string) error {
+	if message.GetUser() == nil {
+		return nil
 	}
+	one, now := toUser(message.GetUser()), time.Now()
+	state := word(one.State)
+	if message.GetRemoved() {
+		state, one.State = "removed", ""
+	}
+	line := fmt.Sprintf("%s (%s)  %s  %s", printable(one.UserID), printable(one.ZoomApp), state, strings.TrimPrefix(printable(one.Reason), "-"))
+	if line == *last {
+		return nil
+	}
+	*last = line
+	if err := s.object(change{one, now.UTC(), message.GetRemoved()}); err != nil {
+		return err
+	}
+	s.say("%s  %s", now.UTC().Format("15:04:05"), line)
+	return nil
 }
 
 type usersDeregister struct {
