@@ -40,7 +40,7 @@ func (e *export) run(ctx context.Context, s *session) (err error) {
 	if e.File != "-" {
 		file, err := os.OpenFile(e.File, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
-			return fmt.Errorf("export: %w", orAnother(err))
+			return fmt.Errorf("export: %w", adviseIfExists(err))
 		}
 		defer func() {
 			err = errors.Join(err, file.Sync(), file.Close())

@@ -122,8 +122,8 @@ func count(n int, one string) string {
 	return fmt.Sprintf("%d %ss", n, one)
 }
 
-// orAnother says what to do about a file that is there already.
-func orAnother(err error) error {
+// adviseIfExists adds advice to the error of a file that exists.
+func adviseIfExists(err error) error {
 	if errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("%w: choose another name, as no file is ever overwritten", err)
 	}

@@ -55,7 +55,7 @@ func (c Config) keyset(ctx context.Context) Finding {
 		return ok("%s; nothing is stored yet", keys)
 	}
 	if len(used) > 1 {
-		return ok("%s; it opens a sample of %s, sealed %s: sealing again is under way, or due (tokenctl reseal)", keys, count(sample.Grants, "grant"), strings.Join(used, ", "))
+		return ok("%s; it opens a sample of %s, sealed %s: sealing again is under way, or due (tokenctl reencrypt)", keys, count(sample.Grants, "grant"), strings.Join(used, ", "))
 	}
 	return ok("%s; it opens a sample of %s", keys, count(sample.Grants, "grant"))
 }
