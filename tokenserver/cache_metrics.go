@@ -9,45 +9,45 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// Why a callback reads Redis.
+// The reasons to read Redis for a request.
 const (
 	missed      = "miss"       // the record was not in memory
-	unverified  = "unverified" // it was, but its change may not have been told
-	otherSecret = "secret"     // the URL's secret is not one that is in memory
+	unverified  = "unverified" // its state is unverified
+	otherSecret = "secret"     // the cached record does not have the URL's secret
 )
 
-// cacheMetrics is what operators see of a [Cache]; docs/metrics.md explains each.
-// Nil measures nothing. What is found in memory is not counted, as every callback
-// would pay for it: it is all callbacks less the reads.
+// cacheMetrics holds the metrics of a [Cache]; docs/metrics.md explains each. Nil
+// measures nothing. Hits are not counted, because every request would pay for it:
+// they are all requests less the reads.
 type cacheMetrics struct {
 	reads         *prometheus.CounterVec
 	unverified    prometheus.Counter
 	invalidations prometheus.Counter
 	ended         prometheus.Counter
-	looks         chan struct{} // as many as look at whether a token has ended
+	comparisons   chan struct{} // one element for each comparison in progress
 }
 
-// Measure tells of the cache from now on. It is to be called before the cache is
-// used.
-func (c *Cache) Measure(registerer prometheus.Registerer) {
+// RegisterMetrics registers the cache's metrics. It must be called before the
+// cache is used.
+func (c *Cache) RegisterMetrics(registerer prometheus.Registerer) {
 	m := &cacheMetrics{
 		reads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tokenprovider_cache_reads_total",
-			Help: "Reads of Redis that callbacks had to make, by reason.",
+			Help: "Reads of Redis for requests, by reason.",
 		}, []string{"reason"}),
 		unverified: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tokenprovider_cache_unverified_total",
-			Help: "Records used as they were in memory, because Redis could not be read.",
+			Help: "Uses of a cached record that could not be revalidated against Redis.",
 		}),
 		invalidations: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tokenprovider_cache_invalidations_total",
-			Help: "Records dropped from memory because they have changed.",
+			Help: "Records removed from the cache because they changed.",
 		}),
 		ended: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tokenprovider_tokens_ended_in_use_total",
-			Help: "Tokens that a renewal has ended less than 3 s after they were handed out here.",
+			Help: "Tokens that a renewal ended less than 3 s after this replica served them.",
 		}),
-		looks: make(chan struct{}, 64),
+		comparisons: make(chan struct{}, 64),
 	}
 	for _, reason := range []string{missed, unverified, otherSecret} {
 		m.reads.WithLabelValues(reason)
@@ -55,11 +55,11 @@ func (c *Cache) Measure(registerer prometheus.Registerer) {
 	c.metrics = m
 	registerer.MustRegister(m.reads, m.unverified, m.invalidations, m.ended,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "tokenprovider_cache_records", Help: "Records in memory.",
+			Name: "tokenprovider_cache_records", Help: "Records in the cache.",
 		}, func() float64 { return float64(c.records.EstimatedSize()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "tokenprovider_cache_following", Help: "1 while every change of a record is told; 0: each is read before it is used.",
-		}, func() float64 { return float64(min(c.era.Load(), 1)) }))
+			Name: "tokenprovider_cache_following", Help: "1: every change is reported. 0: each record is revalidated before use.",
+		}, func() float64 { return float64(min(c.epoch.Load(), 1)) }))
 }
 
 func (m *cacheMetrics) read(reason string) {
@@ -68,35 +68,35 @@ func (m *cacheMetrics) read(reason string) {
 	}
 }
 
-func (m *cacheMetrics) madeDo() {
+func (m *cacheMetrics) fellBack() {
 	if m != nil {
 		m.unverified.Inc()
 	}
 }
 
-// inUse is for how long after its hand-off a token should live: Recall joins a
+// handOffTime is how long a token should live after it was served: Recall joins a
 // meeting with it.
-const inUse = 3 * time.Second
+const handOffTime = 3 * time.Second
 
-// dropped looks at a record that has changed and was dropped. If its token was
-// handed out a moment ago, somebody has to read whether it was renewed: a change
-// does not say.
-func (m *cacheMetrics) dropped(grants Grants, id grant.ID, before *record) {
+// invalidated counts a record that was invalidated. If its token was served a
+// moment ago, it reads the new record to see whether the token was renewed: the
+// message of a change does not state it.
+func (m *cacheMetrics) invalidated(grants Grants, id grant.ID, before *Record) {
 	if m == nil {
 		return
 	}
 	m.invalidations.Inc()
-	if time.Since(time.Unix(0, before.handed.Load())) >= inUse {
+	if time.Since(time.Unix(0, before.served.Load())) >= handOffTime {
 		return
 	}
 	select {
-	case m.looks <- struct{}{}:
-	default: // so many at once that some go uncounted
+	case m.comparisons <- struct{}{}:
+	default: // too many at once: some are not counted
 		return
 	}
 	go func() {
-		defer func() { <-m.looks }()
-		ctx, cancel := context.WithTimeout(context.Background(), inUse)
+		defer func() { <-m.comparisons }()
+		ctx, cancel := context.WithTimeout(context.Background(), handOffTime)
 		defer cancel()
 		if now, err := grants.ReadServingRecord(ctx, id); err == nil && !now.Access.Equal(before.Access) {
 			m.ended.Inc()

@@ -370,7 +370,7 @@ func TestPanicIsContained(t *testing.T) {
 	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 500 || strings.Contains(got.body, token) {
 		t.Errorf("answered %d %q", got.status, got.body)
 	}
-	if f.logs.FilterMessage("a request panicked").Len() != 1 {
+	if f.logs.FilterMessage("request panicked; responded 500").Len() != 1 {
 		t.Error("nobody is told")
 	}
 	f.wantCount(t, "panic", 1)

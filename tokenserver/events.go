@@ -40,9 +40,24 @@ type Deauthorizer interface {
 	Deauthorize(ctx context.Context, id grant.ID, at time.Time) error
 }
 
+// zoomEvents mounts [Events] as a protocol. It has metrics of its own.
+type zoomEvents struct{ http.Handler }
+
+// Name implements [Protocol].
+func (zoomEvents) Name() string { return "zoom_events" }
+
+// Pattern implements [Protocol].
+func (zoomEvents) Pattern() string { return eventsPath }
+
+// Serve implements [Protocol].
+func (e zoomEvents) Serve(w http.ResponseWriter, r *http.Request, _ time.Time) Outcome {
+	e.ServeHTTP(w, r)
+	return Uncounted
+}
+
 // Events handles Zoom's webhook (developers.zoom.us, webhooks): it proves to
 // Zoom that the endpoint is ours, and marks the grants of a user who has removed
-// the app, durably, before it answers. The registrar removes them.
+// the app, durably, before it responds. The registrar removes them.
 type Events struct {
 	Grants Deauthorizer
 	Apps   func() []App // as they are now
@@ -187,4 +202,17 @@ func (e *Events) deauthorize(ctx context.Context, app App, got event) (outcome s
 		}
 	}
 	return outcome, nil
+}
+
+// newEventsCounter returns the counter of requests to Zoom's webhook.
+func newEventsCounter(registerer prometheus.Registerer) *prometheus.CounterVec {
+	events := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tokenprovider_zoom_events_total",
+		Help: "Requests to Zoom's webhook, by kind of event and outcome.",
+	}, []string{"event", "outcome"})
+	for _, outcome := range []string{"done", "ignored", "refused", "failed"} {
+		events.WithLabelValues("app_deauthorized", outcome)
+	}
+	registerer.MustRegister(events)
+	return events
 }

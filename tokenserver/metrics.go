@@ -8,103 +8,121 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// metrics is what operators see of callbacks; docs/metrics.md explains each. Nil
-// measures nothing.
+// metrics holds the metrics of all protocols; docs/metrics.md explains each. A nil
+// pointer, or a nil [protocolMetrics], measures nothing.
 //
-// Every callback pays for it, so what can be told from something else is told when
-// it is asked for: the served ones are counted by the histogram of their time.
+// Every request pays for them. So the served requests have no counter of their
+// own: it is derived from the histogram of their durations when it is collected.
 type metrics struct {
-	outcomes *tally
-	refusals prometheus.Observer
-	serving  prometheus.Histogram
-	left     prometheus.Histogram
+	outcomes  *outcomeCounter
+	durations *prometheus.HistogramVec
+	ttl       prometheus.Histogram
 }
 
-// outcomes of a callback, but for "served".
-var outcomes = []string{"unknown", "signature", "reauthorize", "unavailable", "crowded", "abandoned", "method", "panic"}
+// protocolMetrics holds the metrics of one protocol.
+type protocolMetrics struct {
+	outcomes *prometheus.CounterVec
+	served   prometheus.Observer
+	refused  prometheus.Observer
+}
 
-func newMetrics(registerer prometheus.Registerer, waiting func() float64) *metrics {
+func newMetrics(registerer prometheus.Registerer, lookup *Lookup) *metrics {
 	if registerer == nil {
 		return nil
 	}
-	durations := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name:                        "tokenprovider_callback_duration_seconds",
-		Help:                        "How long a callback took, by whether it was served.",
-		Buckets:                     []float64{0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5},
-		NativeHistogramBucketFactor: 1.1,
-	}, []string{"served"})
 	m := &metrics{
-		outcomes: &tally{CounterVec: prometheus.NewCounterVec(prometheus.CounterOpts{
+		outcomes: &outcomeCounter{CounterVec: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tokenprovider_callbacks_total",
-			Help: "Callbacks answered, by outcome.",
-		}, []string{"outcome"})},
-		left: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Help: "Requests for a token, by protocol and outcome.",
+		}, []string{"protocol", "outcome"})},
+		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:                        "tokenprovider_callback_duration_seconds",
+			Help:                        "Duration of a request for a token, by protocol and whether it was served.",
+			Buckets:                     []float64{0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5},
+			NativeHistogramBucketFactor: 1.1,
+		}, []string{"protocol", "served"}),
+		ttl: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "tokenprovider_served_token_life_seconds",
-			Help:    "How long a token was good yet when it was served. Recall needs 120.",
+			Help:    "Remaining lifetime of an access token when it was served. Recall needs 120 s.",
 			Buckets: []float64{120, 130, 150, 180, 300, 600, 1200, 1800, 2700, 3600},
 		}),
-		refusals: durations.WithLabelValues("false"),
 	}
-	m.serving, _ = durations.WithLabelValues("true").(prometheus.Histogram) // it is one, as the metric that it is
-	m.outcomes.served, m.outcomes.times = m.outcomes.WithLabelValues("served"), m.serving
-	for _, outcome := range outcomes {
-		m.outcomes.WithLabelValues(outcome)
-	}
-	registerer.MustRegister(m.outcomes, durations, m.left,
+	registerer.MustRegister(m.outcomes, m.durations, m.ttl,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "tokenprovider_callbacks_waiting", Help: "Callbacks that wait for a renewal now.",
-		}, waiting))
+			Name: "tokenprovider_callbacks_waiting", Help: "Requests that wait for a renewal.",
+		}, func() float64 { return float64(len(lookup.waiting)) }))
 	return m
 }
 
-// tally counts outcomes. The served ones are as many as there are times of them.
-type tally struct {
-	*prometheus.CounterVec
-	times prometheus.Metric
+// of returns the metrics of a protocol, each outcome at 0: increase() needs the
+// first sample.
+func (m *metrics) of(protocol string) *protocolMetrics {
+	if m == nil {
+		return nil
+	}
+	p := &protocolMetrics{
+		outcomes: m.outcomes.MustCurryWith(prometheus.Labels{"protocol": protocol}),
+		served:   m.durations.WithLabelValues(protocol, "true"),
+		refused:  m.durations.WithLabelValues(protocol, "false"),
+	}
+	for _, outcome := range []Outcome{Unknown, Signature, Reauthorize, Unavailable, Overloaded, Abandoned, Method, Panicked} {
+		p.outcomes.WithLabelValues(string(outcome))
+	}
+	if histogram, ok := p.served.(prometheus.Metric); ok {
+		m.outcomes.derive(p.outcomes.WithLabelValues(string(Served)), histogram)
+	}
+	return p
+}
 
-	mu     sync.Mutex
-	served prometheus.Counter
-	told   float64
+func (m *metrics) observeTTL(ttl time.Duration) {
+	if m != nil {
+		m.ttl.Observe(ttl.Seconds())
+	}
+}
+
+func (p *protocolMetrics) observe(outcome Outcome, began time.Time) {
+	switch {
+	case p == nil || outcome == Uncounted:
+	case outcome == Served:
+		p.served.Observe(time.Since(began).Seconds())
+	default:
+		p.outcomes.WithLabelValues(string(outcome)).Inc()
+		p.refused.Observe(time.Since(began).Seconds())
+	}
+}
+
+// outcomeCounter counts outcomes. It derives the served ones of each protocol
+// from the histogram of their durations.
+type outcomeCounter struct {
+	*prometheus.CounterVec
+	mu      sync.Mutex
+	derived []derivedCounter
+}
+
+type derivedCounter struct {
+	counter   prometheus.Counter
+	histogram prometheus.Metric
+	counted   float64 // samples of histogram that counter has
+}
+
+func (c *outcomeCounter) derive(counter prometheus.Counter, histogram prometheus.Metric) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.derived = append(c.derived, derivedCounter{counter: counter, histogram: histogram})
 }
 
 // Collect implements [prometheus.Collector].
-func (t *tally) Collect(metrics chan<- prometheus.Metric) {
-	var written dto.Metric
-	t.mu.Lock()
-	if err := t.times.Write(&written); err == nil {
-		now := float64(written.GetHistogram().GetSampleCount())
-		t.served.Add(now - t.told)
-		t.told = now
+func (c *outcomeCounter) Collect(metrics chan<- prometheus.Metric) {
+	c.mu.Lock()
+	for i := range c.derived {
+		d := &c.derived[i]
+		var written dto.Metric
+		if err := d.histogram.Write(&written); err == nil {
+			samples := float64(written.GetHistogram().GetSampleCount())
+			d.counter.Add(samples - d.counted)
+			d.counted = samples
+		}
 	}
-	t.mu.Unlock()
-	t.CounterVec.Collect(metrics)
-}
-
-func (m *metrics) served(expires, began time.Time) {
-	if m == nil {
-		return
-	}
-	m.serving.Observe(time.Since(began).Seconds())
-	m.left.Observe(expires.Sub(began).Seconds())
-}
-
-func (m *metrics) refused(outcome string, began time.Time) {
-	if m == nil {
-		return
-	}
-	m.outcomes.WithLabelValues(outcome).Inc()
-	m.refusals.Observe(time.Since(began).Seconds())
-}
-
-// newEventsCounter returns the counter of what Zoom's webhook was asked.
-func newEventsCounter(registerer prometheus.Registerer) *prometheus.CounterVec {
-	events := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "tokenprovider_zoom_events_total",
-		Help: "Requests to Zoom's webhook, by kind of event and outcome.",
-	}, []string{"event", "outcome"})
-	for _, outcome := range []string{"done", "ignored", "refused", "failed"} {
-		events.WithLabelValues("app_deauthorized", outcome)
-	}
-	registerer.MustRegister(events)
-	return events
+	c.mu.Unlock()
+	c.CounterVec.Collect(metrics)
 }

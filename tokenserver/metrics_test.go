@@ -21,7 +21,7 @@ func measured(t *testing.T, test func(m *memory, want func(series string, value 
 	t.Helper()
 	inBubble(t, 10, func(m *memory) {
 		registry := prometheus.NewRegistry()
-		m.cache.Measure(registry)
+		m.cache.RegisterMetrics(registry)
 		m.handler = tokenserver.New(tokenserver.Config{Cache: m.cache, Tokens: goodOnes{}, Log: zap.NewNop(), Metrics: registry})
 		test(m, func(series string, value float64) {
 			m.t.Helper()
@@ -37,17 +37,17 @@ func TestCallbacksAreCounted(t *testing.T) {
 	measured(t, func(m *memory, want func(string, float64)) {
 		m.cache.Synced()
 		_, path := m.add("ann")
-		want(`callbacks_total{outcome="served"}`, 0) // there from the start, for increase()
+		want(`callbacks_total{outcome="served",protocol="recall"}`, 0) // there from the start, for increase()
 		for range 3 {
 			m.get(path)
 		}
-		want(`callbacks_total{outcome="served"}`, 3)
-		want(`callbacks_total{outcome="served"}`, 3) // however often it is asked for
-		want(`callback_duration_seconds{served="true"}`, 3)
+		want(`callbacks_total{outcome="served",protocol="recall"}`, 3)
+		want(`callbacks_total{outcome="served",protocol="recall"}`, 3) // however often it is asked for
+		want(`callback_duration_seconds{protocol="recall",served="true"}`, 3)
 		want(`served_token_life_seconds`, 3)
 		m.get(path + "x")
-		want(`callbacks_total{outcome="unknown"}`, 1)
-		want(`callback_duration_seconds{served="false"}`, 1)
+		want(`callbacks_total{outcome="unknown",protocol="recall"}`, 1)
+		want(`callback_duration_seconds{protocol="recall",served="false"}`, 1)
 		want(`callbacks_waiting`, 0)
 	})
 }

@@ -164,7 +164,7 @@ func (f *fixture) wantCount(t *testing.T, outcome string, want float64) {
 	}
 	for _, family := range families {
 		for _, metric := range family.GetMetric() {
-			if family.GetName() == "tokenprovider_callbacks_total" && metric.GetLabel()[0].GetValue() == outcome {
+			if family.GetName() == "tokenprovider_callbacks_total" && metric.GetLabel()[0].GetValue() == outcome && metric.GetLabel()[1].GetValue() == "recall" {
 				if got := metric.GetCounter().GetValue(); got != want {
 					t.Errorf("%s callbacks counted: %v, want %v", outcome, got, want)
 				}
@@ -385,7 +385,7 @@ func TestStoreDown(t *testing.T) {
 			t.Errorf("answered %d %q", got.status, got.body)
 		}
 	}
-	if f.logs.FilterMessage("a callback could not be served").Len() != 2 {
+	if f.logs.FilterMessage("no token available; responded 503").Len() != 2 {
 		t.Error("the cause was not logged")
 	}
 }

@@ -83,7 +83,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	cache.Measure(metrics)
+	cache.RegisterMetrics(metrics)
 	handler := tokenserver.New(tokenserver.Config{
 		Cache: cache, Tokens: rotator, Log: log.Named("callback"), Metrics: metrics,
 		Verifier: c.verifier, Events: c.events(apps, grants, log, metrics), MaxWaiting: c.MaxWaiting,

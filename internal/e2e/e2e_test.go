@@ -307,7 +307,7 @@ func TestMainJob(t *testing.T) {
 	for _, c := range credentials {
 		secrets = append(secrets, s.callBack(c.ID))
 	}
-	if _, metrics := get(t, opsOne+"/metrics"); !strings.Contains(metrics, `tokenprovider_callbacks_total{outcome="served"}`) || !strings.Contains(metrics, "tokenprovider_build_info") {
+	if _, metrics := get(t, opsOne+"/metrics"); !strings.Contains(metrics, `tokenprovider_callbacks_total{outcome="served",protocol="recall"}`) || !strings.Contains(metrics, "tokenprovider_build_info") {
 		t.Error("callbacks are not counted")
 	}
 

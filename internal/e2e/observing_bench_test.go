@@ -87,7 +87,7 @@ func observed(kind string) http.Handler {
 	config := tokenserver.Config{Cache: cache, Tokens: never{}, Log: zap.NewNop()}
 	if kind == "measured" {
 		metrics := app.Metrics("tokenserver")
-		cache.Measure(metrics)
+		cache.RegisterMetrics(metrics)
 		config.Metrics = metrics
 	}
 	return tokenserver.New(config)

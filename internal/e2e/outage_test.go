@@ -66,7 +66,7 @@ func (v *vault) tokenServer(env ...string) (p *process, base, ops string) {
 	p = launch(v.t, "tokenserver", append(slices.Clone(v.env), env...))
 	base = "http://" + p.await(`"http":"([^"]+)"`)
 	ops = "http://" + p.await(`"ops":"([^"]+)"`)
-	p.await("following the changes of grants")
+	p.await("change feed synced")
 	return p, base, ops
 }
 
