@@ -26,7 +26,7 @@ const (
 	eventTime  = 2500 * time.Millisecond // Zoom waits 3 s (docs, webhooks)
 )
 
-// App is what a Zoom app's events are known by.
+// App identifies the events of a Zoom app.
 type App struct {
 	Name        string
 	ClientID    string
@@ -35,6 +35,11 @@ type App struct {
 
 // Deauthorizer marks for removal the grants of users who have removed an app at
 // Zoom; see [store.Store].
+//
+// ByZoomUser returns the grants of a Zoom user; none is no error. Deauthorize is
+// atomic and durable, and may be repeated: it returns [grant.ErrDeleting] or
+// [grant.ErrNotFound] if the grant is being or was removed. At is a time by Zoom's
+// clock; if the user consented after it, Deauthorize returns [grant.ErrFresh].
 type Deauthorizer interface {
 	ByZoomUser(ctx context.Context, app, zoomUser string) ([]grant.ID, error)
 	Deauthorize(ctx context.Context, id grant.ID, at time.Time) error
@@ -55,12 +60,12 @@ func (e zoomEvents) Serve(w http.ResponseWriter, r *http.Request, _ time.Time) O
 	return Uncounted
 }
 
-// Events handles Zoom's webhook (developers.zoom.us, webhooks): it proves to
-// Zoom that the endpoint is ours, and marks the grants of a user who has removed
-// the app, durably, before it responds. The registrar removes them.
+// Events handles Zoom's webhook (developers.zoom.us, webhooks). It passes Zoom's
+// validation of the endpoint, and marks the grants of a user who has removed the
+// app, durably, before it responds. The registrar removes them.
 type Events struct {
 	Grants Deauthorizer
-	Apps   func() []App // as they are now
+	Apps   func() []App // the current apps
 	Log    *zap.Logger
 
 	events *prometheus.CounterVec
@@ -71,7 +76,7 @@ func NewEvents(grants Deauthorizer, apps func() []App, log *zap.Logger, register
 	return &Events{Grants: grants, Apps: apps, Log: log, events: newEventsCounter(registerer)}
 }
 
-// event is what Zoom sends, as far as it matters here.
+// event is the part of Zoom's request that is used.
 type event struct {
 	Event   string `json:"event"`
 	Payload struct {
@@ -87,40 +92,40 @@ func (e *Events) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header()["Cache-Control"] = noStore
 	kind, outcome, status, text := "unknown", "refused", http.StatusUnauthorized, "signature missing, wrong or too old"
 	defer func() { e.events.WithLabelValues(kind, outcome).Inc() }()
-	answer := func() { http.Error(w, text, status) }
+	respond := func() { http.Error(w, text, status) }
 	if !slices.ContainsFunc(e.Apps(), func(app App) bool { return !app.SecretToken.IsZero() }) {
-		status, text = http.StatusNotFound, "not found" // as any path that is not there
-		answer()
+		status, text = http.StatusNotFound, "not found" // as for any unknown path
+		respond()
 		return
 	}
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
 		status, text = http.StatusMethodNotAllowed, "use POST"
-		answer()
+		respond()
 		return
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEvent))
 	if err != nil {
 		status, text = http.StatusBadRequest, "the body is cut short or too long"
-		answer()
+		respond()
 		return
 	}
 	app, ok := e.sender(r.Header, body, time.Now())
 	if !ok {
-		answer()
+		respond()
 		return
 	}
 	var got event
 	if err := json.Unmarshal(body, &got); err != nil {
 		status, text = http.StatusBadRequest, "not an event"
-		answer()
+		respond()
 		return
 	}
 	switch got.Event {
 	case "endpoint.url_validation":
 		kind, outcome = got.Event, "done"
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]string{ // nobody is left to tell
+		_ = json.NewEncoder(w).Encode(map[string]string{ // fails if the caller has left
 			"plainToken": got.Payload.PlainToken, "encryptedToken": sign(app.SecretToken, got.Payload.PlainToken),
 		})
 		return
@@ -135,19 +140,19 @@ func (e *Events) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case errors.Is(err, errNotOurs):
 		status, text = http.StatusBadRequest, err.Error()
-	case err != nil: // Zoom sends it again
-		e.Log.Error("a user's removal of the app could not be recorded; Zoom will tell again", zap.String("app", app.Name), zap.Error(err))
-		status, text = http.StatusServiceUnavailable, "cannot be recorded now"
+	case err != nil: // Zoom repeats the request
+		e.Log.Error("removal of the app not recorded; Zoom will repeat the event", zap.String("app", app.Name), zap.Error(err))
+		status, text = http.StatusServiceUnavailable, "cannot record the event now"
 		w.Header().Set("Retry-After", "60")
 	default:
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	answer()
+	respond()
 }
 
-// sender is the app whose secret has signed the request, within the last five
-// minutes or, as clocks differ, the next.
+// sender returns the app whose secret signed the request. The timestamp must be
+// within five minutes of now.
 func (e *Events) sender(header http.Header, body []byte, now time.Time) (App, bool) {
 	stamp, signature := header.Get("X-Zm-Request-Timestamp"), header.Get("X-Zm-Signature")
 	seconds, err := strconv.ParseInt(stamp, 10, 64)
@@ -165,21 +170,22 @@ func (e *Events) sender(header http.Header, body []byte, now time.Time) (App, bo
 	return App{}, false
 }
 
-// sign is how Zoom signs: HMAC-SHA256 with the app's Secret Token, in hex.
+// sign returns Zoom's signature of a text: HMAC-SHA256 with the app's Secret
+// Token, in hex.
 func sign(secretToken secret.Text, text string) string {
 	mac := hmac.New(sha256.New, []byte(secretToken.Reveal()))
 	mac.Write([]byte(text))
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
-// errNotOurs means: the event says something of another app, or nothing.
+// errNotOurs means that the event belongs to another app, or is incomplete.
 var errNotOurs = errors.New("payload.client_id is not this app's, or payload.user_id or payload.deauthorization_time is missing")
 
-// deauthorize marks what the user has granted to the app. Zoom tells more than
-// once, and in any order against a new consent.
+// deauthorize marks the user's grants to the app for removal. Zoom may send an event
+// more than once, and after a new consent of the user.
 func (e *Events) deauthorize(ctx context.Context, app App, got event) (outcome string, err error) {
 	if got.Payload.ClientID != app.ClientID || got.Payload.User == "" || got.Payload.DeauthorizationAt.IsZero() {
-		e.Log.Error("Zoom tells that a user has removed an app, but not this one or not who or when", zap.String("app", app.Name))
+		e.Log.Error("event app_deauthorized is of another app or incomplete; no grant changed", zap.String("app", app.Name))
 		return "refused", errNotOurs
 	}
 	ids, err := e.Grants.ByZoomUser(ctx, app.Name, got.Payload.User)
@@ -193,10 +199,10 @@ func (e *Events) deauthorize(ctx context.Context, app App, got event) (outcome s
 		switch {
 		case err == nil:
 			outcome = "done"
-			log.Info("the user has removed the app at Zoom: marked for removal")
+			log.Info("user removed the app at Zoom; grant marked for removal")
 		case errors.Is(err, grant.ErrFresh):
-			log.Info("the user has removed the app at Zoom, but has consented again since")
-		case errors.Is(err, grant.ErrDeleting), errors.Is(err, grant.ErrNotFound): // told before
+			log.Info("user removed the app at Zoom but consented later; grant kept")
+		case errors.Is(err, grant.ErrDeleting), errors.Is(err, grant.ErrNotFound): // a repeated event
 		default:
 			return "failed", err
 		}

@@ -17,31 +17,32 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-// Verifier checks the signatures that Recall puts on its requests once the
+// Verifier checks the signatures that Recall adds to its requests once the
 // workspace has a verification secret (docs.recall.ai, authenticating requests).
 // The scheme is Standard Webhooks: headers webhook-id, webhook-timestamp and
-// webhook-signature, HMAC-SHA256 over "id.timestamp.body", five minutes of
-// tolerance both ways.
+// webhook-signature, HMAC-SHA256 over "id.timestamp.body", a tolerance of five
+// minutes in both directions. It is safe for concurrent use.
 //
-// It decides as the Standard Webhooks library does, which the tests hold it
-// against, and is no copy of it: it keeps each secret's HMAC keyed and makes no
-// garbage, because every callback pays for it.
+// It accepts what the Standard Webhooks library accepts; a fuzz test compares the
+// two. Unlike the library it keeps each secret's keyed HMAC and allocates nothing,
+// because every callback pays for it.
 type Verifier struct{ secrets atomic.Pointer[[]*signer] }
 
 const (
 	signaturePrefix = "whsec_"
 	tolerance       = 5 * time.Minute
-	leastSecret     = 16 // bytes; the scheme asks for 24 to 64
+	minSecret       = 16 // bytes; the scheme requires 24 to 64
 )
 
-// NewVerifier returns a verifier that accepts a signature by any of secrets,
-// each in the form whsec_…
+// NewVerifier returns a verifier that accepts a signature with any of secrets,
+// each of the form whsec_…. It returns an error if there are none, or if one of
+// them is malformed.
 func NewVerifier(secrets []secret.Text) (*Verifier, error) {
 	v := &Verifier{}
 	return v, v.SetSecrets(secrets)
 }
 
-// SetSecrets replaces the secrets, unless one of them is malformed.
+// SetSecrets replaces the secrets. On an error it changes nothing.
 func (v *Verifier) SetSecrets(secrets []secret.Text) error {
 	if len(secrets) == 0 {
 		return errors.New("no verification secret")
@@ -49,8 +50,8 @@ func (v *Verifier) SetSecrets(secrets []secret.Text) error {
 	var signers []*signer
 	for _, text := range secrets {
 		key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(text.Reveal(), signaturePrefix))
-		if err != nil || len(key) < leastSecret {
-			return errors.New("a verification secret is not of the form whsec_… (base64 of at least 16 bytes)")
+		if err != nil || len(key) < minSecret {
+			return errors.New("each verification secret must be of the form whsec_… (base64 of at least 16 bytes)")
 		}
 		signers = append(signers, newSigner(key))
 	}
@@ -58,8 +59,8 @@ func (v *Verifier) SetSecrets(secrets []secret.Text) error {
 	return nil
 }
 
-// Verify reports whether the headers of a request without a body hold a valid
-// signature that is fresh at now.
+// Verify reports whether the headers of a request without a body have a valid
+// signature whose timestamp is within five minutes of now.
 func (v *Verifier) Verify(header http.Header, now time.Time) bool {
 	id, presented := header.Get("Webhook-Id"), header.Get("Webhook-Signature")
 	timestamp, err := strconv.ParseInt(header.Get("Webhook-Timestamp"), 10, 64)
@@ -77,12 +78,12 @@ func (v *Verifier) Verify(header http.Header, now time.Time) bool {
 	return false
 }
 
-// signer makes the signatures of one secret.
+// signer computes the signatures of one secret.
 type signer struct{ pool sync.Pool }
 
 const signatureLength = 44 // HMAC-SHA256 in base64
 
-// work is what one signature takes, kept for the next.
+// work holds the buffers of one signature, for reuse.
 type work struct {
 	mac                 hash.Hash
 	text                []byte
@@ -94,8 +95,8 @@ func newSigner(key []byte) *signer {
 	return &signer{pool: sync.Pool{New: func() any { return &work{mac: hmac.New(sha256.New, key)} }}}
 }
 
-// signed reports whether one of the presented signatures, separated by spaces
-// and each with its version, is this secret's.
+// signed reports whether one of the presented signatures was made with this
+// secret. They are separated by spaces, and each has its version.
 func (s *signer) signed(id string, timestamp int64, presented string) bool {
 	w, _ := s.pool.Get().(*work)
 	defer s.pool.Put(w)

@@ -1,10 +1,10 @@
-// Package callback makes and reads callback addresses: the URL that Recall
-// calls for a user's access token.
+// Package callback creates and parses callback URLs: the URL that Recall calls for
+// a user's access token.
 //
-// The form is BASE/callback/ID/SECRET. The ID is the grant's and only finds it;
-// the secret, 256 random bits made for one credential alone, proves that the
-// caller was given the URL. It is kept as a fingerprint, so an address can be
-// made but not made again.
+// The form is BASE/callback/ID/SECRET. ID is the grant's id, which is not secret.
+// SECRET is 256 random bits, generated for one credential alone; it proves that the
+// caller received the URL from us. Only its fingerprint is stored, so a URL cannot
+// be reconstructed.
 package callback
 
 import (
@@ -20,53 +20,54 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-// Prefix is how the path of every callback begins on the token server.
+// Prefix is the prefix of every callback path on the token server.
 const Prefix = "/callback/"
 
 const secretLength = 43 // 256 bits in base64url
 
-// Address is one callback address.
+// Address is the part of a callback URL that identifies a grant and its secret.
 type Address struct {
 	ID     grant.ID
 	Secret secret.Text
 }
 
-// NewAddress makes an address with a new secret for a grant.
+// NewAddress returns an address of a grant, with a new secret.
 func NewAddress(id grant.ID) Address {
 	var bits [32]byte
 	_, _ = rand.Read(bits[:]) // never fails: crypto/rand ends the program rather than return an error
 	return Address{id, secret.New(base64.RawURLEncoding.EncodeToString(bits[:]))}
 }
 
-// CallbackSecret returns the key that lets the token server know the address again.
+// CallbackSecret returns the stored form of the address's secret, without an end.
 func (a Address) CallbackSecret() grant.CallbackSecret {
 	return grant.CallbackSecret{Fingerprint: a.fingerprint()}
 }
 
-// URL returns the address under base, the public URL of the token server.
+// URL returns the callback URL under base, the public URL of the token server.
 func (a Address) URL(base *url.URL) secret.Text {
 	return secret.New(base.JoinPath(Prefix, string(a.ID), a.Secret.Reveal()).String())
 }
 
-// Matches reports whether the address's secret is one of keys at now. It takes
-// the same time whichever key fits.
-func (a Address) Matches(keys []grant.CallbackSecret, now time.Time) bool {
-	presented, opens := a.fingerprint(), false
-	for _, key := range keys {
-		same := subtle.ConstantTimeCompare(presented[:], key.Fingerprint[:]) == 1
-		alive := key.NotAfter.IsZero() || now.Before(key.NotAfter)
-		opens = opens || same && alive
+// Matches reports whether the address's secret is one of secrets, and that one has
+// not ended at now. Its time does not depend on which of them matches.
+func (a Address) Matches(secrets []grant.CallbackSecret, now time.Time) bool {
+	presented, matches := a.fingerprint(), false
+	for _, stored := range secrets {
+		same := subtle.ConstantTimeCompare(presented[:], stored.Fingerprint[:]) == 1
+		valid := stored.NotAfter.IsZero() || now.Before(stored.NotAfter)
+		matches = matches || same && valid
 	}
-	return opens
+	return matches
 }
 
-// fingerprint is of the secret alone: what binds it to its grant is the seal of
-// the grant's keys.
+// fingerprint covers the secret alone. The associated data of the encrypted record
+// binds it to its grant.
 func (a Address) fingerprint() grant.Fingerprint {
 	return seal.Sum("callback", a.Secret.Reveal())
 }
 
-// ParsePath reads the path of a request, as it stands in the request line.
+// ParsePath parses the path of a request, unescaped. It reports whether the path
+// has the form of a callback.
 func ParsePath(path string) (Address, bool) {
 	rest, ok := strings.CutPrefix(path, Prefix)
 	if !ok {
@@ -83,8 +84,9 @@ func ParsePath(path string) (Address, bool) {
 	return Address{id, secret.New(text)}, true
 }
 
-// ParseURL reads a URL that Recall holds. It returns what comes before the
-// callback's path, without a slash at its end: the base that it was made under.
+// ParseURL parses a callback URL as Recall returns it. Base is the part before the
+// callback's path, without a trailing slash. Ok reports whether the URL has the
+// form of a callback.
 func ParseURL(raw string) (base string, address Address, ok bool) {
 	at := strings.LastIndex(raw, Prefix)
 	if at < 0 {

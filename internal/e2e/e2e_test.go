@@ -428,7 +428,7 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 			"RECALL_API_KEY_FILE=" + folder + "/missing", "RECALL_OAUTH_APP_ID=x", "JOURNAL_DIR=", "REDIS_WAIT_REPLICAS=-1", "REFRESH_MAX_IN_FLIGHT=0", "REFRESH_MAX_PER_SECOND=hunter2",
 		}, nil, []string{
 			"CALLBACK_BASE_URL: must be an absolute URL", "CALLBACK_OLD_BASE_URLS: must be absolute URLs", "GRPC_INSECURE: must be true or false",
-			"GRPC_POLICY_FILE: not as expected: line 1", "GRPC_TLS_CERT_FILE: ", "JOURNAL_DIR: is required",
+			"GRPC_POLICY_FILE: decoding YAML: line 1", "GRPC_TLS_CERT_FILE: ", "JOURNAL_DIR: is required",
 			"KEYSET_FILE: not a Tink keyset", "LOG_FORMAT: must be json or console", "LOG_LEVEL: must be debug", "RECALL_API_KEY_FILE: the file cannot be read",
 			"RECALL_RATE_LIMIT: must be at least 3", "RECONCILE_INTERVAL: must be at least 1s",
 			"REDIS_URL: ", "REDIS_WAIT_REPLICAS: must be at least 0", "REFRESH_BEFORE: must be a duration", "REFRESH_MAX_IN_FLIGHT: must be at least 1", "REFRESH_MAX_PER_SECOND: must be a whole number", "ZOOM_CLIENT_SECRET: is mutually exclusive with ZOOM_CLIENT_SECRET_FILE", "ZOOM_OAUTH_URL: must be an absolute URL",
@@ -437,7 +437,7 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 		"a flag without its value":       {"tokenserver", good, []string{"--redis-url"}, []string{"--redis-url"}},
 		"required secrets":               {"tokenserver", append(good, "RECALL_VERIFICATION_REQUIRED=true"), nil, []string{"RECALL_VERIFICATION_SECRETS: is required with RECALL_VERIFICATION_REQUIRED"}},
 		"bounds of the callback":         {"tokenserver", append(good, "CACHE_SIZE=0", "MAX_WAITING=0", "DRAIN_DELAY=-1s"), nil, []string{"CACHE_SIZE: must be at least 1", "DRAIN_DELAY: must be at least 0", "MAX_WAITING: must be at least 1"}},
-		"malformed verification secrets": {"tokenserver", append(good, "RECALL_VERIFICATION_SECRETS=whsec_!hunter2"), nil, []string{"RECALL_VERIFICATION_SECRETS: a verification secret is not"}},
+		"malformed verification secrets": {"tokenserver", append(good, "RECALL_VERIFICATION_SECRETS=whsec_!hunter2"), nil, []string{"RECALL_VERIFICATION_SECRETS: each verification secret must be"}},
 		"a flag that is wrong":           {"tokenserver", good, []string{"--refresh-before=hunter2"}, []string{"REFRESH_BEFORE: must be a duration"}},
 		"plaintext that was not asked for": {"registrar", append(good, "CALLBACK_BASE_URL=https://h"), nil, []string{
 			"GRPC_CLIENT_CA_FILE: is required", "GRPC_TLS_CERT_FILE: is required", "GRPC_TLS_KEY_FILE: is required",
@@ -449,7 +449,7 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 		"several apps, wrong": {"tokenserver", []string{good[0], good[1], "ZOOM_APPS_FILE=" + file("apps", appsWithFaults)}, nil, []string{
 			`ZOOM_APPS_FILE: app 1 ("A"): client_secret: is required; app 1 ("A"): name: must be 1 to 64 of a-z, 0-9 and -; app 2 ("b"): client_id: is required`,
 		}},
-		"several apps, not YAML": {"tokenserver", []string{good[0], good[1], "ZOOM_APPS_FILE=" + file("apps2", "apps: hunter2")}, nil, []string{"ZOOM_APPS_FILE: not as expected"}},
+		"several apps, not YAML": {"tokenserver", []string{good[0], good[1], "ZOOM_APPS_FILE=" + file("apps2", "apps: hunter2")}, nil, []string{"ZOOM_APPS_FILE: decoding YAML"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

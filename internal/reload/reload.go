@@ -1,6 +1,6 @@
-// Package reload keeps what was read from files in step with them, without a
-// restart. It looks at the files' contents now and then: that also works where a
-// secret is replaced by moving a link, as Kubernetes does it.
+// Package reload reloads values from files when the files change, without a
+// restart. It polls the files' contents. So it also works where a secret is
+// replaced by moving a symbolic link, as Kubernetes does.
 package reload
 
 import (
@@ -18,17 +18,18 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Read reads a file, and has it looked at from then on.
+// Read reads a file, and adds it to the files whose changes are detected.
 type Read func(path string) ([]byte, error)
 
-// Value is something that was read from files. It is safe for concurrent use.
+// Value is a value that was loaded from files. [Value.Get] is safe for concurrent
+// use; the other methods belong to one goroutine.
 type Value[T any] struct {
 	load    func(Read) (T, error)
 	current atomic.Pointer[T]
-	seen    [sha256.Size]byte // of the contents that were loaded or refused last
+	last    [sha256.Size]byte // checksum of the contents at the last load, successful or not
 }
 
-// New loads a value. What load reads by its argument is what is looked at.
+// New loads a value. The files that load reads through its argument are polled.
 func New[T any](load func(Read) (T, error)) (*Value[T], error) {
 	v := &Value[T]{load: load}
 	loaded, sum, err := v.try()
@@ -36,13 +37,14 @@ func New[T any](load func(Read) (T, error)) (*Value[T], error) {
 		return nil, err
 	}
 	v.current.Store(&loaded)
-	v.seen = sum
+	v.last = sum
 	return v, nil
 }
 
-// Get returns the value as it is now.
+// Get returns the current value.
 func (v *Value[T]) Get() T { return *v.current.Load() }
 
+// try loads the value, and returns it with the checksum of its files.
 func (v *Value[T]) try() (T, [sha256.Size]byte, error) {
 	sum := sha256.New()
 	loaded, err := v.load(func(path string) ([]byte, error) {
@@ -54,15 +56,15 @@ func (v *Value[T]) try() (T, [sha256.Size]byte, error) {
 	return loaded, [sha256.Size]byte(sum.Sum(nil)), err
 }
 
-// Check loads the value again if its files have changed. It reports whether
-// there is a new one; an error, which is told once for each change, leaves the old
-// one in force.
+// Check reloads the value if its files have changed, and reports whether it did.
+// If the new contents are invalid, it returns an error once, and the value stays
+// as it was.
 func (v *Value[T]) Check() (changed bool, err error) {
 	loaded, sum, err := v.try()
-	if sum == v.seen {
+	if sum == v.last {
 		return false, nil
 	}
-	v.seen = sum
+	v.last = sum
 	if err != nil {
 		return false, err
 	}
@@ -70,10 +72,10 @@ func (v *Value[T]) Check() (changed bool, err error) {
 	return true, nil
 }
 
-// Follow checks until ctx ends. What says in the log what the value is; then is
-// called with each new one and may be nil. One goroutine may follow a value.
-func (v *Value[T]) Follow(ctx context.Context, every time.Duration, log *zap.Logger, what string, then func(T)) {
-	tick := time.NewTicker(every)
+// Follow checks the files at each interval until ctx ends. It logs each reload with
+// what, the value's name, and passes the new value to changed, which may be nil.
+func (v *Value[T]) Follow(ctx context.Context, interval time.Duration, log *zap.Logger, what string, changed func(T)) {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
@@ -81,21 +83,22 @@ func (v *Value[T]) Follow(ctx context.Context, every time.Duration, log *zap.Log
 			return
 		case <-tick.C:
 		}
-		changed, err := v.Check()
+		reloaded, err := v.Check()
 		switch {
 		case err != nil:
-			log.Error("the files of the "+what+" have changed and are of no use: what was read before stays in force", zap.Error(err))
-		case changed:
-			log.Info("the " + what + " was read again")
-			if then != nil {
-				then(v.Get())
+			log.Error(what+" changed but invalid; keeping the previous value", zap.Error(err))
+		case reloaded:
+			log.Info(what + " reloaded")
+			if changed != nil {
+				changed(v.Get())
 			}
 		}
 	}
 }
 
-// YAML reads a document that has no fields but those of into. Its error says what
-// is wrong and in which line, and quotes no value.
+// YAML decodes a document into the value that into points to. A field that the
+// value does not have is an error. The error states the fault and its line, and
+// quotes no value.
 func YAML(content []byte, into any) error {
 	decoder := yaml.NewDecoder(bytes.NewReader(content))
 	decoder.KnownFields(true)
@@ -110,5 +113,5 @@ func YAML(content []byte, into any) error {
 	}
 	text, _, _ = strings.Cut(text, "`")
 	text, _, _ = strings.Cut(text, " in type ")
-	return errors.New("not as expected: " + strings.TrimSpace(text))
+	return errors.New("decoding YAML: " + strings.TrimSpace(text))
 }

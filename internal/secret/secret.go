@@ -1,9 +1,9 @@
-// Package secret holds text that must never be shown: tokens, codes, client
-// secrets, callback URLs.
+// Package secret keeps text out of logs and errors: tokens, codes, client secrets,
+// callback URLs.
 //
-// A [Text] prints, marshals and logs as "[redacted]" whatever the verb or the
-// encoder. The one way out is [Text.Reveal], so a search for that name finds
-// every place where a secret leaves the type.
+// A [Text] prints, marshals and logs as "[redacted]" with every verb and encoder.
+// Only [Text.Reveal] returns the text, so a search for that name finds every place
+// where a secret leaves the type.
 package secret
 
 import (
@@ -17,32 +17,33 @@ const redacted = "[redacted]"
 // Text is a secret string. The zero value is the empty secret.
 type Text struct{ value string }
 
-// New makes a secret of value.
+// New returns value as a secret.
 func New(value string) Text { return Text{value} }
 
-// Reveal returns the secret itself, for the one call that has to send it.
+// Reveal returns the text, for the one call that needs it.
 func (t Text) Reveal() string { return t.value }
 
-// IsZero reports whether there is no secret at all.
+// IsZero reports whether the text is empty.
 func (t Text) IsZero() bool { return t.value == "" }
 
-// Equal compares two secrets in a time that depends on their lengths alone.
+// Equal reports whether two secrets are equal, in a time that depends on their
+// lengths alone.
 func (t Text) Equal(other Text) bool {
 	return subtle.ConstantTimeCompare([]byte(t.value), []byte(other.value)) == 1
 }
 
-// String implements [fmt.Stringer]; it never shows the secret.
+// String implements [fmt.Stringer]; it returns "[redacted]".
 func (t Text) String() string { return redacted }
 
-// Format implements [fmt.Formatter], which every verb goes through.
+// Format implements [fmt.Formatter], which all verbs use.
 func (t Text) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, redacted) }
 
 // MarshalText implements [encoding.TextMarshaler], which JSON, YAML and zap's
 // reflection use.
 func (t Text) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// UnmarshalText implements [encoding.TextUnmarshaler], so that settings can be
-// read straight into a secret.
+// UnmarshalText implements [encoding.TextUnmarshaler], so that settings are parsed
+// into a secret directly.
 func (t *Text) UnmarshalText(text []byte) error {
 	t.value = string(text)
 	return nil
