@@ -22,33 +22,33 @@ import (
 )
 
 var (
-	// errNobody: the certificate has no name that a client could be known by.
-	errNobody = errors.New("the client's certificate names nobody: it needs a URI name (a SPIFFE id) or a DNS name")
-	// errForbidden: the policy does not let the client make this call.
+	// errNoIdentity means that the client's certificate has no name.
+	errNoIdentity = errors.New("client certificate has no URI or DNS SAN")
+	// errForbidden means that the policy denies the call.
 	errForbidden = errors.New("not allowed")
 )
 
-// overLimitError: a client makes more calls than it may.
+// overLimitError means that a client is over its own limit.
 type overLimitError struct{ wait time.Duration }
 
 func (e *overLimitError) Error() string { return "too many calls: this client is over its own limit" }
 
-// The limit of a client that the policy gives none: calls a second, and at once.
-// Each replica counts for itself.
+// The limit of a client without one in the policy: calls per second, and the burst.
+// Each replica counts separately.
 const (
 	defaultRate  = 100
 	defaultBurst = 200
 )
 
-// groups are the methods that a policy may name together.
+// groups are the groups of methods that a policy can name.
 var groups = map[string][]string{
 	"register": {"RegisterUser", "DeregisterUser", "RotateCallbackSecret"},
 	"read":     {"GetUser", "ListUsers", "WatchUsers"},
 	"tokens":   {"GetAccessToken"},
 }
 
-// withoutPolicy is what any client may do whose certificate is good, where there
-// is no policy.
+// withoutPolicy are the methods that every authenticated client may call if there is
+// no policy.
 var withoutPolicy = methods("register", "read")
 
 func methods(names ...string) map[string]bool {
@@ -65,10 +65,10 @@ func methods(names ...string) map[string]bool {
 	return all
 }
 
-// Policy says which clients may do what; see [ReadPolicy].
+// Policy lists the clients and what each may call; see [ReadPolicy].
 type Policy struct{ clients []client }
 
-// client is a client of the policy.
+// client is a client in the policy.
 type client struct {
 	name       string
 	identities []string
@@ -88,10 +88,10 @@ type client struct {
 //	    rate: 50                   # calls a second; 0 or nothing: 100
 //	    burst: 100                 # calls at once; 0 or nothing: twice the rate
 //
-// An identity is a URI name of the certificate (a SPIFFE id above all), where *
-// stands for anything but a slash, or dns: and a DNS name. The first client that
-// fits is the caller; one that fits none may do nothing. The error has a line for
-// each fault.
+// An identity is a URI SAN of the certificate, such as a SPIFFE id, where * matches
+// anything but a slash; or dns: and a DNS SAN. The first client that matches is the
+// caller. A caller without a match may call nothing. The error has one line for each
+// fault.
 func ReadPolicy(content []byte) (*Policy, error) {
 	var document struct {
 		Clients []struct {
@@ -119,29 +119,29 @@ func ReadPolicy(content []byte) (*Policy, error) {
 			faults = append(faults, fmt.Errorf("client %d (%q): %s", i+1, c.Name, fmt.Sprintf(text, values...)))
 		}
 		if c.Name == "" {
-			fault("name: missing")
+			fault("name: is required")
 		}
 		if slices.ContainsFunc(policy.clients, func(other client) bool { return other.name == c.Name }) {
-			fault("name: used twice")
+			fault("name: must be unique")
 		}
 		if len(c.Identities) == 0 {
-			fault("identities: missing: name a URI or dns: name of its certificate")
+			fault("identities: is required: a URI or dns: name of the certificate")
 		}
 		for _, identity := range c.Identities {
 			parsed, err := url.Parse(identity)
 			_, pattern := path.Match(identity, "")
 			if err != nil || pattern != nil || parsed.Scheme == "" || parsed.Scheme != "dns" && parsed.Host == "" || identity == "dns:" {
-				fault("identities: %q is neither a URI, such as spiffe://example.org/ns/bots/sa/api, nor dns:NAME", identity)
+				fault("identities: %q must be a URI, such as spiffe://example.org/ns/bots/sa/api, or dns:NAME", identity)
 			}
 		}
 		allowed := methods(c.May...)
 		for _, method := range slices.Sorted(maps.Keys(allowed)) {
 			if !known[method] {
-				fault("may: %q is neither a group (register, read, tokens) nor a method", method)
+				fault("may: %q must be a group (register, read, tokens) or a method", method)
 			}
 		}
 		if c.Rate < 0 || c.Burst < 0 {
-			fault("rate, burst: less than 0")
+			fault("rate, burst: must not be less than 0")
 		}
 		limit := client{c.Name, c.Identities, allowed, rate.Limit(c.Rate), c.Burst}
 		if c.Rate == 0 {
@@ -158,7 +158,7 @@ func ReadPolicy(content []byte) (*Policy, error) {
 	return policy, nil
 }
 
-// find returns the client that one of the identities is of.
+// find returns the first client with one of the identities.
 func (p *Policy) find(identities []string) (client, bool) {
 	for _, c := range p.clients {
 		for _, pattern := range c.identities {
@@ -172,29 +172,28 @@ func (p *Policy) find(identities []string) (client, bool) {
 	return client{}, false
 }
 
-// Access decides who may call what. It is safe for concurrent use.
+// Access authorizes calls and limits their rate. It is safe for concurrent use.
 type Access struct {
-	// Policy is the policy as it is now. Nil: there is none, and any client whose
-	// certificate is good may do all but take tokens.
+	// Policy is the current policy. Nil: every authenticated client may call all but
+	// GetAccessToken.
 	Policy *reload.Value[*Policy]
-	// Plaintext is set where clients have no certificates: anybody may do anything, as
-	// often as they like.
+	// Plaintext allows every call, without a limit: clients have no certificates.
 	Plaintext bool
 
 	mu       sync.Mutex
 	limiters map[string]*limiter
 }
 
-// limiter is a client's limit, for as long as the policy says the same.
+// limiter is a client's limit, until the policy changes it.
 type limiter struct {
 	*rate.Limiter
 	used time.Time
 }
 
-// admit returns the name of who calls, if the call may be made.
+// admit returns the caller's name, and an error if the call is not allowed.
 func (a *Access) admit(ctx context.Context, method string) (name string, err error) {
 	if a.Plaintext {
-		return "anybody", nil
+		return "anonymous", nil
 	}
 	identities, err := identitiesOf(ctx)
 	if err != nil {
@@ -204,7 +203,7 @@ func (a *Access) admit(ctx context.Context, method string) (name string, err err
 	if a.Policy != nil {
 		known, ok := a.Policy.Get().find(identities)
 		if !ok {
-			return caller.name, fmt.Errorf("%w: the policy knows no client of this certificate's names", errForbidden)
+			return caller.name, fmt.Errorf("%w: the policy has no client with this certificate's names", errForbidden)
 		}
 		caller = known
 	}
@@ -214,7 +213,7 @@ func (a *Access) admit(ctx context.Context, method string) (name string, err err
 	return caller.name, a.limit(caller)
 }
 
-// limit counts a call of a client's.
+// limit counts a client's call, or returns an [*overLimitError].
 func (a *Access) limit(c client) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -222,7 +221,7 @@ func (a *Access) limit(c client) error {
 	l := a.limiters[c.name]
 	if l == nil || l.Limit() != c.rate || l.Burst() != c.burst {
 		const many = 10_000
-		if len(a.limiters) >= many { // whoever has not called for so long has its full burst again
+		if len(a.limiters) >= many { // a client without calls for a minute has its full burst again
 			maps.DeleteFunc(a.limiters, func(_ string, l *limiter) bool { return now.Sub(l.used) > time.Minute })
 		}
 		if a.limiters == nil {
@@ -240,16 +239,16 @@ func (a *Access) limit(c client) error {
 	return nil
 }
 
-// identitiesOf returns the names in the caller's certificate, URIs first. The
-// handshake has verified it.
+// identitiesOf returns the names in the caller's certificate, URIs first. The TLS
+// handshake has verified the certificate.
 func identitiesOf(ctx context.Context) ([]string, error) {
 	caller, ok := peer.FromContext(ctx)
 	if !ok {
-		return nil, errNobody
+		return nil, errNoIdentity
 	}
 	info, ok := caller.AuthInfo.(credentials.TLSInfo)
 	if !ok || len(info.State.VerifiedChains) == 0 {
-		return nil, errNobody
+		return nil, errNoIdentity
 	}
 	return identities(info.State.VerifiedChains[0][0])
 }
@@ -262,16 +261,16 @@ func identities(certificate *x509.Certificate) (all []string, err error) {
 		all = append(all, "dns:"+strings.ToLower(name))
 	}
 	if len(all) == 0 {
-		return nil, errNobody
+		return nil, errNoIdentity
 	}
 	return all, nil
 }
 
-// clientKey is where a call's context has its client.
+// clientKey is the context key of the client's name.
 type clientKey struct{}
 
-// clientOf returns the name of who makes a call; "registrar" where it is the
-// registrar itself.
+// clientOf returns the name of a call's client, or "registrar" for the registrar's own
+// work.
 func clientOf(ctx context.Context) string {
 	if name, ok := ctx.Value(clientKey{}).(string); ok {
 		return name

@@ -292,13 +292,13 @@ func TestClientOverItsLimit(t *testing.T) {
 
 func TestPolicyFaultsAreNamed(t *testing.T) {
 	for text, want := range map[string]string{
-		"clients: [{identities: [dns:a], may: [read]}]":                               "name: missing",
-		"clients: [{name: a, may: [read]}]":                                           "identities: missing",
-		"clients: [{name: a, identities: [bots], may: [read]}]":                       `"bots" is neither a URI`,
-		"clients: [{name: a, identities: ['spiffe://x/[']}]":                          "is neither a URI",
-		"clients: [{name: a, identities: [dns:a], may: [everything]}]":                `"everything" is neither a group`,
-		"clients: [{name: a, identities: [dns:a], rate: -1}]":                         "less than 0",
-		"clients: [{name: a, identities: [dns:a]}, {name: a, identities: ['dns:b']}]": "used twice",
+		"clients: [{identities: [dns:a], may: [read]}]":                               "name: is required",
+		"clients: [{name: a, may: [read]}]":                                           "identities: is required",
+		"clients: [{name: a, identities: [bots], may: [read]}]":                       `"bots" must be a URI`,
+		"clients: [{name: a, identities: ['spiffe://x/[']}]":                          "must be a URI",
+		"clients: [{name: a, identities: [dns:a], may: [everything]}]":                `"everything" must be a group`,
+		"clients: [{name: a, identities: [dns:a], rate: -1}]":                         "must not be less than 0",
+		"clients: [{name: a, identities: [dns:a]}, {name: a, identities: ['dns:b']}]": "must be unique",
 		"clients: [{nam: a}]": "field nam not found",
 	} {
 		if _, err := registrar.ReadPolicy([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {

@@ -9,21 +9,21 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// action is what an audit line tells of.
+// action is the action of an audit line.
 type action string
 
 const (
 	actRegister       action = "register"
 	actDeregister     action = "deregister"
-	actRemove         action = "remove" // a removal brought to its end by the registrar itself
+	actRemove         action = "remove" // a removal that the registrar has completed later
 	actRotateSecret   action = "rotate_callback_secret"
 	actGetAccessToken action = "get_access_token"
 	actDenied         action = "denied" // a call that the client may not make
 )
 
-// audit writes one line: who did what to whom, and what came of it. Its outcome is
-// a gRPC status code. It holds no secret, and no text of an error: those are in
-// the service's own log.
+// audit logs one line: the client, the action, the user and the outcome, a gRPC
+// status code. It contains no secret, and no text of an error; the service's own log
+// has that.
 func (s *Service) audit(ctx context.Context, what action, app, user string, err error, g grant.Grant) {
 	fields := []zap.Field{
 		zap.String("action", string(what)),
@@ -40,10 +40,10 @@ func (s *Service) audit(ctx context.Context, what action, app, user string, err 
 	s.Audit.Info("audit", fields...)
 }
 
-// noGrant is what an audit line has that tells of no grant.
+// noGrant is the grant of an audit line without one.
 var noGrant grant.Grant
 
-// names are what a denied request may say of its user.
+// names returns the Zoom app and user that a request names.
 func names(request any) (app, user string) {
 	if r, ok := request.(named); ok {
 		return r.GetZoomApp(), r.GetUserId()

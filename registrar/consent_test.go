@@ -88,7 +88,7 @@ func TestZoomUserOfAnotherUser(t *testing.T) {
 	w.wantCredentials("zoom-ann")
 }
 
-// Whose grant a new consent has brought may be told later, by the finisher.
+// RunUnfinished may find out later whose grant a new consent has brought.
 func TestAnotherZoomUserIsNoticedLate(t *testing.T) {
 	w := start(t)
 	first := w.register(byCode("ann", w.code("zoom-ann")))

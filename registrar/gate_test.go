@@ -10,42 +10,42 @@ import (
 
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/recalltest"
+	"tokenprovider/internal/recallvendor"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
-	"tokenprovider/registrar"
 )
 
-func (w *world) gate(r *replica, perMinute int) *registrar.Gate {
-	return &registrar.Gate{Quota: r.store, PerMinute: perMinute, Log: w.log, Patience: 100 * time.Millisecond}
+func (w *world) gate(r *replica, perMinute int) *recallvendor.Gate {
+	return &recallvendor.Gate{Quota: r.store, PerMinute: perMinute, Log: w.log, MaxWait: 100 * time.Millisecond}
 }
 
 func TestRecallsLimitIsSharedByReplicas(t *testing.T) {
 	w := start(t)
 	other := w.join(replicaOptions{})
-	gates := []*registrar.Gate{w.gate(w.replica, 100), w.gate(other, 100)}
-	let := 0
+	gates := []*recallvendor.Gate{w.gate(w.replica, 100), w.gate(other, 100)}
+	admitted := 0
 	for i := range 60 {
 		err := gates[i%2].Enter(t.Context(), recall.Other, 1)
 		var limit *recall.LimitError
 		switch {
 		case err == nil:
-			let++
+			admitted++
 		case !errors.As(err, &limit) || limit.For <= 0:
 			t.Fatal(err)
 		}
 	}
-	if let < 10 || let > 20 { // a burst of 10, and what has come since
-		t.Errorf("%d of 60 requests were let pass, want 10 or some more", let)
+	if admitted < 10 || admitted > 20 { // a burst of 10, and the quota of the time since
+		t.Errorf("%d of 60 requests were admitted, want 10 or some more", admitted)
 	}
-	// Background waits for more than there is when others wait.
+	// Background requests need more quota than is left.
 	background := *gates[0]
 	background.Background = true
 	var limit *recall.LimitError
 	if err := background.Enter(t.Context(), recall.Other, 0); !errors.As(err, &limit) {
-		t.Errorf("the background is let pass: %v", err)
+		t.Errorf("a background request was admitted: %v", err)
 	}
 }
 
-func TestRetryAfterIsForAllReplicas(t *testing.T) {
+func TestRetryAfterPausesAllReplicas(t *testing.T) {
 	w := surroundings(t)
 	w.replica = w.join(replicaOptions{})
 	through := w.replica.recall.WithGate(w.gate(w.replica, 10_000))
@@ -65,7 +65,7 @@ func TestRetryAfterIsForAllReplicas(t *testing.T) {
 	}
 }
 
-// Over the limit, users are pending, and Recall is not asked.
+// Over the limit, users are pending, and no request reaches Recall.
 func TestRegistrationOverTheLimit(t *testing.T) {
 	w := surroundings(t)
 	quota := w.join(replicaOptions{})
@@ -89,7 +89,7 @@ func TestRegistrationOverTheLimit(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		w.service.Finish(ctx, 50*time.Millisecond)
+		w.service.RunUnfinished(ctx, 50*time.Millisecond)
 	}()
 	for w.recall.Counts().Creates < 6 && ctx.Err() == nil {
 		time.Sleep(10 * time.Millisecond)
@@ -97,6 +97,6 @@ func TestRegistrationOverTheLimit(t *testing.T) {
 	cancel()
 	<-ended
 	if counts := w.recall.Counts(); counts.Creates != 6 || counts.Lists != 0 {
-		t.Errorf("%+v: every user is to be finished, and none looked for: none was sent", counts)
+		t.Errorf("%+v: want a credential for every user, and no list, as no create was sent before", counts)
 	}
 }

@@ -2,8 +2,6 @@ package registrar
 
 import (
 	"context"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"path"
 	"sync"
@@ -14,13 +12,11 @@ import (
 	"google.golang.org/grpc/status"
 
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/recall"
-	"tokenprovider/internal/reload"
 	"tokenprovider/internal/zoom"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
 
-// metrics is what operators see of the registrar; docs/metrics.md explains each.
+// metrics are the registrar's metrics; see docs/metrics.md.
 type metrics struct {
 	calls         *prometheus.CounterVec
 	durations     *prometheus.HistogramVec
@@ -32,21 +28,21 @@ type metrics struct {
 	findings      *prometheus.CounterVec
 
 	mu     sync.Mutex
-	latest progress // of the last reconciliation that has ended, as far as is known here
+	latest progress // of the last reconciliation that ended, on any replica
 }
 
-// How a reconciliation ends.
+// Outcomes of a turn of a reconciliation.
 const (
 	passDone    = "done"
-	passStopped = "stopped" // too much was amiss
-	passFailed  = "failed"  // another turn goes on with it
+	passStopped = "stopped" // too many discrepancies
+	passFailed  = "failed"  // another turn continues it
 )
 
 var (
-	reconciledTold = prometheus.NewDesc("tokenprovider_reconciliation_last_success_timestamp_seconds",
-		"When a comparison with all that Recall has was last brought to its end.", nil, nil)
-	stoppedTold = prometheus.NewDesc("tokenprovider_reconciliation_stopped",
-		"1 if the last comparison with Recall has stopped, because too much was amiss.", nil, nil)
+	reconciledDesc = prometheus.NewDesc("tokenprovider_reconciliation_last_success_timestamp_seconds",
+		"Time at which the last complete reconciliation with Recall ended.", nil, nil)
+	stoppedDesc = prometheus.NewDesc("tokenprovider_reconciliation_stopped",
+		"1 if the last reconciliation with Recall stopped, because there were too many discrepancies.", nil, nil)
 )
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
@@ -57,21 +53,21 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 		calls: counters("grpc_calls_total", "Calls of the RegistrarService, by method and status code.", "method", "code"),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:                        "tokenprovider_grpc_call_duration_seconds",
-			Help:                        "How long a call of the RegistrarService took, but for WatchUsers.",
+			Help:                        "Duration of calls of the RegistrarService, except WatchUsers.",
 			Buckets:                     []float64{0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30},
 			NativeHistogramBucketFactor: 1.1,
 		}, []string{"method"}),
-		watchers:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "tokenprovider_watchers", Help: "Calls of WatchUsers that are open."}),
-		registrations: counters("registrations_total", "Users that are new, by whether they were active at once or are pending at first.", "state"),
+		watchers:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "tokenprovider_watchers", Help: "Open calls of WatchUsers."}),
+		registrations: counters("registrations_total", "New users, by their state when RegisterUser returned.", "state"),
 		active: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:                        "tokenprovider_registration_duration_seconds",
-			Help:                        "How long it took from a new user's consent until Recall had the user's credential.",
+			Help:                        "Time from a new user's consent until Recall had the user's credential.",
 			Buckets:                     []float64{0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600},
 			NativeHistogramBucketFactor: 1.1,
 		}),
-		postponed: counters("registrations_postponed_total", "Steps of registrations and removals that failed and are tried again later, by cause.", "cause"),
-		passes:    counters("reconciliations_total", "Comparisons with all that Recall has, by how they ended.", "outcome"),
-		findings:  counters("reconciliation_findings_total", "What comparisons with Recall have found, by kind.", "kind"),
+		postponed: counters("registrations_postponed_total", "Failed steps of registrations and removals that are retried later, by cause.", "cause"),
+		passes:    counters("reconciliations_total", "Reconciliations with Recall, by outcome.", "outcome"),
+		findings:  counters("reconciliation_findings_total", "Discrepancies that reconciliations with Recall have found, by kind.", "kind"),
 	}
 	for _, method := range registrarv1.RegistrarService_ServiceDesc.Methods {
 		m.calls.WithLabelValues(method.MethodName, codes.OK.String())
@@ -97,8 +93,8 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 
 // Describe implements [prometheus.Collector].
 func (m *metrics) Describe(descriptions chan<- *prometheus.Desc) {
-	descriptions <- reconciledTold
-	descriptions <- stoppedTold
+	descriptions <- reconciledDesc
+	descriptions <- stoppedDesc
 }
 
 // Collect implements [prometheus.Collector].
@@ -111,20 +107,20 @@ func (m *metrics) Collect(metrics chan<- prometheus.Metric) {
 	case latest.Stopped:
 		stopped = 1
 	case !latest.Ended.IsZero():
-		metrics <- prometheus.MustNewConstMetric(reconciledTold, prometheus.GaugeValue, float64(latest.Ended.Unix()))
+		metrics <- prometheus.MustNewConstMetric(reconciledDesc, prometheus.GaugeValue, float64(latest.Ended.Unix()))
 	}
-	metrics <- prometheus.MustNewConstMetric(stoppedTold, prometheus.GaugeValue, stopped)
+	metrics <- prometheus.MustNewConstMetric(stoppedDesc, prometheus.GaugeValue, stopped)
 }
 
-// called tells of a call that has ended.
-func (m *metrics) called(method string, began time.Time, err error) {
+// observeCall counts and times a call that has ended.
+func (m *metrics) observeCall(method string, began time.Time, err error) {
 	name := path.Base(method)
 	m.calls.WithLabelValues(name, status.Code(err).String()).Inc()
 	m.durations.WithLabelValues(name).Observe(time.Since(began).Seconds())
 }
 
-// watched tells of a stream from its begin to its end.
-func (m *metrics) watched(method string) (ended func(error)) {
+// observeStream counts an open stream until ended is called.
+func (m *metrics) observeStream(method string) (ended func(error)) {
 	m.watchers.Inc()
 	return func(err error) {
 		m.watchers.Dec()
@@ -132,8 +128,8 @@ func (m *metrics) watched(method string) (ended func(error)) {
 	}
 }
 
-// linked tells of a user who was pending before, and has a credential after.
-func (m *metrics) linked(before, after grant.Grant) {
+// observeLinked counts a user who was pending and now has a credential.
+func (m *metrics) observeLinked(before, after grant.Grant) {
 	if before.State != grant.Pending || after.Credential == "" {
 		return
 	}
@@ -143,36 +139,34 @@ func (m *metrics) linked(before, after grant.Grant) {
 	m.active.Observe(after.Updated.Sub(after.Consented).Seconds()) // both by Redis's clock
 }
 
-// waits tells of a user who goes on being pending, the first time.
-func (m *metrics) waits(g grant.Grant) {
+// observePending counts a new user who stays pending.
+func (m *metrics) observePending(g grant.Grant) {
 	if g.State == grant.Pending && g.Attempts == 0 {
 		m.registrations.WithLabelValues(string(grant.Pending)).Inc()
 	}
 }
 
-// Why a step of a registration or a removal is tried again later.
+// Causes of a postponed step.
 const (
 	causeLimit  = "limit"  // of requests to Recall
 	causeKey    = "key"    // Recall refuses the API key
-	causeRecall = "recall" // it fails, or does not answer
+	causeRecall = "recall" // Recall fails or does not respond
 	causeTaken  = "taken"  // the Zoom user has a credential that is not ours
 	causeZoom   = "zoom"
 	causeOther  = "other"
 )
 
-// put tells that a step was put back.
-func (m *metrics) put(cause error) {
-	var limit *recall.LimitError
-	var refused *recall.RefusedError
+// observePostponed counts a postponed step.
+func (m *metrics) observePostponed(cause error) {
 	var taken *takenError
 	var refusedByZoom *zoom.RefusedError
 	label := causeOther
 	switch {
-	case errors.As(cause, &limit):
+	case errors.Is(cause, ErrOverLimit):
 		label = causeLimit
-	case errors.Is(cause, recall.ErrUnauthorized):
+	case errors.Is(cause, ErrVendorKey):
 		label = causeKey
-	case errors.As(cause, &refused), errors.Is(cause, recall.ErrUncertain):
+	case errors.Is(cause, ErrRejected), errors.Is(cause, ErrNotServed), errors.Is(cause, ErrUncertain):
 		label = causeRecall
 	case errors.As(cause, &taken):
 		label = causeTaken
@@ -183,8 +177,8 @@ func (m *metrics) put(cause error) {
 	m.postponed.WithLabelValues(label).Inc()
 }
 
-// reconciled takes over how the last reconciliation has ended, here or elsewhere.
-func (m *metrics) reconciled(p progress) {
+// setLatest exports the last reconciliation, if it has ended.
+func (m *metrics) setLatest(p progress) {
 	if p.Ended.IsZero() {
 		return
 	}
@@ -193,10 +187,10 @@ func (m *metrics) reconciled(p progress) {
 	m.latest = p
 }
 
-// passed tells how a turn of a reconciliation has ended here.
-func (m *metrics) passed(ctx context.Context, err error) {
+// observeTurn counts a turn of a reconciliation.
+func (m *metrics) observeTurn(ctx context.Context, err error) {
 	switch {
-	case ctx.Err() != nil: // told to stop
+	case ctx.Err() != nil: // the process is stopping
 	case err == nil:
 		m.passes.WithLabelValues(passDone).Inc()
 	case errors.Is(err, ErrTooMany):
@@ -204,126 +198,4 @@ func (m *metrics) passed(ctx context.Context, err error) {
 	default:
 		m.passes.WithLabelValues(passFailed).Inc()
 	}
-}
-
-// GateMetrics is what operators see of Recall's limits. Nil measures nothing.
-type GateMetrics struct {
-	waits   *prometheus.HistogramVec
-	refused *prometheus.CounterVec
-
-	mu    sync.Mutex
-	rests map[recall.Kind]time.Time // until when Recall wants to be left alone
-}
-
-var restingTold = prometheus.NewDesc("tokenprovider_recall_paused",
-	"1 while Recall is left alone because it has asked for it, by kind of request.", []string{"kind"}, nil)
-
-// NewGateMetrics returns the metrics of gates.
-func NewGateMetrics(registerer prometheus.Registerer) *GateMetrics {
-	m := &GateMetrics{
-		waits: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:                        "tokenprovider_recall_limit_wait_seconds",
-			Help:                        "How long a request to Recall waited for its turn within Recall's limits.",
-			Buckets:                     []float64{0.01, 0.1, 0.5, 1, 2.5, 10, 60, 600},
-			NativeHistogramBucketFactor: 1.1,
-		}, []string{"work"}),
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tokenprovider_recall_limit_refusals_total",
-			Help: "Requests to Recall that were not sent, because their turn was too far off.",
-		}, []string{"work"}),
-		rests: map[recall.Kind]time.Time{recall.Lists: {}, recall.Other: {}},
-	}
-	for _, background := range []bool{false, true} {
-		m.waits.WithLabelValues(workOf(background))
-		m.refused.WithLabelValues(workOf(background))
-	}
-	registerer.MustRegister(m.waits, m.refused, m)
-	return m
-}
-
-func workOf(background bool) string {
-	if background {
-		return "reconciliation"
-	}
-	return "registration"
-}
-
-// Describe implements [prometheus.Collector].
-func (m *GateMetrics) Describe(descriptions chan<- *prometheus.Desc) { descriptions <- restingTold }
-
-// Collect implements [prometheus.Collector].
-func (m *GateMetrics) Collect(metrics chan<- prometheus.Metric) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for kind, until := range m.rests {
-		resting := 0.0
-		if time.Now().Before(until) {
-			resting = 1
-		}
-		metrics <- prometheus.MustNewConstMetric(restingTold, prometheus.GaugeValue, resting, string(kind))
-	}
-}
-
-// entered tells of a request that has had its turn, or was not let in.
-func (m *GateMetrics) entered(background bool, began time.Time, err error) {
-	if m == nil {
-		return
-	}
-	var limit *recall.LimitError
-	switch {
-	case err == nil:
-		m.waits.WithLabelValues(workOf(background)).Observe(time.Since(began).Seconds())
-	case errors.As(err, &limit):
-		m.refused.WithLabelValues(workOf(background)).Inc()
-	}
-}
-
-// rest tells for how long Recall is left alone.
-func (m *GateMetrics) rest(kind recall.Kind, d time.Duration) {
-	if m == nil {
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if until := time.Now().Add(d); until.After(m.rests[kind]) {
-		m.rests[kind] = until
-	}
-}
-
-var expiryTold = prometheus.NewDesc("tokenprovider_certificate_expiry_timestamp_seconds",
-	"When a certificate of the gRPC server ends: its own, or the longest-lived of its clients' authorities.", []string{"certificate"}, nil)
-
-// certificateMetrics tells when certificates end, as they are now.
-type certificateMetrics struct {
-	*reload.Value[*Certificates]
-}
-
-// MeasureCertificates tells when the server's certificates end; nil has none.
-func MeasureCertificates(certificates *reload.Value[*Certificates], registerer prometheus.Registerer) {
-	if certificates != nil {
-		registerer.MustRegister(certificateMetrics{certificates})
-	}
-}
-
-// Describe implements [prometheus.Collector].
-func (certificateMetrics) Describe(descriptions chan<- *prometheus.Desc) { descriptions <- expiryTold }
-
-// Collect implements [prometheus.Collector].
-func (m certificateMetrics) Collect(metrics chan<- prometheus.Metric) {
-	now := m.Get()
-	tell := func(certificate string, ends time.Time) {
-		metrics <- prometheus.MustNewConstMetric(expiryTold, prometheus.GaugeValue, float64(ends.Unix()), certificate)
-	}
-	tell("server", now.own.Leaf.NotAfter)
-	tell("client_ca", now.clientsEnd)
-}
-
-// lastEnd is when the last of the certificates in PEM ends.
-func lastEnd(text []byte) (end time.Time) {
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if certificate, err := x509.ParseCertificate(block.Bytes); err == nil && certificate.NotAfter.After(end) {
-			end = certificate.NotAfter
-		}
-	}
-	return end
 }

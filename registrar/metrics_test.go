@@ -13,6 +13,7 @@ import (
 
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/recalltest"
+	"tokenprovider/internal/recallvendor"
 	"tokenprovider/internal/testkit"
 	"tokenprovider/internal/zoomtest"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
@@ -95,7 +96,7 @@ func TestRegistrationsAreTimed(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		w.service.Finish(ctx, 10*time.Millisecond)
+		w.service.RunUnfinished(ctx, 10*time.Millisecond)
 	}()
 	until(t, func() bool { return value(`registration_duration_seconds`) == 2 })
 	cancel()
@@ -158,34 +159,34 @@ func TestReconciliationsAreTold(t *testing.T) {
 		t.Errorf("the last success was at %v", at)
 	}
 	if value(`reconciliation_stopped`) != 0 {
-		t.Error("it is said to have stopped")
+		t.Error("exported as stopped")
 	}
 	for _, c := range w.recall.Credentials() {
 		w.deleteAtRecall(c.ID)
 	}
 	run(func() bool { return value(`reconciliations_total{outcome="stopped"}`) >= 1 })
 	if value(`reconciliation_stopped`) != 1 {
-		t.Error("it is not said to have stopped")
+		t.Error("not exported as stopped")
 	}
-	// Another replica, which has just started, knows it from Redis.
+	// A new replica reads it from Redis.
 	registry := prometheus.NewRegistry()
 	other := w.join(replicaOptions{metrics: registry})
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	go (&registrar.Reconciler{Service: other.service, Recall: other.recall, Log: w.log, Every: time.Hour}).Run(ctx)
+	go (&registrar.Reconciler{Service: other.service, Vendor: recallvendor.New(other.recall), Log: w.log, Every: time.Hour}).Run(ctx)
 	until(t, func() bool { return testkit.MetricValue(t, registry, "tokenprovider_reconciliation_stopped") == 1 })
 }
 
-func TestWaitsForRecallAreTold(t *testing.T) {
+func TestWaitsForRecallAreMeasured(t *testing.T) {
 	w := surroundings(t)
 	w.replica = w.join(replicaOptions{})
 	registry := prometheus.NewRegistry()
 	gate := w.gate(w.replica, 30)
-	gate.Metrics = registrar.NewGateMetrics(registry)
+	gate.Metrics = recallvendor.NewGateMetrics(registry)
 	for range 6 { // a burst of 3
 		_ = gate.Enter(t.Context(), recall.Other, 1)
 	}
-	gate.Rest(t.Context(), recall.Lists, time.Minute)
+	gate.Pause(t.Context(), recall.Lists, time.Minute)
 	for series, want := range map[string]float64{
 		`recall_limit_wait_seconds{work="registration"}`: 3, `recall_limit_refusals_total{work="registration"}`: 3,
 		`recall_limit_refusals_total{work="reconciliation"}`: 0, `recall_paused{kind="list"}`: 1, `recall_paused{kind="other"}`: 0,
@@ -194,16 +195,16 @@ func TestWaitsForRecallAreTold(t *testing.T) {
 			t.Errorf("%s is %v, want %v", series, got, want)
 		}
 	}
-	// Another replica is told when it asks.
+	// Another replica reads the pause with its next request.
 	elsewhere, other := prometheus.NewRegistry(), w.gate(w.join(replicaOptions{}), 30)
-	other.Metrics = registrar.NewGateMetrics(elsewhere)
+	other.Metrics = recallvendor.NewGateMetrics(elsewhere)
 	_ = other.Enter(t.Context(), recall.Lists, 1)
 	if testkit.MetricValue(t, elsewhere, `tokenprovider_recall_paused{kind="list"}`) != 1 {
-		t.Error("another replica does not say that Recall is left alone")
+		t.Error("another replica does not export the pause")
 	}
 }
 
-func TestEndOfCertificatesIsTold(t *testing.T) {
+func TestExpiryOfCertificatesIsExported(t *testing.T) {
 	s, registry := secure(t, ""), prometheus.NewRegistry()
 	registrar.MeasureCertificates(s.certificates, registry)
 	for _, certificate := range []string{"server", "client_ca"} {

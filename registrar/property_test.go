@@ -49,9 +49,9 @@ type interleaving struct {
 	mu        sync.Mutex
 	random    *rand.Rand
 	replicas  [2]*replica
-	finishers sync.WaitGroup
+	loops     sync.WaitGroup
 	stop      context.CancelFunc
-	ctx       context.Context //nolint:containedctx // of the finishers, which begin and end with replicas
+	ctx       context.Context //nolint:containedctx // of the loops, which start and end with replicas
 	swallowed atomic.Int64    // Zoom's answers that did not reach a living registrar
 	trace     []string
 	began     time.Time
@@ -74,7 +74,7 @@ func play(t *testing.T, seed uint64) {
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	t.Cleanup(func() {
 		r.stop()
-		r.finishers.Wait()
+		r.loops.Wait()
 	})
 	for i := range r.replicas {
 		r.begin(i, "")
@@ -98,14 +98,14 @@ func play(t *testing.T, seed uint64) {
 	}
 }
 
-// begin starts a registrar and its finisher, with the journal of the one before.
+// begin starts a registrar and its loops, with the journal of the one before.
 func (r *interleaving) begin(i int, folder string) {
 	replica := r.join(replicaOptions{folder: folder, lateAnswer: 4 * time.Second, workTime: 1500 * time.Millisecond})
 	r.mu.Lock()
 	r.replicas[i] = replica
 	r.mu.Unlock()
-	r.finishers.Go(func() { replica.service.Finish(r.ctx, 20*time.Millisecond) })
-	r.finishers.Go(func() { replica.rotator.Run(r.ctx) })
+	r.loops.Go(func() { replica.service.RunUnfinished(r.ctx, 20*time.Millisecond) })
+	r.loops.Go(func() { replica.rotator.Run(r.ctx) })
 }
 
 func (r *interleaving) any() *replica {
@@ -161,7 +161,7 @@ func (r *interleaving) kill(i int) {
 		return true
 	}
 	doomed.life.ends.Store(&ends)
-	<-dead // its finisher takes steps all the time
+	<-dead // its loops take steps all the time
 	r.begin(i, r.bury(doomed))
 	r.swallowed.Add(doomed.life.swallowed.Load())
 }

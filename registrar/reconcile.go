@@ -14,104 +14,115 @@ import (
 
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/recall"
 	"tokenprovider/internal/store"
 )
 
 // FindingKind is what a reconciliation can find.
 type FindingKind string
 
-// What a reconciliation can find, and what it does about it.
+// The kinds of findings, and what follows.
 const (
-	// Missing: a user's credential is not at Recall. It is made again.
+	// Missing: a user's credential is not at the vendor. It is created again.
 	Missing FindingKind = "missing"
-	// Orphan: a credential is ours, and no user's. It is removed.
+	// Orphan: a credential is ours, and no user has it. It is deleted.
 	Orphan FindingKind = "orphan"
 	// OldBase: a user's credential has a URL under an old CALLBACK_BASE_URL. It is
 	// replaced.
 	OldBase FindingKind = "old_base"
-	// StaleSecret: a user's credential has a URL that the token server does not
-	// answer any more. It is replaced.
+	// StaleSecret: a user's credential has a URL for which the token server returns
+	// 404. It is replaced.
 	StaleSecret FindingKind = "stale_secret"
-	// Unhealthy: Recall calls a user's credential unhealthy, or cannot sync the
-	// user's meetings. It is told in the user's reason.
+	// Unhealthy: the vendor reports a defect of a user's credential. The user's reason
+	// says which.
 	Unhealthy FindingKind = "unhealthy"
-	// Healthy: Recall does not any more. The reason is taken back.
+	// Healthy: the vendor no longer reports a defect. The reason is removed.
 	Healthy FindingKind = "healthy"
 )
 
-// Finding is one thing that a reconciliation has found.
+// Finding is a difference between the vendor's credentials and the users.
 type Finding struct {
 	Kind       FindingKind
 	Grant      grant.ID
 	App, User  string // of the grant; empty for an orphan
-	Credential string // id at Recall
+	Credential string // id at the vendor
 	Detail     string // for people, without secrets
 }
 
-// Reconciler keeps Recall's view and ours the same: a pass looks at every
-// credential that Recall has for our Zoom apps, and at every user. It goes slowly,
-// behind registrations, and touches only what is certainly ours: a credential
-// that a user's record names, or whose URL has a secret that we know or lies under
-// our base.
+// ReconciliationStore keeps the progress of a reconciliation, for all replicas.
+type ReconciliationStore interface {
+	// LockReconciliation locks reconciliations against each other; see
+	// [LockStore.LockRegistration].
+	LockReconciliation(ctx context.Context, ttl time.Duration) (unlock func(), ok bool, err error)
+	// ReadReconciliation returns the last saved progress, "" if there is none.
+	ReadReconciliation(ctx context.Context) (progress string, err error)
+	// SaveReconciliation replaces the progress. It may be repeated.
+	SaveReconciliation(ctx context.Context, progress string) error
+	// MarkListed stores that the vendor has these grants' credentials, with the time by
+	// Redis's clock. It may be repeated.
+	MarkListed(ctx context.Context, ids []grant.ID) error
+}
+
+// Reconciler compares the vendor's credentials with the users, and fixes what
+// differs. A pass looks at every credential of our Zoom apps and at every user. It
+// leaves quota to registrations. It changes only what is certainly ours: a credential
+// that a user's record names, or whose URL has a known secret or is under our base.
 type Reconciler struct {
 	Service *Service
-	Recall  *recall.Client // through a gate for the background
+	Vendor  Vendor // with limits for background work
 	Log     *zap.Logger
 
-	// Every is the time between the end of a pass and the next. 0: 1 h.
+	// Every is the interval between the end of a pass and the next. 0: 1 h.
 	Every time.Duration
-	// Young credentials are no orphans: whoever made them may not have said so yet.
-	// 0: 10 minutes.
+	// Young is the age below which a credential is no orphan: its id may not be stored
+	// yet. 0: 10 minutes.
 	Young time.Duration
-	// AnyNumber removes orphans, and makes missing credentials again, however many
-	// they are. Otherwise a pass that finds more than 10, and more than a twentieth
-	// of all, stops: rather than so many credentials, our own view may be wrong, an
-	// empty Redis, or another Recall workspace.
+	// AnyNumber removes the limit on orphans and missing credentials. Otherwise a pass
+	// stops at more than 10 and more than a twentieth of all: it is more likely that
+	// Redis is empty, or that this is another workspace at the vendor.
 	AnyNumber bool
 }
 
-// mostOrphans is how many orphans a pass removes; the next one sees to the rest.
-const mostOrphans = 1000
+// maxOrphans is the number of orphans that a pass deletes. The next pass continues.
+const maxOrphans = 1000
 
-// ErrTooMany means: a reconciliation has found so much amiss that it has stopped.
-var ErrTooMany = errors.New("more is amiss than can be by chance: nothing is done about it")
+// ErrTooMany means that a reconciliation has found too many discrepancies.
+var ErrTooMany = errors.New("too many discrepancies; no changes made")
 
-// progress is how far a pass has come. It is kept in Redis, so that any replica
-// can go on.
+// progress is the progress of a pass. It is stored in Redis, so any replica can
+// continue the pass.
 type progress struct {
 	Began   time.Time `json:"began"`
 	Ended   time.Time `json:"ended,omitzero"`
 	Phase   phase     `json:"phase"`
-	App     string    `json:"app,omitempty"`    // phase 1: the Zoom app under way
-	Cursor  string    `json:"cursor,omitempty"` // phase 1: Recall's
+	App     string    `json:"app,omitempty"`    // phase 1: the current Zoom app
+	Cursor  string    `json:"cursor,omitempty"` // phase 1: the vendor's
 	After   grant.ID  `json:"after,omitempty"`  // phase 3
-	Ours    int       `json:"ours"`             // credentials looked at that are ours
+	Ours    int       `json:"ours"`             // credentials that are ours, so far
 	Orphans []string  `json:"orphans,omitempty"`
-	Users   int       `json:"users"` // looked at in phase 3
+	Users   int       `json:"users"` // compared in phase 3, so far
 	Missing int       `json:"missing"`
-	Stopped bool      `json:"stopped,omitempty"` // ended, because too much was amiss
+	Stopped bool      `json:"stopped,omitempty"` // ended with ErrTooMany
 }
 
 type phase string
 
 const (
-	ours    phase = "credentials" // what Recall has
-	orphans phase = "orphans"     // what nobody has
-	missing phase = "users"       // what Recall does not have
+	phaseCredentials phase = "credentials" // compare the vendor's credentials with their users
+	phaseOrphans     phase = "orphans"     // delete credentials without a user
+	phaseUsers       phase = "users"       // find users whose credential was not listed
 )
 
 // pass is one pass.
 type pass struct {
 	*Reconciler
 	progress
-	dry  bool
-	tell func(Finding)
-	seen map[grant.ID]bool // in a dry run: it notes nothing in Redis
+	dry    bool
+	report func(Finding)
+	listed map[grant.ID]bool // in a dry run, which stores nothing in Redis
 }
 
-// Run makes one pass after the other until ctx ends. Of all replicas, one does; if
-// it dies, another goes on where it was.
+// Run makes one pass after the other until ctx ends. One replica works at a time; if
+// it dies, another continues the pass.
 func (r *Reconciler) Run(ctx context.Context) {
 	every := r.Every
 	if every == 0 {
@@ -120,7 +131,7 @@ func (r *Reconciler) Run(ctx context.Context) {
 	for {
 		wait, err := r.turn(ctx, every)
 		if err != nil && ctx.Err() == nil {
-			r.Log.Warn("the reconciliation has to wait", zap.Error(err))
+			r.Log.Warn("reconciliation interrupted; retry scheduled", zap.Error(err))
 		}
 		select {
 		case <-ctx.Done():
@@ -130,50 +141,49 @@ func (r *Reconciler) Run(ctx context.Context) {
 	}
 }
 
-// turn makes a pass, or goes on with one, if it is time and nobody else does. It
-// returns when to look again.
+// turn makes or continues a pass, if one is due and no other replica does. It returns
+// the wait until the next turn.
 func (r *Reconciler) turn(ctx context.Context, every time.Duration) (time.Duration, error) {
-	look := min(every, time.Minute)
+	poll := min(every, time.Minute)
 	unlock, ok, err := r.Service.Store.LockReconciliation(ctx, time.Minute)
 	if err != nil || !ok {
-		return look, err
+		return poll, err
 	}
 	defer unlock()
 	text, err := r.Service.Store.ReadReconciliation(ctx)
 	if err != nil {
-		return look, err
+		return poll, err
 	}
-	p := &pass{Reconciler: r, tell: r.log}
+	p := &pass{Reconciler: r, report: r.log}
 	if text != "" {
 		if err := json.Unmarshal([]byte(text), &p.progress); err != nil {
-			r.Log.Error("how far the last reconciliation came cannot be read: beginning anew", zap.Error(err))
+			r.Log.Error("progress of the last reconciliation is unreadable; starting over", zap.Error(err))
 		}
 	}
-	r.Service.metrics.reconciled(p.progress)
+	r.Service.metrics.setLatest(p.progress)
 	switch {
 	case !p.Ended.IsZero() && time.Since(p.Ended) < every:
-		return min(look, every-time.Since(p.Ended)), nil
+		return min(poll, every-time.Since(p.Ended)), nil
 	case !p.Ended.IsZero() || p.Phase == "":
-		p.progress = progress{Began: time.Now(), Phase: ours}
+		p.progress = progress{Began: time.Now(), Phase: phaseCredentials}
 	}
 	err = p.run(ctx)
-	r.Service.metrics.passed(ctx, err)
-	defer func() { r.Service.metrics.reconciled(p.progress) }()
+	r.Service.metrics.observeTurn(ctx, err)
+	defer func() { r.Service.metrics.setLatest(p.progress) }()
 	if errors.Is(err, ErrTooMany) {
-		r.Log.Error("the reconciliation has stopped: is this the right Redis, and the right Recall workspace?", zap.Error(err))
+		r.Log.Error("reconciliation stopped; Redis or the Recall workspace may be the wrong one", zap.Error(err))
 		p.Ended, p.Stopped = time.Now(), true
-		return look, p.save(ctx)
+		return poll, p.save(ctx)
 	}
-	return look, err
+	return poll, err
 }
 
-// Pass makes a whole pass by itself, and tells of each finding as it finds it. In
-// a dry run it changes nothing, here or at Recall. It returns when all is looked
-// at, or with the first error.
-func (r *Reconciler) Pass(ctx context.Context, dry bool, tell func(Finding)) error {
+// Pass makes a whole pass and reports each finding at once. In a dry run it changes
+// nothing, in Redis or at the vendor. It returns the first error.
+func (r *Reconciler) Pass(ctx context.Context, dry bool, report func(Finding)) error {
 	p := &pass{
-		Reconciler: r, progress: progress{Began: time.Now(), Phase: ours},
-		dry: dry, tell: tell, seen: map[grant.ID]bool{},
+		Reconciler: r, progress: progress{Began: time.Now(), Phase: phaseCredentials},
+		dry: dry, report: report, listed: map[grant.ID]bool{},
 	}
 	return p.run(ctx)
 }
@@ -188,11 +198,11 @@ func (p *pass) run(ctx context.Context) error {
 	for {
 		var err error
 		switch p.Phase {
-		case ours:
+		case phaseCredentials:
 			err = p.credentials(ctx)
-		case orphans:
+		case phaseOrphans:
 			err = p.orphans(ctx)
-		case missing:
+		case phaseUsers:
 			var done bool
 			if done, err = p.users(ctx); err == nil && done {
 				p.Ended = time.Now()
@@ -201,7 +211,7 @@ func (p *pass) run(ctx context.Context) error {
 				return p.save(ctx)
 			}
 		default: // of another version
-			p.progress = progress{Began: time.Now(), Phase: ours}
+			p.progress = progress{Began: time.Now(), Phase: phaseCredentials}
 		}
 		if err == nil {
 			err = p.save(ctx)
@@ -218,12 +228,12 @@ func (p *pass) save(ctx context.Context) error {
 	}
 	text, err := json.Marshal(p.progress)
 	if err != nil {
-		return fmt.Errorf("keeping how far the reconciliation has come: %w", err)
+		return fmt.Errorf("encoding the progress of the reconciliation: %w", err)
 	}
 	return p.Service.Store.SaveReconciliation(ctx, string(text))
 }
 
-// credentials looks at the next page of what Recall has.
+// credentials compares the next page of the vendor's credentials.
 func (p *pass) credentials(ctx context.Context) error {
 	s := p.Service
 	names := s.appNames()
@@ -233,12 +243,12 @@ func (p *pass) credentials(ctx context.Context) error {
 	app, known := s.app(p.App)
 	next := ""
 	if known {
-		var found []recall.Credential
+		var page []Credential
 		var err error
-		if found, next, err = p.Recall.Page(ctx, recall.Filter{OAuthApp: app.OAuthApp}, p.Cursor); err != nil {
+		if page, next, err = p.Vendor.List(ctx, CredentialFilter{App: app.OAuthApp}, p.Cursor); err != nil {
 			return err
 		}
-		if err := p.judge(ctx, found); err != nil {
+		if err := p.compare(ctx, page); err != nil {
 			return err
 		}
 	}
@@ -247,18 +257,18 @@ func (p *pass) credentials(ctx context.Context) error {
 	}
 	after := slices.IndexFunc(names, func(name string) bool { return name > p.App })
 	if after < 0 {
-		p.App, p.Phase = "", orphans
+		p.App, p.Phase = "", phaseOrphans
 		return nil
 	}
 	p.App = names[after]
 	return nil
 }
 
-// judge compares credentials with the users that they should be of.
-func (p *pass) judge(ctx context.Context, found []recall.Credential) error {
+// compare compares credentials with the users that their URLs name.
+func (p *pass) compare(ctx context.Context, page []Credential) error {
 	s := p.Service
 	var ids []grant.ID
-	for _, c := range found {
+	for _, c := range page {
 		if _, address, ok := callback.ParseURL(c.CallbackURL.Reveal()); ok {
 			ids = append(ids, address.ID)
 		}
@@ -271,32 +281,32 @@ func (p *pass) judge(ctx context.Context, found []recall.Credential) error {
 	for _, g := range grants {
 		byID[g.ID] = g
 	}
-	var seen []grant.ID
-	for _, c := range found {
+	var listed []grant.ID
+	for _, c := range page {
 		base, address, ok := callback.ParseURL(c.CallbackURL.Reveal())
 		g, known := byID[address.ID]
-		opens := known && address.Matches(g.Secrets, time.Now())
+		works := known && address.Matches(g.Secrets, time.Now())
 		switch {
 		case known && g.Credential == c.ID:
-			seen = append(seen, g.ID)
-			if err := p.same(ctx, g, c, s.isCurrent(base), opens); err != nil {
+			listed = append(listed, g.ID)
+			if err := p.check(ctx, g, c, s.isCurrent(base), works); err != nil {
 				return err
 			}
-		case !ok || !opens && !s.isOurs(base): // not ours
+		case !ok || !works && !s.isOurs(base): // not ours
 			continue
-		case known && (g.Credential == "" || g.ReplacedCredential == c.ID): // under way
-		case len(p.Orphans) < mostOrphans && time.Since(c.CreatedAt) > p.young():
+		case known && (g.Credential == "" || g.ReplacedCredential == c.ID): // a registration continues with it
+		case len(p.Orphans) < maxOrphans && time.Since(c.Created) > p.young():
 			p.Orphans = append(p.Orphans, c.ID)
 		}
 		p.Ours++
 	}
 	if p.dry {
-		for _, id := range seen {
-			p.seen[id] = true
+		for _, id := range listed {
+			p.listed[id] = true
 		}
 		return nil
 	}
-	return s.Store.MarkListed(ctx, seen)
+	return s.Store.MarkListed(ctx, listed)
 }
 
 func (p *pass) young() time.Duration {
@@ -306,15 +316,15 @@ func (p *pass) young() time.Duration {
 	return 10 * time.Minute
 }
 
-// same looks at a credential that is the one its user should have.
-func (p *pass) same(ctx context.Context, g grant.Grant, c recall.Credential, current, opens bool) error {
+// check checks the credential that a user's record names.
+func (p *pass) check(ctx context.Context, g grant.Grant, c Credential, current, works bool) error {
 	f := Finding{Grant: g.ID, App: g.App, User: g.User, Credential: c.ID}
 	switch {
 	case g.State == grant.Deleting:
 		return nil
-	case !opens:
-		f.Kind, f.Detail = StaleSecret, "the token server does not answer its URL any more"
-		return p.act(f, func() error { return p.replace(ctx, f, "its callback URL is not answered any more") })
+	case !works:
+		f.Kind, f.Detail = StaleSecret, "the token server returns 404 for its URL"
+		return p.act(f, func() error { return p.replace(ctx, f, "its callback URL no longer works") })
 	case !current:
 		f.Kind, f.Detail = OldBase, "its URL is under an old CALLBACK_BASE_URL"
 		return p.act(f, func() error { return p.replace(ctx, f, "CALLBACK_BASE_URL has changed") })
@@ -328,123 +338,112 @@ func (p *pass) same(ctx context.Context, g grant.Grant, c recall.Credential, cur
 		f.Kind, f.Detail = Healthy, "was: "+g.Health
 	}
 	return p.act(f, func() error {
-		_, err := p.Service.change(ctx, g, store.Change{Health: &health})
-		if errors.Is(err, errOvertaken) || errors.Is(err, grant.ErrNotFound) {
-			return nil // the next pass looks again
+		var change store.Change
+		setReport(&change, c, health)
+		_, err := p.Service.change(ctx, g, change)
+		if errors.Is(err, errLostLock) || errors.Is(err, grant.ErrNotFound) {
+			return nil // left to the next pass
 		}
 		return err
 	})
 }
 
-// act tells of a finding, and does something about it unless this is a dry run.
+// act reports a finding, and calls do unless this is a dry run.
 func (p *pass) act(f Finding, do func() error) error {
-	p.tell(f)
+	p.report(f)
 	if p.dry {
 		return nil
 	}
 	return do()
 }
 
-// health is what Recall finds wrong with a credential, "" if nothing.
-func (p *pass) health(ctx context.Context, c recall.Credential) (string, error) {
-	var text string
-	switch {
-	case c.Status == "unhealthy":
-		text = "Recall calls the credential unhealthy"
-	case c.MeetingSync == "failed":
-		text = "Recall cannot sync the user's meetings"
-	default:
+// health returns a credential's defect and the vendor's last problem with it, for
+// people. It returns "" if there is no defect.
+func (p *pass) health(ctx context.Context, c Credential) (string, error) {
+	if c.Defect == "" {
 		return "", nil
 	}
-	complaints, err := p.Recall.ListLogs(ctx, c.ID, time.Now().Add(-7*24*time.Hour))
+	problems, err := p.Vendor.ListProblems(ctx, c.ID, time.Now().Add(-7*24*time.Hour))
 	if err != nil {
 		return "", err
 	}
-	if len(complaints) == 0 {
-		return text, nil
+	if len(problems) == 0 {
+		return c.Defect, nil
 	}
-	last := slices.MaxFunc(complaints, func(a, b recall.LogEntry) int { return a.At.Compare(b.At) })
-	return text + ": " + harmless(last.Message), nil
+	last := slices.MaxFunc(problems, func(a, b Problem) int { return a.Time.Compare(b.Time) })
+	return c.Defect + ": " + redact(last.Message), nil
 }
 
-// secretive is what may be a secret in somebody else's words: a URL, or a long text
-// without a space.
-var secretive = regexp.MustCompile(`https?://\S+|\S{32,}`)
+// possibleSecret matches what may be a secret: a URL, or a long text without a space.
+var possibleSecret = regexp.MustCompile(`https?://\S+|\S{32,}`)
 
-// harmless is what can be shown of Recall's own words.
-func harmless(text string) string {
-	const most = 200
-	if runes := []rune(secretive.ReplaceAllString(text, "[redacted]")); len(runes) > most {
-		return string(runes[:most]) + "…"
+// redact returns a vendor's text without possible secrets, shortened.
+func redact(text string) string {
+	const maxLength = 200
+	if runes := []rune(possibleSecret.ReplaceAllString(text, "[redacted]")); len(runes) > maxLength {
+		return string(runes[:maxLength]) + "…"
 	} else {
 		return string(runes)
 	}
 }
 
-// replace replaces a user's credential, if it is still the one that was found.
+// replace replaces a user's credential, if the user still has it.
 func (p *pass) replace(ctx context.Context, f Finding, why string) error {
 	return p.onUser(ctx, f.Grant, func(ctx context.Context) error {
 		g, err := p.Service.Store.Get(ctx, f.Grant)
 		if err != nil || g.Credential != f.Credential || g.ReplacedCredential != "" || g.State == grant.Deleting {
 			return ignore(err, grant.ErrNotFound)
 		}
-		if g, err = p.Service.unlink(ctx, g, why); err != nil {
-			return ignore(err, errOvertaken)
+		if g, err = p.Service.markReplaced(ctx, g, why); err != nil {
+			return ignore(err, errLostLock)
 		}
-		if _, err = p.Service.create(ctx, g); err != nil {
-			_, err = p.Service.later(ctx, g.ID, err)
+		if _, err = p.Service.createCredential(ctx, g); err != nil {
+			_, err = p.Service.postpone(ctx, g.ID, err)
 		}
 		return err
 	})
 }
 
-// onUser works on a user as the only one; not at all if somebody else does.
+// onUser runs work with the user's lock, unless the user is locked.
 func (p *pass) onUser(ctx context.Context, id grant.ID, work func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, p.Service.WorkTime)
 	defer cancel()
 	unlock, ok, err := p.Service.Store.LockRegistration(ctx, id, p.Service.Lock)
 	if err != nil || !ok {
-		return err // the next pass looks again
+		return err // left to the next pass
 	}
 	defer unlock()
-	if err := p.Recall.WaitForQuota(ctx); err != nil { // what work does is not for the background
+	if err := p.Vendor.WaitForQuota(ctx); err != nil { // work uses the quota of registrations
 		return err
 	}
 	return work(ctx)
 }
 
-func ignore(err, harmless error) error {
-	if errors.Is(err, harmless) {
-		return nil
-	}
-	return err
-}
-
-// tooMany reports whether so many of all are more than can be by chance.
+// tooMany reports whether n of all are too many discrepancies.
 func (p *pass) tooMany(n, all int) bool { return !p.AnyNumber && n > 10 && n*20 > all }
 
-// orphans removes what is ours and nobody's.
+// orphans deletes the next of our credentials that has no user.
 func (p *pass) orphans(ctx context.Context) error {
 	if p.tooMany(len(p.Orphans), p.Ours) {
-		return fmt.Errorf("%w: of %d credentials under our URL, %d are no user's", ErrTooMany, p.Ours, len(p.Orphans))
+		return fmt.Errorf("%w: of %d credentials under our URL, %d have no user", ErrTooMany, p.Ours, len(p.Orphans))
 	}
 	if len(p.Orphans) == 0 {
-		p.Phase = missing
+		p.Phase = phaseUsers
 		return nil
 	}
 	id := p.Orphans[0]
-	if err := p.removeOrphan(ctx, id); err != nil {
+	if err := p.deleteOrphan(ctx, id); err != nil {
 		return err
 	}
 	p.Orphans = p.Orphans[1:]
 	return nil
 }
 
-// removeOrphan looks again, as the only one who works on its user, and removes it.
-func (p *pass) removeOrphan(ctx context.Context, id string) error {
-	c, err := p.Recall.Get(ctx, id)
+// deleteOrphan deletes a credential that still has no user, with that user's lock.
+func (p *pass) deleteOrphan(ctx context.Context, id string) error {
+	c, err := p.Vendor.Get(ctx, id)
 	if err != nil {
-		return ignore(err, recall.ErrNotFound)
+		return ignore(err, ErrNoCredential)
 	}
 	_, address, ok := callback.ParseURL(c.CallbackURL.Reveal())
 	if !ok {
@@ -461,7 +460,7 @@ func (p *pass) removeOrphan(ctx context.Context, id string) error {
 	if p.dry {
 		orphan, err := check(ctx)
 		if err == nil && orphan {
-			p.tell(f)
+			p.report(f)
 		}
 		return err
 	}
@@ -470,12 +469,12 @@ func (p *pass) removeOrphan(ctx context.Context, id string) error {
 		if err != nil || !orphan {
 			return err
 		}
-		p.tell(f)
-		return ignore(p.Recall.Delete(ctx, id), recall.ErrNotFound)
+		p.report(f)
+		return deleteCredential(ctx, p.Vendor, id)
 	})
 }
 
-// users looks at the next users, for those whose credential Recall did not list.
+// users checks the next page of users for credentials that were not listed.
 func (p *pass) users(ctx context.Context) (done bool, err error) {
 	const page = 100
 	grants, err := p.Service.Store.List(ctx, "", p.After, page)
@@ -484,9 +483,9 @@ func (p *pass) users(ctx context.Context) (done bool, err error) {
 	}
 	for _, g := range grants {
 		p.Users++
-		listed := p.seen[g.ID] || !g.ListedTime.Before(p.Began)
+		listed := p.listed[g.ID] || !g.ListedTime.Before(p.Began)
 		if _, known := p.Service.app(g.App); known && g.Credential != "" && g.State != grant.Deleting && !listed {
-			if err := p.unseen(ctx, g); err != nil {
+			if err := p.checkUnlisted(ctx, g); err != nil {
 				return false, err
 			}
 		}
@@ -495,10 +494,10 @@ func (p *pass) users(ctx context.Context) (done bool, err error) {
 	return len(grants) < page, nil
 }
 
-// unseen looks for a credential that was not listed: it may be newer than the list.
-func (p *pass) unseen(ctx context.Context, g grant.Grant) error {
-	_, err := p.Recall.Get(ctx, g.Credential)
-	if !errors.Is(err, recall.ErrNotFound) {
+// checkUnlisted checks a credential that was not listed. It may be newer than the list.
+func (p *pass) checkUnlisted(ctx context.Context, g grant.Grant) error {
+	_, err := p.Vendor.Get(ctx, g.Credential)
+	if !errors.Is(err, ErrNoCredential) {
 		return err
 	}
 	if p.Missing++; p.tooMany(p.Missing, p.Users) {
@@ -511,13 +510,13 @@ func (p *pass) unseen(ctx context.Context, g grant.Grant) error {
 			if err != nil || now.Credential != g.Credential || now.State == grant.Deleting {
 				return ignore(err, grant.ErrNotFound)
 			}
-			none, why := "", "Recall has lost its credential"
+			none, why := "", "its credential is missing at Recall"
 			now, err = p.Service.change(ctx, now, store.Change{Credential: &none, Health: &none, Reason: &why, Secrets: &[]grant.CallbackSecret{}})
 			if err != nil {
-				return ignore(err, errOvertaken)
+				return ignore(err, errLostLock)
 			}
 			if _, err = p.Service.link(ctx, now); err != nil {
-				_, err = p.Service.later(ctx, g.ID, err)
+				_, err = p.Service.postpone(ctx, g.ID, err)
 			}
 			return err
 		})

@@ -14,6 +14,7 @@ import (
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/recalltest"
+	"tokenprovider/internal/recallvendor"
 	"tokenprovider/internal/store"
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 	"tokenprovider/registrar"
@@ -21,7 +22,7 @@ import (
 
 // reconciler looks at everything, however young.
 func (w *world) reconciler() *registrar.Reconciler {
-	return &registrar.Reconciler{Service: w.service, Recall: w.replica.recall, Log: w.log, Young: time.Nanosecond, Every: time.Minute}
+	return &registrar.Reconciler{Service: w.service, Vendor: recallvendor.New(w.replica.recall), Log: w.log, Young: time.Nanosecond, Every: time.Minute}
 }
 
 // pass makes a pass and returns what it found: credential or user -> kind.
@@ -135,7 +136,7 @@ func TestReconcile(t *testing.T) {
 	if now := byUser()["zoom-ann"]; now.ID != credential("ann") || now.ID == "" {
 		t.Errorf("ann has credential %s, and Recall %s", credential("ann"), now.ID)
 	}
-	if reason := w.reason("eve"); !strings.HasPrefix(reason, "Recall calls the credential unhealthy: ") || !strings.Contains(reason, "status 410") && !strings.Contains(reason, "not accepted") {
+	if reason := w.reason("eve"); !strings.HasPrefix(reason, "Recall reports the credential as unhealthy: ") || !strings.Contains(reason, "status 410") && !strings.Contains(reason, "not accepted") {
 		t.Errorf("eve's reason is %q", reason)
 	}
 

@@ -464,7 +464,7 @@ func TestRecallDownLeavesTheUserPending(t *testing.T) {
 	}
 }
 
-// finish runs the finisher until the condition holds.
+// finish runs RunUnfinished until the condition holds.
 func (w *world) finish(condition func() bool) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
@@ -472,12 +472,12 @@ func (w *world) finish(condition func() bool) {
 	ended := make(chan struct{})
 	run, stop := context.WithCancel(ctx)
 	go func() {
-		w.service.Finish(run, 10*time.Millisecond)
+		w.service.RunUnfinished(run, 10*time.Millisecond)
 		close(ended)
 	}()
 	for !condition() {
 		if ctx.Err() != nil {
-			w.t.Error("the finisher did not get there")
+			w.t.Error("the condition does not hold in time")
 			break
 		}
 		time.Sleep(5 * time.Millisecond)
@@ -857,8 +857,10 @@ func TestFinisherStopsAtAnOutage(t *testing.T) {
 		w.register(byCode(fmt.Sprint("user-", i), w.code(fmt.Sprint("zoom-", i))))
 	}
 	before := w.recall.Counts().Requests
-	w.finish(func() bool { return w.logs.FilterMessage("unfinished users have to wait").Len() >= 3 })
-	if asked := w.recall.Counts().Requests - before; asked > 2*w.logs.FilterMessage("unfinished users have to wait").Len()+2 {
+	w.finish(func() bool {
+		return w.logs.FilterMessage("continuing registrations failed; retry in the next round").Len() >= 3
+	})
+	if asked := w.recall.Counts().Requests - before; asked > 2*w.logs.FilterMessage("continuing registrations failed; retry in the next round").Len()+2 {
 		t.Errorf("%d requests to a Recall that is down", asked)
 	}
 }

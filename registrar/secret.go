@@ -7,9 +7,9 @@ import (
 	"tokenprovider/internal/store"
 )
 
-// rotateSecret gives a user a new callback URL. Recall cannot change a credential,
-// and has one for a Zoom user at a time: the old one has to go before a new one
-// can be made.
+// rotateSecret gives a user a new callback URL. Vendors cannot change a credential,
+// and allow one for each Zoom user. So the old one is deleted before a new one is
+// created.
 func (s *Service) rotateSecret(ctx context.Context, id grant.ID) (grant.Grant, error) {
 	g, err := s.Store.Get(ctx, id)
 	if err != nil {
@@ -18,30 +18,30 @@ func (s *Service) rotateSecret(ctx context.Context, id grant.ID) (grant.Grant, e
 	if g.State == grant.Deleting {
 		return grant.Grant{}, grant.ErrDeleting
 	}
-	if g.Credential == "" { // it gets one with a new secret anyway
+	if g.Credential == "" { // the credential will have a new secret in any case
 		if g, err = s.link(ctx, g); err != nil {
-			return s.later(ctx, id, err)
+			return s.postpone(ctx, id, err)
 		}
 		return g, nil
 	}
 	if g.ReplacedCredential != "" {
-		if g, err = s.dropFormer(ctx, g); err != nil {
+		if g, err = s.deleteReplaced(ctx, g); err != nil {
 			return grant.Grant{}, err
 		}
 	}
-	if g, err = s.unlink(ctx, g, "its callback URL is being replaced"); err != nil {
+	if g, err = s.markReplaced(ctx, g, "its callback URL is being replaced"); err != nil {
 		return grant.Grant{}, err
 	}
-	if g, err = s.create(ctx, g); err != nil {
-		return s.later(ctx, id, err)
+	if g, err = s.createCredential(ctx, g); err != nil {
+		return s.postpone(ctx, id, err)
 	}
 	return g, nil
 }
 
-// unlink records that a user's credential is to be replaced: create does so, and
-// if it does not come to its end, link goes on. Until the new one is in use, both
-// secrets are accepted.
-func (s *Service) unlink(ctx context.Context, g grant.Grant, why string) (grant.Grant, error) {
+// markReplaced stores that a user's credential is to be replaced. createCredential
+// replaces it; if that is interrupted, link continues. Until the new secret is in
+// use, both secrets are accepted.
+func (s *Service) markReplaced(ctx context.Context, g grant.Grant, why string) (grant.Grant, error) {
 	none := ""
 	return s.change(ctx, g, store.Change{Credential: &none, ReplacedCredential: &g.Credential, Reason: &why})
 }

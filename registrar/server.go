@@ -30,9 +30,8 @@ const (
 	callTime    = 30 * time.Second
 )
 
-// NewServer returns a gRPC server that offers the service, health and
-// reflection to whom access lets. The options add what is the caller's:
-// credentials above all.
+// NewServer returns a gRPC server with the service, health and reflection. Access
+// decides who may call the service. The options add the transport credentials.
 func NewServer(s *Service, access *Access, options ...grpc.ServerOption) (*grpc.Server, *health.Server, error) {
 	validator, err := protovalidate.New()
 	if err != nil {
@@ -44,8 +43,8 @@ func NewServer(s *Service, access *Access, options ...grpc.ServerOption) (*grpc.
 		grpc.MaxSendMsgSize(maxResponse),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(10*time.Second),
-		// Connections end now and then, so that clients find new replicas, and
-		// certificates are looked at again.
+		// Connections have a maximum age, so that clients find new replicas, and
+		// certificates are verified again.
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: time.Minute,
 			Time: time.Minute, Timeout: 20 * time.Second,
@@ -67,8 +66,8 @@ func NewServer(s *Service, access *Access, options ...grpc.ServerOption) (*grpc.
 	return server, healthServer, nil
 }
 
-// guard stands before every call: who calls, may it, is the request right; and
-// after it, to turn what a method returns into a status.
+// guard authorizes each call, validates its request, and returns its error as a
+// status.
 type guard struct {
 	service   *Service
 	access    *Access
@@ -76,7 +75,7 @@ type guard struct {
 }
 
 func (g *guard) call(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if !own(info.FullMethod) {
+	if !isRegistrar(info.FullMethod) {
 		return handler(ctx, request)
 	}
 	began := time.Now()
@@ -93,15 +92,15 @@ func (g *guard) call(ctx context.Context, request any, info *grpc.UnaryServerInf
 		return handler(ctx, request)
 	}()
 	err = g.service.toStatus(info.FullMethod, err)
-	g.service.metrics.called(info.FullMethod, began, err)
+	g.service.metrics.observeCall(info.FullMethod, began, err)
 	return response, err
 }
 
 func (g *guard) stream(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if !own(info.FullMethod) {
+	if !isRegistrar(info.FullMethod) {
 		return handler(service, stream)
 	}
-	ended := g.service.metrics.watched(info.FullMethod)
+	ended := g.service.metrics.observeStream(info.FullMethod)
 	ctx, err := g.admit(stream.Context(), info.FullMethod, nil)
 	if err == nil {
 		err = handler(service, &guardedStream{stream, ctx, g})
@@ -111,7 +110,7 @@ func (g *guard) stream(service any, stream grpc.ServerStream, info *grpc.StreamS
 	return err
 }
 
-// guardedStream is a stream whose requests are checked as they come.
+// guardedStream is a stream that validates each request.
 type guardedStream struct {
 	grpc.ServerStream
 	ctx   context.Context //nolint:containedctx // a stream's context is the stream's
@@ -127,28 +126,28 @@ func (s *guardedStream) RecvMsg(request any) error {
 	return s.guard.validate(request)
 }
 
-// own tells the service's methods from health and reflection, which any client
-// that got a connection may use.
-func own(method string) bool {
+// isRegistrar reports whether a method is one of the service's. Any client with a
+// connection may call the others: health and reflection.
+func isRegistrar(method string) bool {
 	return strings.HasPrefix(method, "/"+registrarv1.RegistrarService_ServiceDesc.ServiceName+"/")
 }
 
-// admit lets the access decide. The context that it returns knows who calls.
+// admit authorizes a call. The returned context has the client's name.
 func (g *guard) admit(ctx context.Context, method string, request any) (context.Context, error) {
 	name, err := g.access.admit(ctx, path.Base(method))
 	ctx = context.WithValue(ctx, clientKey{}, name)
-	if errors.Is(err, errForbidden) || errors.Is(err, errNobody) {
+	if errors.Is(err, errForbidden) || errors.Is(err, errNoIdentity) {
 		app, user := names(request)
 		g.service.audit(ctx, actDenied, app, user, err, noGrant)
-		g.service.Log.Warn("a call was denied", zap.String("method", method), zap.String("client", name), zap.Error(err))
+		g.service.Log.Warn("call denied", zap.String("method", method), zap.String("client", name), zap.Error(err))
 	}
 	return ctx, err
 }
 
-// panicked keeps a fault of ours from ending the process, and its words, which
-// may quote a request, from the caller and the log.
+// panicked turns a panic into a status. The panic's text is neither returned nor
+// logged: it may quote a request.
 func (s *Service) panicked(_ context.Context, fault any) error {
-	s.Log.Error("a call panicked", zap.String("type", fmt.Sprintf("%T", fault)), zap.Stack("stack"))
+	s.Log.Error("call panicked; call failed", zap.String("type", fmt.Sprintf("%T", fault)), zap.Stack("stack"))
 	return status.Error(codes.Internal, "internal error")
 }
 
@@ -164,7 +163,7 @@ func (g *guard) validate(request any) error {
 	case err == nil:
 		return nil
 	case !errors.As(err, &invalid):
-		return status.Error(codes.Internal, "internal error: a field rule is wrong")
+		return status.Error(codes.Internal, "internal error: evaluating a field rule failed")
 	}
 	faults := make(map[string]string, len(invalid.Violations))
 	text := "bad request"

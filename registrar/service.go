@@ -16,20 +16,20 @@ import (
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
 
-// named is a request that names a user.
+// named is a request with a user.
 type named interface {
 	GetUserId() string
 	GetZoomApp() string
 }
 
-// name returns the Zoom app that a request is about, and the grant's ID.
+// name returns the Zoom app and the grant ID of a request.
 func (s *Service) name(r named) (app string, id grant.ID, err error) {
 	app = r.GetZoomApp()
 	if names := s.appNames(); app == "" && len(names) == 1 {
 		app = names[0]
 	}
 	if app == "" {
-		return "", "", &fieldError{field: "zoom_app", fault: "there are several Zoom apps: name one"}
+		return "", "", &fieldError{field: "zoom_app", fault: "is required, because there are several Zoom apps"}
 	}
 	if _, known := s.app(app); !known {
 		return "", "", unknownApp(app)
@@ -37,8 +37,8 @@ func (s *Service) name(r named) (app string, id grant.ID, err error) {
 	return app, grant.NewID(app, r.GetUserId()), nil
 }
 
-// nameExisting is name, but for a user who is there although its Zoom app has been
-// given up: whoever wants to read or remove it may.
+// nameExisting is name for calls that read or remove a user: they also accept a Zoom
+// app that was removed from the settings, if the user still exists.
 func (s *Service) nameExisting(ctx context.Context, r named) (app string, id grant.ID, err error) {
 	app, id, err = s.name(r)
 	var unknown errUnknownApp
@@ -79,7 +79,7 @@ func (s *Service) RegisterUser(ctx context.Context, r *registrarv1.RegisterUserR
 			return client.Refresh(ctx, secret.New(r.GetRefreshToken()))
 		}
 	}
-	if err := s.awaitHold(ctx); err != nil {
+	if err := s.awaitPause(ctx); err != nil {
 		return nil, err
 	}
 	g, err := s.onUser(ctx, id, func(ctx context.Context) (grant.Grant, error) {
@@ -175,7 +175,7 @@ func (s *Service) accessToken(ctx context.Context, id grant.ID, r *registrarv1.G
 		return nil, err
 	}
 	serving, err = s.Renewer.EnsureFresh(ctx, id, serving, ttl)
-	// A token that is not good for so long is the best there is.
+	// A token with a shorter lifetime than requested is served: Zoom has no better one.
 	if err != nil && (!errors.Is(err, renewal.ErrTTLTooLong) || !serving.HasTTL(time.Second, time.Now())) {
 		return nil, err
 	}

@@ -13,13 +13,12 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/recall"
 	"tokenprovider/internal/seal"
 	"tokenprovider/internal/store"
 	"tokenprovider/internal/zoom"
 )
 
-// fieldError is a fault in a field of the request.
+// fieldError is an invalid field of a request.
 type fieldError struct {
 	field, fault string
 	cause        error // may be nil
@@ -28,28 +27,28 @@ type fieldError struct {
 func (e *fieldError) Error() string { return e.field + ": " + e.fault }
 func (e *fieldError) Unwrap() error { return e.cause }
 
-// unknownAppError: a Zoom app that is not in the settings.
+// unknownApp returns the error for a Zoom app that is not in the settings.
 func unknownApp(name string) error {
-	return &fieldError{field: "zoom_app", fault: "there is no Zoom app of this name in the registrar's settings", cause: errUnknownApp(name)}
+	return &fieldError{field: "zoom_app", fault: "must be the name of a Zoom app in the registrar's settings", cause: errUnknownApp(name)}
 }
 
 type errUnknownApp string
 
 func (e errUnknownApp) Error() string { return "unknown Zoom app " + string(e) }
 
-// toStatus is what a method's error is answered with. What the caller is not told
-// of it, the log is.
+// toStatus returns the status of a method's error, and logs what the status leaves
+// out.
 func (s *Service) toStatus(method string, err error) error {
 	st := statusOf(err)
-	if _, told := status.FromError(err); told {
+	if _, ok := status.FromError(err); ok {
 		return st
 	}
 	switch status.Code(st) {
 	case codes.Internal:
-		s.Log.Error("a record does not open", zap.String("method", method), zap.Error(err))
+		s.Log.Error("decrypting a record failed; call failed", zap.String("method", method), zap.Error(err))
 	case codes.Unavailable:
-		s.Log.Warn("a call failed", zap.String("method", method), zap.Error(err))
-	default: // the caller's business
+		s.Log.Warn("call failed; the caller may retry", zap.String("method", method), zap.Error(err))
+	default: // a fault of the request
 	}
 	return st
 }
@@ -67,8 +66,8 @@ func statusOf(err error) error {
 		taken   *takenError
 		backoff *grant.BackoffError
 		held    *grant.HeldError
-		hold    *holdError
-		limit   *recall.LimitError
+		paused  *pausedError
+		limit   *VendorError
 		over    *overLimitError
 		refused *zoom.RefusedError
 	)
@@ -85,12 +84,12 @@ func statusOf(err error) error {
 		})
 	case errors.As(err, &over):
 		return withDetails(codes.ResourceExhausted, over.Error(), &errdetails.RetryInfo{RetryDelay: durationpb.New(over.wait)})
-	case errors.Is(err, errNobody):
-		return status.Error(codes.Unauthenticated, errNobody.Error())
+	case errors.Is(err, errNoIdentity):
+		return status.Error(codes.Unauthenticated, errNoIdentity.Error())
 	case errors.Is(err, errForbidden):
 		return status.Error(codes.PermissionDenied, err.Error())
 	case errors.Is(err, store.ErrPositionExpired):
-		return withDetails(codes.OutOfRange, "changes since the resume_token are not kept any more: watch anew without one, and list all users",
+		return withDetails(codes.OutOfRange, "changes since the resume_token are no longer kept: watch without one, and list all users",
 			&errdetails.ErrorInfo{Reason: "RESUME_TOKEN_EXPIRED", Domain: "tokenprovider"})
 	case errors.Is(err, grant.ErrNotFound):
 		return status.Error(codes.NotFound, "there is no such user")
@@ -99,30 +98,30 @@ func statusOf(err error) error {
 	case errors.Is(err, grant.ErrDeleting):
 		return status.Error(codes.FailedPrecondition, "the user is being removed")
 	case errors.Is(err, context.Canceled):
-		return status.Error(codes.Canceled, "the caller has left; the work goes on")
+		return status.Error(codes.Canceled, "the caller has left; the work continues")
 	case errors.Is(err, context.DeadlineExceeded):
-		return status.Error(codes.DeadlineExceeded, "the caller's deadline has passed; the work goes on, so repeat the call to see what came of it")
+		return status.Error(codes.DeadlineExceeded, "the caller's deadline has passed; the work continues, so repeat the call to see its result")
 	case errors.Is(err, seal.ErrDecrypt):
-		return status.Error(codes.Internal, "internal error: the user's record does not open")
+		return status.Error(codes.Internal, "internal error: decrypting the user's record failed")
 	}
 	wait, text := time.Second, "Redis, Zoom or Recall cannot be reached; nothing is lost, try again"
 	switch {
 	case errors.Is(err, errBusy):
 		text = errBusy.Error()
 	case errors.Is(err, errStopping):
-		text = "this registrar is stopping: go on at another one"
+		text = "this registrar is stopping; continue at another one"
 	case errors.As(err, &held):
-		wait, text = min(held.For, 2*time.Second), "an earlier call with this code or refresh token may still bring its answer; try again"
-	case errors.As(err, &hold):
-		wait, text = hold.wait, "Redis has just restarted, and no code is spent until all is known again; nothing is lost, try again"
-	case errors.As(err, &limit):
-		wait, text = limit.For, "the limit of requests to Recall is used up; nothing is lost, try again"
+		wait, text = min(held.For, 2*time.Second), "an earlier call with this code or refresh token may still succeed; try again"
+	case errors.As(err, &paused):
+		wait, text = paused.wait, "Redis has restarted or failed over, and no code is spent for a moment; nothing is lost, try again"
+	case errors.Is(err, ErrOverLimit) && errors.As(err, &limit):
+		wait, text = limit.RetryAfter, "the limit of requests to Recall is used up; nothing is lost, try again"
 	case errors.As(err, &backoff):
-		wait, text = backoff.For, "Zoom gives no token now; it will be tried again"
+		wait, text = backoff.For, "Zoom issues no token now; a retry is scheduled"
 	case errors.As(err, &refused):
-		wait, text = max(wait, refused.RetryAfter), "Zoom gives no answer now; nothing is lost, try again"
+		wait, text = max(wait, refused.RetryAfter), "Zoom is not available now; nothing is lost, try again"
 	case errors.Is(err, zoom.ErrInvalidClient):
-		wait, text = time.Minute, "Zoom refuses the registrar's own client id or secret; the operator has to mend that"
+		wait, text = time.Minute, "Zoom refuses the registrar's own client id or secret; the operator has to fix that"
 	}
 	return withDetails(codes.Unavailable, text, &errdetails.RetryInfo{RetryDelay: durationpb.New(wait)})
 }

@@ -3,25 +3,27 @@ package registrar
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials"
 
 	"tokenprovider/internal/reload"
 )
 
-// Certificates is what the server shows, and what it knows clients by.
+// Certificates are the server's certificate, and the CAs of its clients.
 type Certificates struct {
 	own     tls.Certificate
 	clients *x509.CertPool
 
-	clientsEnd time.Time // when the last of the clients' authorities ends
+	clientsExpiry time.Time // the latest expiry of the client CAs
 }
 
-// ReadCertificates reads the server's certificate chain and key, and the
-// certificates of the authorities that vouch for clients, in PEM.
+// ReadCertificates reads the server's certificate chain and key, and the CAs of its
+// clients, in PEM.
 func ReadCertificates(certFile, keyFile, clientCAFile string, read reload.Read) (*Certificates, error) {
 	cert, errCert := read(certFile)
 	key, errKey := read(keyFile)
@@ -31,17 +33,17 @@ func ReadCertificates(certFile, keyFile, clientCAFile string, read reload.Read) 
 	}
 	own, err := tls.X509KeyPair(cert, key)
 	if err != nil {
-		return nil, fmt.Errorf("the certificate and its key: %w", err)
+		return nil, fmt.Errorf("reading the certificate and its key: %w", err)
 	}
 	clients := x509.NewCertPool()
 	if !clients.AppendCertsFromPEM(authorities) {
-		return nil, errors.New("the clients' authorities: no certificate in PEM")
+		return nil, errors.New("reading the client CAs: no certificate in PEM")
 	}
-	return &Certificates{own, clients, lastEnd(authorities)}, nil
+	return &Certificates{own, clients, latestExpiry(authorities)}, nil
 }
 
-// MutualTLS are credentials that take only clients whose certificate one of the
-// authorities vouches for. Each handshake uses the certificates as they are then.
+// MutualTLS returns credentials that accept only clients with a certificate of one of
+// the CAs. Each handshake uses the current certificates.
 func MutualTLS(certificates *reload.Value[*Certificates]) credentials.TransportCredentials {
 	return credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -54,9 +56,47 @@ func MutualTLS(certificates *reload.Value[*Certificates]) credentials.TransportC
 				Certificates: []tls.Certificate{now.own},
 				ClientCAs:    now.clients,
 				NextProtos:   []string{"h2"},
-				// A ticket would let a client in whose authority is not trusted any more.
+				// A ticket would admit a client whose CA is no longer trusted.
 				SessionTicketsDisabled: true,
 			}, nil
 		},
 	})
+}
+
+var expiryDesc = prometheus.NewDesc("tokenprovider_certificate_expiry_timestamp_seconds",
+	"Expiry of the gRPC server's certificate, and of the longest-lived client CA.", []string{"certificate"}, nil)
+
+// certificateMetrics exports the expiry of the current certificates.
+type certificateMetrics struct {
+	*reload.Value[*Certificates]
+}
+
+// MeasureCertificates exports the expiry of the server's certificates. Nil: no export.
+func MeasureCertificates(certificates *reload.Value[*Certificates], registerer prometheus.Registerer) {
+	if certificates != nil {
+		registerer.MustRegister(certificateMetrics{certificates})
+	}
+}
+
+// Describe implements [prometheus.Collector].
+func (certificateMetrics) Describe(descriptions chan<- *prometheus.Desc) { descriptions <- expiryDesc }
+
+// Collect implements [prometheus.Collector].
+func (m certificateMetrics) Collect(metrics chan<- prometheus.Metric) {
+	now := m.Get()
+	export := func(certificate string, expiry time.Time) {
+		metrics <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, float64(expiry.Unix()), certificate)
+	}
+	export("server", now.own.Leaf.NotAfter)
+	export("client_ca", now.clientsExpiry)
+}
+
+// latestExpiry returns the latest expiry of the certificates in PEM.
+func latestExpiry(text []byte) (latest time.Time) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if certificate, err := x509.ParseCertificate(block.Bytes); err == nil && certificate.NotAfter.After(latest) {
+			latest = certificate.NotAfter
+		}
+	}
+	return latest
 }

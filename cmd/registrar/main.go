@@ -17,6 +17,7 @@ import (
 	"tokenprovider/internal/config"
 	"tokenprovider/internal/keyset"
 	"tokenprovider/internal/recall"
+	"tokenprovider/internal/recallvendor"
 	"tokenprovider/internal/reload"
 	"tokenprovider/internal/renewal"
 	"tokenprovider/internal/secret"
@@ -67,9 +68,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Store: grants, Journal: responses, Log: log.Named("rotation"), Metrics: metrics,
 		SuspendReason: clocks.CheckSkew, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
-	gate := registrar.Gate{Quota: grants, PerMinute: c.RecallRateLimit, Log: log.Named("recall"), Metrics: registrar.NewGateMetrics(metrics), Patience: 2 * time.Second}
+	gate := recallvendor.Gate{Quota: grants, PerMinute: c.RecallRateLimit, Log: log.Named("recall"), Metrics: recallvendor.NewGateMetrics(metrics), MaxWait: 2 * time.Second}
 	background := gate
-	background.Patience, background.Background = 10*time.Minute, true
+	background.MaxWait, background.Background = 10*time.Minute, true
 	recallClient := recall.New(recall.Config{
 		APIURL: c.RecallAPIURL, APIKey: c.RecallAPIKey, HTTP: client, Gate: &gate, Metrics: recall.NewMetrics(metrics),
 	})
@@ -86,11 +87,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Wait: 12 * c.ReloadInterval, // Kubernetes takes a minute to update the file, and each process an interval to reload it
 	}
 	service := registrar.New(registrar.Config{
-		Store: grants, Renewer: rotator, Recall: recallClient, Log: log.Named("registrar"), Audit: c.Audit(stderr), Metrics: metrics,
+		Store: grants, Renewer: rotator, Vendor: recallvendor.New(recallClient), Log: log.Named("registrar"), Audit: c.Audit(stderr), Metrics: metrics,
 		CallbackBase: c.CallbackBaseURL, OldBases: c.OldBases(),
 	})
 	reconciler := &registrar.Reconciler{
-		Service: service, Recall: recallClient.WithGate(&background), Log: log.Named("reconciler"), Every: c.ReconcileInterval,
+		Service: service, Vendor: recallvendor.New(recallClient.WithGate(&background)), Log: log.Named("reconciler"), Every: c.ReconcileInterval,
 	}
 	setApps := func(list []config.App) {
 		atZoom, known := map[string]renewal.Zoom{}, map[string]registrar.App{}
@@ -127,7 +128,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		app.Loop("reencrypter", reencrypter.Run),
 		app.Loop("certificates", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.certificates, log, "server's certificates") }),
 		app.Loop("policy", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.policy, log, "policy") }),
-		app.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, 5*time.Second) }),
+		app.Loop("unfinished registrations", func(ctx context.Context) { service.RunUnfinished(ctx, 5*time.Second) }),
 		app.Loop("reconciler", reconciler.Run),
 		app.Loop("health", func(ctx context.Context) { reportHealth(ctx, ready, healthServer) }),
 		app.GRPC("grpc", internal, server),

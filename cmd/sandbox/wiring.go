@@ -17,6 +17,7 @@ import (
 	"tokenprovider/internal/journal"
 	"tokenprovider/internal/recall"
 	"tokenprovider/internal/recalltest"
+	"tokenprovider/internal/recallvendor"
 	"tokenprovider/internal/renewal"
 	"tokenprovider/internal/seal"
 	"tokenprovider/internal/secret"
@@ -111,9 +112,9 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	service := registrar.New(registrar.Config{
 		Store: grants, Renewer: rotator, Log: log, CallbackBase: mustURL(s.tokens),
 		Apps: map[string]registrar.App{config.DefaultApp: {Zoom: zoomClient, OAuthApp: recalltest.DefaultOAuthApp}},
-		Recall: recall.New(recall.Config{
+		Vendor: recallvendor.New(recall.New(recall.Config{
 			APIURL: recallURL, APIKey: secret.New(recallKey), HTTP: outbound,
-		}),
+		})),
 	})
 	server, _, err := registrar.NewServer(service, &registrar.Access{Plaintext: true})
 	if err != nil {
@@ -129,7 +130,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		app.Part{Name: "registrations", Stop: service.Close},
 		app.Loop("refresher", refresher.Run),
 		app.Loop("heartbeat", func(ctx context.Context) { grants.Heartbeat(ctx, "tokenserver", config.Version()) }),
-		app.Loop("finisher", func(ctx context.Context) { service.Finish(ctx, time.Second) }),
+		app.Loop("unfinished registrations", func(ctx context.Context) { service.RunUnfinished(ctx, time.Second) }),
 		app.Loop("changes", func(ctx context.Context) { grants.Subscribe(ctx, cache) }),
 		app.HTTP("callbacks", log, listeners[2], handler),
 		app.GRPC("grpc", listeners[4], server),

@@ -14,6 +14,7 @@ import (
 	"tokenprovider/internal/config"
 	"tokenprovider/internal/journal"
 	"tokenprovider/internal/recall"
+	"tokenprovider/internal/recallvendor"
 	"tokenprovider/internal/renewal"
 	"tokenprovider/registrar"
 )
@@ -79,9 +80,9 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 		defer unlock()
 	}
 	client, log := &http.Client{Timeout: 20 * time.Second}, zap.NewNop()
-	gate := registrar.Gate{Quota: grants, PerMinute: r.RecallRateLimit, Log: log, Patience: 2 * time.Minute}
+	gate := recallvendor.Gate{Quota: grants, PerMinute: r.RecallRateLimit, Log: log, MaxWait: 2 * time.Minute}
 	background := gate
-	background.Patience, background.Background = 10*time.Minute, true
+	background.MaxWait, background.Background = 10*time.Minute, true
 	recallClient := recall.New(recall.Config{APIURL: r.RecallAPIURL, APIKey: r.RecallAPIKey, HTTP: client, Gate: &gate})
 	// It renews nothing: an answer of Zoom's would need a journal.
 	rotator := renewal.New(renewal.Config{Store: grants, Journal: noJournal{}, Log: log, Metrics: prometheus.NewRegistry()})
@@ -93,11 +94,11 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 		apps[one.Name] = registrar.App{Zoom: app.ZoomClient(one, client, nil), OAuthApp: one.OAuthApp}
 	}
 	service := registrar.New(registrar.Config{
-		Store: grants, Renewer: rotator, Apps: apps, Recall: recallClient, Log: log,
+		Store: grants, Renewer: rotator, Apps: apps, Vendor: recallvendor.New(recallClient), Log: log,
 		CallbackBase: r.CallbackBaseURL, OldBases: r.OldBases(),
 	})
 	reconciler := &registrar.Reconciler{
-		Service: service, Recall: recallClient.WithGate(&background), Log: log, AnyNumber: r.AnyNumber,
+		Service: service, Vendor: recallvendor.New(recallClient.WithGate(&background)), Log: log, AnyNumber: r.AnyNumber,
 	}
 	counts := map[registrar.FindingKind]int{}
 	var printing error

@@ -9,21 +9,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics is what operators see of requests to Recall; docs/metrics.md explains
-// each. Nil measures nothing.
+// Metrics counts and times requests to Recall; see docs/metrics.md. Nil measures
+// nothing.
 type Metrics struct {
 	calls     *prometheus.CounterVec
 	durations *prometheus.HistogramVec
 }
 
-// What can come of a request.
+// Outcomes of a request.
 const (
 	outcomeOK           = "ok"
 	outcomeNotFound     = "not_found"
-	outcomeUnauthorized = "unauthorized" // the operator has to mend it
+	outcomeUnauthorized = "unauthorized" // the operator has to fix the API key
 	outcomeConflict     = "conflict"
 	outcomeLimited      = "limited" // 429
-	outcomeRefused      = "refused" // any other answer that blames the request
+	outcomeRefused      = "refused" // any other response that rejects the request
 	outcomeFault        = "fault"   // 5xx
 	outcomeUncertain    = "uncertain"
 )
@@ -36,7 +36,7 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 		}, []string{"call", "outcome"}),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:                        "tokenprovider_recall_call_duration_seconds",
-			Help:                        "How long a request to Recall took, whatever came of it.",
+			Help:                        "Duration of requests to Recall, successful or not.",
 			Buckets:                     []float64{0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20},
 			NativeHistogramBucketFactor: 1.1,
 		}, []string{"call"}),
@@ -50,7 +50,7 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 	return m
 }
 
-func (m *Metrics) ended(call string, began time.Time, err error) {
+func (m *Metrics) observe(call string, began time.Time, err error) {
 	if m == nil {
 		return
 	}
@@ -58,7 +58,7 @@ func (m *Metrics) ended(call string, began time.Time, err error) {
 	m.durations.WithLabelValues(call).Observe(time.Since(began).Seconds())
 }
 
-// callOf is what a request is called.
+// callOf returns the name of a call for metrics.
 func (c *Client) callOf(kind Kind, method, path string) string {
 	switch {
 	case method == http.MethodPost:

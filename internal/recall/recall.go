@@ -1,12 +1,13 @@
 // Package recall is a client for Recall.ai's Zoom OAuth credentials in the
-// customer-managed mode: Recall is given a callback URL and holds no tokens
+// customer-managed mode: Recall gets a callback URL and holds no tokens
 // (docs.recall.ai, customer-managed OAuth and the API reference).
 //
-// Recall has no idempotency key and no call that changes a credential. So after
-// an [ErrUncertain] create, list and compare before creating again.
+// Recall has no idempotency key and no call that changes a credential. After a
+// create that returns [ErrUncertain], list the credentials and compare before
+// creating again.
 //
-// Recall's limits are for all that a workspace does. A [Gate] keeps them for all
-// who share it.
+// Recall's limits count all requests of a workspace. A [Gate] keeps them for all
+// processes that share the workspace.
 package recall
 
 import (
@@ -27,44 +28,45 @@ import (
 )
 
 var (
-	// ErrNotFound means: Recall has no such credential.
+	// ErrNotFound means that Recall has no such credential.
 	ErrNotFound = errors.New("no such credential at Recall")
-	// ErrUnauthorized means: Recall refuses the API key. The operator has to mend that.
+	// ErrUnauthorized means that Recall refuses the API key. The operator has to fix that.
 	ErrUnauthorized = errors.New("Recall refuses the API key") //nolint:staticcheck // a name
-	// ErrUncertain means: no usable answer came. Recall may have done what it was asked.
-	ErrUncertain = errors.New("no answer from Recall")
+	// ErrUncertain means that no usable response came. Recall may have carried out the
+	// request.
+	ErrUncertain = errors.New("no response from Recall")
 )
 
-// ConflictError means: the Zoom user or account already has a credential at Recall.
+// ConflictError means that the Zoom user or account already has a credential at Recall.
 type ConflictError struct{ ZoomUser, ZoomAccount string }
 
 func (e *ConflictError) Error() string {
 	return "the Zoom user already has a credential at Recall"
 }
 
-// RefusedError is any other answer that is not a success.
+// RefusedError is any other response that is not a success.
 type RefusedError struct {
 	Status     int
-	Fields     []string      // names of the fields that Recall does not like
-	RetryAfter time.Duration // 0 if Recall did not say
+	Fields     []string      // names of the fields that Recall rejects
+	RetryAfter time.Duration // 0: the response has none
 }
 
 func (e *RefusedError) Error() string {
 	if len(e.Fields) > 0 {
-		return fmt.Sprintf("Recall answered %d about %s", e.Status, strings.Join(e.Fields, ", "))
+		return fmt.Sprintf("Recall returned %d for %s", e.Status, strings.Join(e.Fields, ", "))
 	}
-	return fmt.Sprintf("Recall answered %d", e.Status)
+	return fmt.Sprintf("Recall returned %d", e.Status)
 }
 
-// LimitError means: no request was sent, because it would be over Recall's limits,
-// or because Recall has asked to be left alone.
+// LimitError means that no request was sent: it would exceed Recall's limits, or
+// Recall has asked for a pause.
 type LimitError struct{ For time.Duration }
 
 func (e *LimitError) Error() string {
 	return fmt.Sprintf("over the limit of requests to Recall for %v", e.For.Round(time.Millisecond))
 }
 
-// Kind is what Recall's limits tell apart.
+// Kind is a class of requests with a limit of its own.
 type Kind string
 
 // The kinds of requests. Recall's reference allows 60 lists of credentials a
@@ -74,16 +76,16 @@ const (
 	Other Kind = "other"
 )
 
-// Gate decides when requests may be sent.
+// Gate decides when requests may be sent. It is safe for concurrent use.
 type Gate interface {
-	// Enter returns when n requests of a kind may be sent, or why they may not
-	// now: a [*LimitError].
+	// Enter waits until n requests of a kind may be sent, and counts them. It returns a
+	// [*LimitError] if that takes too long. With n = 0 it counts nothing.
 	Enter(ctx context.Context, kind Kind, n int) error
-	// Rest says that Recall has asked to be left alone with this kind of request.
-	Rest(ctx context.Context, kind Kind, d time.Duration)
+	// Pause stops requests of a kind for d, because Recall has asked for it.
+	Pause(ctx context.Context, kind Kind, d time.Duration)
 }
 
-// Credential is a Zoom OAuth credential as Recall knows it.
+// Credential is a Zoom OAuth credential at Recall.
 type Credential struct {
 	ID          string
 	OAuthApp    string
@@ -95,7 +97,7 @@ type Credential struct {
 	MeetingSync string // not_started, in_progress, completed or failed
 }
 
-// Config is what a client needs; every field without a default is required.
+// Config configures a client. Every field without a default is required.
 type Config struct {
 	APIURL *url.URL // https://us-east-1.recall.ai, or another region's host
 	APIKey secret.Text
@@ -121,7 +123,7 @@ func New(c Config) *Client {
 	httpClient := *c.HTTP
 	httpClient.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	if c.Gate == nil {
-		c.Gate = open{}
+		c.Gate = openGate{}
 	}
 	return &Client{
 		credentials: c.APIURL.JoinPath("api", "v2", "zoom-oauth-credentials", "/"),
@@ -137,8 +139,8 @@ func newKey(text secret.Text) *atomic.Pointer[secret.Text] {
 	return key
 }
 
-// SetKey replaces the API key, for requests from now on and for every client that
-// [Client.WithGate] has made of this one.
+// SetKey replaces the API key of this client, and of every client that
+// [Client.WithGate] has made from it.
 func (c *Client) SetKey(key secret.Text) { c.key.Store(&key) }
 
 // WithGate returns a client like c whose requests go through another gate.
@@ -148,11 +150,11 @@ func (c *Client) WithGate(gate Gate) *Client {
 	return &other
 }
 
-// open is a gate that lets everything pass.
-type open struct{}
+// openGate has no limits.
+type openGate struct{}
 
-func (open) Enter(context.Context, Kind, int) error    { return nil }
-func (open) Rest(context.Context, Kind, time.Duration) {}
+func (openGate) Enter(context.Context, Kind, int) error     { return nil }
+func (openGate) Pause(context.Context, Kind, time.Duration) {}
 
 // wire is a credential in JSON.
 type wire struct {
@@ -170,12 +172,13 @@ func (w wire) credential() Credential {
 	return Credential{w.ID, w.OAuthApp, secret.New(w.CallbackURL), w.Status, w.ZoomUser, w.ZoomAccount, w.CreatedAt, w.MeetingSync}
 }
 
-// Capacity returns when the gate would let a request pass, but sends none.
+// WaitForQuota waits until the gate has room for a request. It sends none and
+// reserves nothing.
 func (c *Client) WaitForQuota(ctx context.Context) error { return c.gate.Enter(ctx, Other, 0) }
 
-// Create makes a credential that calls back for its tokens. Recall may call the
-// URL before this returns. It answers a [*ConflictError] if the Zoom user has
-// a credential already.
+// Create creates a credential with a callback URL. Recall may call the URL before
+// Create returns. Create returns a [*ConflictError] if the Zoom user already has a
+// credential.
 func (c *Client) Create(ctx context.Context, oauthApp string, callbackURL secret.Text) (Credential, error) {
 	if err := c.gate.Enter(ctx, Other, 1); err != nil {
 		return Credential{}, fmt.Errorf("creating a credential: %w", err)
@@ -183,10 +186,9 @@ func (c *Client) Create(ctx context.Context, oauthApp string, callbackURL secret
 	return c.create(ctx, oauthApp, callbackURL)
 }
 
-// Replace deletes a credential, if there is one, and creates another in its
-// place, with as short a time between the two as can be had. It fails before the
-// first if there is no room for both within the limits. Otherwise it answers what
-// [Client.Create] does.
+// Replace deletes a credential, if it exists, and creates another immediately after.
+// It sends neither request if the limits have no room for both. Its other errors are
+// those of [Client.Create].
 func (c *Client) Replace(ctx context.Context, id, oauthApp string, callbackURL secret.Text) (Credential, error) {
 	if err := c.gate.Enter(ctx, Other, 2); err != nil {
 		return Credential{}, fmt.Errorf("replacing a credential: %w", err)
@@ -216,7 +218,7 @@ func (c *Client) create(ctx context.Context, oauthApp string, callbackURL secret
 type Filter struct{ OAuthApp, ZoomUser, ZoomAccount string }
 
 // List calls each with every credential that the filter selects, page by page,
-// until it returns false.
+// until each returns false.
 func (c *Client) List(ctx context.Context, filter Filter, each func(Credential) bool) error {
 	for cursor := ""; ; {
 		found, next, err := c.Page(ctx, filter, cursor)
@@ -235,8 +237,9 @@ func (c *Client) List(ctx context.Context, filter Filter, each func(Credential) 
 	}
 }
 
-// Page reads one page of the credentials that the filter selects: the one of a
-// cursor, or the first. It returns the cursor of the next, "" after the last.
+// Page returns one page of the credentials that the filter selects: the page of a
+// cursor, or the first if cursor is "". next is the following page's cursor, "" after
+// the last.
 func (c *Client) Page(ctx context.Context, filter Filter, cursor string) (found []Credential, next string, err error) {
 	query := url.Values{}
 	for name, value := range map[string]string{
@@ -251,35 +254,35 @@ func (c *Client) Page(ctx context.Context, filter Filter, cursor string) (found 
 	}
 	page := *c.credentials
 	page.RawQuery = query.Encode()
-	var answer struct {
+	var response struct {
 		Next    string `json:"next"`
 		Results []wire `json:"results"`
 	}
-	if err := c.do(ctx, Lists, http.MethodGet, &page, nil, http.StatusOK, &answer); err != nil {
+	if err := c.do(ctx, Lists, http.MethodGet, &page, nil, http.StatusOK, &response); err != nil {
 		return nil, "", fmt.Errorf("listing credentials: %w", err)
 	}
-	for _, w := range answer.Results {
+	for _, w := range response.Results {
 		found = append(found, w.credential())
 	}
-	if answer.Next == "" {
+	if response.Next == "" {
 		return found, "", nil
 	}
-	// Only the cursor is taken from the link: the API key goes to no other host.
-	link, err := url.Parse(answer.Next)
+	// Only the cursor is used: the API key must not go to another host.
+	link, err := url.Parse(response.Next)
 	if err != nil || link.Query().Get("cursor") == "" || link.Query().Get("cursor") == cursor {
-		return nil, "", fmt.Errorf("listing credentials: no cursor in the next page's link: %w", ErrUncertain)
+		return nil, "", fmt.Errorf("listing credentials: next page without a new cursor: %w", ErrUncertain)
 	}
 	return found, link.Query().Get("cursor"), nil
 }
 
-// App is a Zoom OAuth app as Recall knows it.
+// App is a Zoom OAuth app at Recall.
 type App struct {
 	ID       string // what a credential names as its oauth_app
 	ClientID string // at Zoom
 }
 
-// Apps returns the Zoom apps that Recall knows by a client id, or the first page of
-// all of them if it is empty.
+// Apps returns the Zoom apps with a client id, or the first page of all Zoom apps if
+// clientID is empty.
 func (c *Client) Apps(ctx context.Context, clientID string) ([]App, error) {
 	if err := c.gate.Enter(ctx, Lists, 1); err != nil {
 		return nil, fmt.Errorf("listing Zoom apps: %w", err)
@@ -288,53 +291,53 @@ func (c *Client) Apps(ctx context.Context, clientID string) ([]App, error) {
 	if clientID != "" {
 		page.RawQuery = url.Values{"client_id": {clientID}}.Encode()
 	}
-	var answer struct {
+	var response struct {
 		Results []struct {
 			ID       string `json:"id"`
 			ClientID string `json:"client_id"`
 		} `json:"results"`
 	}
-	if err := c.do(ctx, Lists, http.MethodGet, &page, nil, http.StatusOK, &answer); err != nil {
+	if err := c.do(ctx, Lists, http.MethodGet, &page, nil, http.StatusOK, &response); err != nil {
 		return nil, fmt.Errorf("listing Zoom apps: %w", err)
 	}
-	apps := make([]App, len(answer.Results))
-	for i, app := range answer.Results {
+	apps := make([]App, len(response.Results))
+	for i, app := range response.Results {
 		apps[i] = App{app.ID, app.ClientID}
 	}
 	return apps, nil
 }
 
-// LogEntry is what Recall has logged of a credential.
+// LogEntry is an entry of a credential's log at Recall.
 type LogEntry struct {
-	Message string // Recall's own words, which may quote anything
+	Message string // Recall's text; it may quote secrets
 	At      time.Time
 }
 
-// ListLogs returns what Recall has logged of a credential since a time, in no
-// order.
+// ListLogs returns the entries of a credential's log since a time, in no order: one
+// page.
 func (c *Client) ListLogs(ctx context.Context, id string, since time.Time) ([]LogEntry, error) {
 	if err := c.gate.Enter(ctx, Other, 1); err != nil {
-		return nil, fmt.Errorf("reading Recall's log: %w", err)
+		return nil, fmt.Errorf("reading the credential's log: %w", err)
 	}
 	page := *c.logs
 	page.RawQuery = url.Values{"credential": {id}, "created_at_after": {since.UTC().Format(time.RFC3339)}}.Encode()
-	var answer struct {
+	var response struct {
 		Results []struct {
 			Message   string    `json:"message"`
 			CreatedAt time.Time `json:"created_at"`
 		} `json:"results"`
 	}
-	if err := c.do(ctx, Other, http.MethodGet, &page, nil, http.StatusOK, &answer); err != nil {
-		return nil, fmt.Errorf("reading Recall's log: %w", err)
+	if err := c.do(ctx, Other, http.MethodGet, &page, nil, http.StatusOK, &response); err != nil {
+		return nil, fmt.Errorf("reading the credential's log: %w", err)
 	}
-	complaints := make([]LogEntry, len(answer.Results))
-	for i, entry := range answer.Results {
-		complaints[i] = LogEntry{entry.Message, entry.CreatedAt}
+	entries := make([]LogEntry, len(response.Results))
+	for i, entry := range response.Results {
+		entries[i] = LogEntry{entry.Message, entry.CreatedAt}
 	}
-	return complaints, nil
+	return entries, nil
 }
 
-// Get reads a credential. It answers [ErrNotFound] if there is none.
+// Get returns a credential, or [ErrNotFound].
 func (c *Client) Get(ctx context.Context, id string) (Credential, error) {
 	if err := c.gate.Enter(ctx, Other, 1); err != nil {
 		return Credential{}, fmt.Errorf("reading a credential: %w", err)
@@ -346,7 +349,7 @@ func (c *Client) Get(ctx context.Context, id string) (Credential, error) {
 	return found.credential(), nil
 }
 
-// Delete removes a credential. It answers [ErrNotFound] if there is none.
+// Delete deletes a credential. It returns [ErrNotFound] if there is none.
 func (c *Client) Delete(ctx context.Context, id string) error {
 	if err := c.gate.Enter(ctx, Other, 1); err != nil {
 		return fmt.Errorf("deleting a credential: %w", err)
@@ -365,14 +368,14 @@ func (c *Client) credential(id string) *url.URL {
 	return c.credentials.JoinPath(url.PathEscape(id), "/")
 }
 
-// do sends one request. Errors hold neither bodies nor URLs: both may hold a
-// callback's secret.
-func (c *Client) do(ctx context.Context, kind Kind, method string, target *url.URL, body []byte, want int, answer any) (err error) {
+// do sends one request and decodes the response into result. Errors contain neither
+// bodies nor URLs: both may contain a callback secret.
+func (c *Client) do(ctx context.Context, kind Kind, method string, target *url.URL, body []byte, want int, result any) (err error) {
 	began := time.Now()
-	defer func() { c.metrics.ended(c.callOf(kind, method, target.Path), began, err) }()
+	defer func() { c.metrics.observe(c.callOf(kind, method, target.Path), began, err) }()
 	request, err := http.NewRequestWithContext(ctx, method, target.String(), bytes.NewReader(body))
 	if err != nil {
-		return errors.New("not a request that can be sent")
+		return errors.New("building the request")
 	}
 	request.Header.Set("Authorization", "Token "+c.key.Load().Reveal())
 	request.Header.Set("Accept", "application/json")
@@ -395,20 +398,20 @@ func (c *Client) do(ctx context.Context, kind Kind, method string, target *url.U
 		err := refusal(response, text)
 		var refused *RefusedError
 		if errors.As(err, &refused) && (refused.RetryAfter > 0 || refused.Status == http.StatusTooManyRequests) {
-			c.gate.Rest(ctx, kind, max(refused.RetryAfter, time.Second))
+			c.gate.Pause(ctx, kind, max(refused.RetryAfter, time.Second))
 		}
 		return err
 	}
-	if answer == nil {
+	if result == nil {
 		return nil
 	}
-	if err := json.Unmarshal(text, answer); err != nil {
+	if err := json.Unmarshal(text, result); err != nil {
 		return ErrUncertain
 	}
 	return nil
 }
 
-// refusal reads an answer that is not the wanted one.
+// refusal returns the error of an unexpected response.
 func refusal(response *http.Response, text []byte) error {
 	switch response.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
@@ -430,9 +433,9 @@ func refusal(response *http.Response, text []byte) error {
 	if json.Unmarshal(text, &conflict) == nil && conflict.ZoomUser+conflict.ZoomAccount != "" {
 		return &ConflictError{conflict.ZoomUser, conflict.ZoomAccount}
 	}
-	// Only the fields that were sent are named: an answer's text is not ours.
+	// Only names of fields that were sent: the response may quote secrets.
 	var fields map[string]json.RawMessage
-	_ = json.Unmarshal(text, &fields) // what is not JSON names no field
+	_ = json.Unmarshal(text, &fields) // a body that is not JSON has no fields
 	for _, field := range []string{"oauth_app", "access_token_callback_url"} {
 		if _, named := fields[field]; named {
 			refused.Fields = append(refused.Fields, field)

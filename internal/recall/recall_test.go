@@ -30,8 +30,8 @@ func client(t *testing.T, base, apiKey string) *recall.Client {
 	return recall.New(recall.Config{APIURL: parsed, APIKey: secret.New(apiKey), HTTP: &http.Client{Transport: transport}})
 }
 
-// start runs a Recall whose callbacks are answered with the Zoom user's name as
-// the token; the name is the end of the URL.
+// start runs a stand-in for Recall, and a token server that returns the end of the
+// callback URL as the token: the Zoom user's name.
 func start(t *testing.T, options recalltest.Options) (*recalltest.Recall, *recall.Client, func(user string) secret.Text) {
 	t.Helper()
 	options.APIKey = key
@@ -86,7 +86,7 @@ func TestCreateGetDelete(t *testing.T) {
 		t.Errorf("Delete again: %v", err)
 	}
 	if _, err := c.Get(t.Context(), "../../x"); err == nil {
-		t.Error("an odd id is found")
+		t.Error("found a credential with an id that is a path")
 	}
 }
 
@@ -134,7 +134,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-func TestLostAnswersAndNoSecretsInErrors(t *testing.T) {
+func TestLostResponsesAndNoSecretsInErrors(t *testing.T) {
 	for name, c := range map[string]struct {
 		fault   recalltest.Fault
 		created int
@@ -155,7 +155,7 @@ func TestLostAnswersAndNoSecretsInErrors(t *testing.T) {
 			t.Errorf("%s: %d created by %d requests", name, n, r.Counts().Requests)
 		}
 		if text := fmt.Sprint(err); err == nil || strings.Contains(text, key) || strings.Contains(text, "hunter2") || strings.Contains(text, "http://") {
-			t.Errorf("%s: the error shows too much", name)
+			t.Errorf("%s: the error contains a secret, URL or body", name)
 		}
 	}
 	_, client, address := start(t, recalltest.Options{})
@@ -166,9 +166,9 @@ func TestLostAnswersAndNoSecretsInErrors(t *testing.T) {
 	}
 }
 
-func TestLinksOfPagesAreNotTrusted(t *testing.T) {
-	asked := 0
-	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("another host was asked") }))
+func TestNextLinkIsUsedForItsCursorOnly(t *testing.T) {
+	requests := 0
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a request reached another host") }))
 	defer elsewhere.Close()
 	for name, c := range map[string]struct {
 		next string
@@ -179,9 +179,9 @@ func TestLinksOfPagesAreNotTrusted(t *testing.T) {
 		"no cursor":    {"/?page=2", 1, false},
 		"a loop":       {"/?cursor=same", 2, false},
 	} {
-		asked = 0
+		requests = 0
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			asked++
+			requests++
 			next := c.next
 			if c.ok && r.URL.Query().Get("cursor") == "2" {
 				next = ""
@@ -189,8 +189,8 @@ func TestLinksOfPagesAreNotTrusted(t *testing.T) {
 			_, _ = fmt.Fprintf(w, `{"next":%q,"results":[]}`, next)
 		}))
 		err := client(t, server.URL, key).List(t.Context(), recall.Filter{}, func(recall.Credential) bool { return true })
-		if (err == nil) != c.ok || asked != c.most {
-			t.Errorf("%s: %v after %d pages", name, err, asked)
+		if (err == nil) != c.ok || requests != c.most {
+			t.Errorf("%s: %v after %d pages", name, err, requests)
 		}
 		server.Close()
 	}
@@ -218,5 +218,161 @@ func TestApps(t *testing.T) {
 	}
 	if some, err := c.Apps(t.Context(), "client-2"); err != nil || len(some) != 1 || some[0].ID != "two" {
 		t.Errorf("apps of a client id: %v, %v", some, err)
+	}
+}
+
+// gate records what a client asks of its gate.
+type gate struct {
+	entered []string
+	paused  []string
+	err     error
+}
+
+func (g *gate) Enter(_ context.Context, kind recall.Kind, n int) error {
+	g.entered = append(g.entered, fmt.Sprint(kind, " ", n))
+	return g.err
+}
+
+func (g *gate) Pause(_ context.Context, kind recall.Kind, d time.Duration) {
+	g.paused = append(g.paused, fmt.Sprint(kind, " ", d))
+}
+
+func TestEveryRequestEntersTheGate(t *testing.T) {
+	r, open, address := start(t, recalltest.Options{PageSize: 1})
+	made, err := open.Create(t.Context(), recalltest.DefaultOAuthApp, address("ann"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := r.Counts().Requests
+	limit := &recall.LimitError{For: time.Minute}
+	for name, c := range map[string]struct {
+		want string
+		call func(*recall.Client) error
+	}{
+		"create": {"other 1", func(c *recall.Client) error {
+			_, err := c.Create(t.Context(), recalltest.DefaultOAuthApp, address("bob"))
+			return err
+		}},
+		"replace": {"other 2", func(c *recall.Client) error {
+			_, err := c.Replace(t.Context(), made.ID, recalltest.DefaultOAuthApp, address("ann"))
+			return err
+		}},
+		"list": {"list 1", func(c *recall.Client) error {
+			return c.List(t.Context(), recall.Filter{}, func(recall.Credential) bool { return true })
+		}},
+		"apps": {"list 1", func(c *recall.Client) error { _, err := c.Apps(t.Context(), ""); return err }},
+		"logs": {"other 1", func(c *recall.Client) error {
+			_, err := c.ListLogs(t.Context(), made.ID, time.Now().Add(-time.Hour))
+			return err
+		}},
+		"get":    {"other 1", func(c *recall.Client) error { _, err := c.Get(t.Context(), made.ID); return err }},
+		"delete": {"other 1", func(c *recall.Client) error { return c.Delete(t.Context(), made.ID) }},
+		"wait":   {"other 0", func(c *recall.Client) error { return c.WaitForQuota(t.Context()) }},
+	} {
+		closed := &gate{err: limit}
+		var got *recall.LimitError
+		if err := c.call(open.WithGate(closed)); !errors.As(err, &got) || got != limit || !slices.Equal(closed.entered, []string{c.want}) {
+			t.Errorf("%s: entered %v, %v; want %s and the limit", name, closed.entered, err, c.want)
+		}
+	}
+	if n := r.Counts().Requests - before; n != 0 || len(r.Credentials()) != 1 {
+		t.Errorf("%d requests were sent over the limit; %d credentials", n, len(r.Credentials()))
+	}
+}
+
+func TestReplace(t *testing.T) {
+	r, c, address := start(t, recalltest.Options{})
+	first, err := c.Create(t.Context(), recalltest.DefaultOAuthApp, address("ann"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := c.Replace(t.Context(), first.ID, recalltest.DefaultOAuthApp, address("ann"))
+	if err != nil || second.ID == first.ID {
+		t.Fatalf("replaced %s by %s: %v", first.ID, second.ID, err)
+	}
+	// A credential that is gone is no reason not to create the other.
+	if err := c.Delete(t.Context(), second.ID); err != nil {
+		t.Fatal(err)
+	}
+	third, err := c.Replace(t.Context(), second.ID, recalltest.DefaultOAuthApp, address("ann"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// One that may still be there is.
+	r.Fail(http.MethodDelete, "", 1, recalltest.Fault{Status: 503})
+	var refused *recall.RefusedError
+	if _, err := c.Replace(t.Context(), third.ID, recalltest.DefaultOAuthApp, address("ann")); !errors.As(err, &refused) || refused.Status != 503 {
+		t.Errorf("the deletion failed: %v", err)
+	}
+	if all := r.Credentials(); len(all) != 1 || all[0].ID != third.ID || r.Counts().Creates != 3 {
+		t.Errorf("%d credentials, %d creates", len(all), r.Counts().Creates)
+	}
+}
+
+// Recall's wish for a pause reaches the gate; a failure without one does not.
+func TestPauses(t *testing.T) {
+	r, open, _ := start(t, recalltest.Options{})
+	for name, c := range map[string]struct {
+		fault recalltest.Fault
+		want  []string
+	}{
+		"Retry-After":         {recalltest.Fault{Status: 503, Header: http.Header{"Retry-After": {"7"}}}, []string{"other 7s", "list 7s"}},
+		"limited":             {recalltest.Fault{Status: 429, Header: http.Header{"Retry-After": {"9"}}}, []string{"other 9s", "list 9s"}},
+		"limited, without it": {recalltest.Fault{Status: 429}, []string{"other 1s", "list 1s"}},
+		"a failure":           {recalltest.Fault{Status: 500}, nil},
+	} {
+		g := &gate{}
+		client := open.WithGate(g)
+		r.Fail(http.MethodGet, "", 2, c.fault)
+		if _, err := client.Get(t.Context(), "x"); err == nil {
+			t.Errorf("%s: Get succeeds", name)
+		}
+		if _, _, err := client.Page(t.Context(), recall.Filter{}, ""); err == nil {
+			t.Errorf("%s: Page succeeds", name)
+		}
+		if !slices.Equal(g.paused, c.want) {
+			t.Errorf("%s: paused %v, want %v", name, g.paused, c.want)
+		}
+	}
+}
+
+func TestErrorTexts(t *testing.T) {
+	for want, err := range map[string]error{
+		"Recall returned 503": &recall.RefusedError{Status: 503},
+		"Recall returned 400 for oauth_app, access_token_callback_url": &recall.RefusedError{
+			Status: 400, Fields: []string{"oauth_app", "access_token_callback_url"},
+		},
+		"over the limit of requests to Recall for 1.5s":    &recall.LimitError{For: 1500 * time.Millisecond},
+		"the Zoom user already has a credential at Recall": &recall.ConflictError{ZoomUser: "ann"},
+	} {
+		if got := err.Error(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+func TestLogs(t *testing.T) {
+	r, c, address := start(t, recalltest.Options{})
+	made, err := c.Create(t.Context(), recalltest.DefaultOAuthApp, address("ann"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := c.ListLogs(t.Context(), made.ID, time.Now().Add(-time.Hour)); err != nil || len(entries) != 0 {
+		t.Errorf("a new credential's log: %v, %v", entries, err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := r.Callback(ended, made.ID); err == nil {
+		t.Fatal("a cancelled callback succeeds")
+	}
+	entries, err := c.ListLogs(t.Context(), made.ID, time.Now().Add(-time.Hour))
+	if err != nil || len(entries) != 1 || entries[0].Message == "" || time.Since(entries[0].At) > time.Minute {
+		t.Errorf("after a failed callback: %v, %v", entries, err)
+	}
+	if entries, err := c.ListLogs(t.Context(), made.ID, time.Now().Add(time.Hour)); err != nil || len(entries) != 0 {
+		t.Errorf("since a later time: %v, %v", entries, err)
+	}
+	if entries, err := c.ListLogs(t.Context(), "another", time.Now().Add(-time.Hour)); err != nil || len(entries) != 0 {
+		t.Errorf("another credential's log: %v, %v", entries, err)
 	}
 }

@@ -426,7 +426,7 @@ func TestRecall(t *testing.T) {
 	w.Recall = recall.New(recall.Config{APIURL: w.RecallURL, APIKey: secret.New("hunter2"), HTTP: w.client})
 	w.want("recall key", doctor.Fault, "refuses the API key")
 	w.Recall = recall.New(recall.Config{APIURL: parse(t, "http://127.0.0.1:1"), APIKey: secret.New("hunter2"), HTTP: w.client})
-	w.want("recall key", doctor.Fault, "no answer from Recall (connection refused)")
+	w.want("recall key", doctor.Fault, "no response from Recall (connection refused)")
 	w.Recall = right
 	w.recall.Fail("", "", -1, recalltest.Fault{Status: 503})
 	w.want("recall key", doctor.Warning, "503")
