@@ -11,9 +11,9 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// DueIndex knows which grants are to be renewed; see [store.Store.ListDue].
+// DueIndex lists the grants of a Zoom app that are due; see [store.Store.ListDue].
 type DueIndex interface {
-	ListDue(ctx context.Context, shard, limit int) (late []grant.DueGrant, next time.Duration, err error)
+	ListDue(ctx context.Context, app string, shard, limit int) (late []grant.DueGrant, next time.Duration, err error)
 }
 
 // DueRenewer starts renewals; see [renewal.Renewer].
@@ -31,6 +31,7 @@ type DueRenewer interface {
 // renewer has room; so after an outage what expires first is renewed first.
 type Refresher struct {
 	Index   DueIndex
+	Apps    func() []string // names of the Zoom apps, now
 	Renewer DueRenewer
 	Log     *zap.Logger
 
@@ -41,8 +42,8 @@ type Refresher struct {
 
 	queue  []waiting
 	queued map[grant.ID]bool
-	look   [grant.Shards]time.Time // when to look at each shard again
-	blind  bool                    // the last look failed
+	look   map[string]*[grant.Shards]time.Time // when to look at each app's shards again
+	blind  bool                                // the last look failed
 }
 
 // waiting is a grant that is due.
@@ -63,6 +64,7 @@ func (r *Refresher) Run(ctx context.Context) {
 		r.Poll = 15 * time.Second
 	}
 	r.queued = make(map[grant.ID]bool)
+	r.look = make(map[string]*[grant.Shards]time.Time)
 	for ctx.Err() == nil {
 		if r.Renewer.Capacity() == 0 {
 			pause(ctx, soon)
@@ -94,11 +96,36 @@ func (r *Refresher) Run(ctx context.Context) {
 func (r *Refresher) gather(ctx context.Context) (time.Duration, error) {
 	now := time.Now()
 	soonest := now.Add(r.Poll)
+	for _, app := range r.Apps() {
+		next, err := r.gatherApp(ctx, app, now)
+		if err != nil {
+			return 0, err
+		}
+		if next.Before(soonest) {
+			soonest = next
+		}
+	}
+	slices.SortStableFunc(r.queue, func(a, b waiting) int {
+		// To the second: within one, replicas take different ones first.
+		return a.since.Truncate(time.Second).Compare(b.since.Truncate(time.Second))
+	})
+	return max(time.Until(soonest), time.Millisecond), nil
+}
+
+// gatherApp looks at the shards of one Zoom app whose time has come, and returns
+// when to look again.
+func (r *Refresher) gatherApp(ctx context.Context, app string, now time.Time) (time.Time, error) {
+	look := r.look[app]
+	if look == nil {
+		look = new([grant.Shards]time.Time)
+		r.look[app] = look
+	}
+	soonest := now.Add(r.Poll)
 	for _, shard := range rand.Perm(grant.Shards) { //nolint:gosec // replicas spread out; no secret
-		if !now.Before(r.look[shard]) {
-			late, next, err := r.Index.ListDue(ctx, shard, batch)
+		if !now.Before(look[shard]) {
+			late, next, err := r.Index.ListDue(ctx, app, shard, batch)
 			if err != nil {
-				return 0, err
+				return time.Time{}, err
 			}
 			wait := r.Poll
 			switch {
@@ -113,7 +140,7 @@ func (r *Refresher) gather(ctx context.Context) (time.Duration, error) {
 				wait = min(next, r.Poll)
 			}
 			// Less up to a tenth, so that replicas and shards do not march in step.
-			r.look[shard] = now.Add(wait - time.Duration(rand.Int64N(int64(wait)/10+1))) //nolint:gosec // jitter is no secret
+			look[shard] = now.Add(wait - time.Duration(rand.Int64N(int64(wait)/10+1))) //nolint:gosec // jitter is no secret
 			for _, l := range late {
 				if !r.queued[l.ID] {
 					r.queued[l.ID] = true
@@ -121,15 +148,11 @@ func (r *Refresher) gather(ctx context.Context) (time.Duration, error) {
 				}
 			}
 		}
-		if r.look[shard].Before(soonest) {
-			soonest = r.look[shard]
+		if look[shard].Before(soonest) {
+			soonest = look[shard]
 		}
 	}
-	slices.SortStableFunc(r.queue, func(a, b waiting) int {
-		// To the second: within one, replicas take different ones first.
-		return a.since.Truncate(time.Second).Compare(b.since.Truncate(time.Second))
-	})
-	return max(time.Until(soonest), time.Millisecond), nil
+	return soonest, nil
 }
 
 // start starts as many renewals as there is room for.

@@ -33,7 +33,7 @@ type plan struct {
 	finished sync.WaitGroup
 }
 
-func (p *plan) ListDue(_ context.Context, shard, limit int) (late []grant.DueGrant, next time.Duration, err error) {
+func (p *plan) ListDue(_ context.Context, app string, shard, limit int) (late []grant.DueGrant, next time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.looks++
@@ -43,7 +43,7 @@ func (p *plan) ListDue(_ context.Context, shard, limit int) (late []grant.DueGra
 	next = -1
 	for id, at := range p.due {
 		switch wait := time.Until(at); {
-		case id.Shard() != shard:
+		case id.Shard() != shard || id.AppTag() != grant.AppTag(app):
 		case wait <= 0:
 			late = append(late, grant.DueGrant{ID: id, Overdue: -wait})
 		case next < 0 || wait < next:
@@ -81,6 +81,8 @@ func (p *plan) RenewDue(id grant.ID, landed func(error)) bool {
 	return true
 }
 
+func oneApp() []string { return []string{"app"} }
+
 func newPlan() *plan {
 	return &plan{space: 256, due: map[grant.ID]time.Time{}, renewed: map[grant.ID]time.Time{}, under: map[grant.ID]bool{}}
 }
@@ -110,7 +112,7 @@ func TestRefresherRenewsWhatIsDueInTime(t *testing.T) {
 			p.due[id] = time.Now().Add(time.Duration(i) * time.Second)
 			want[id] = p.due[id]
 		}
-		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop()}, 6*time.Minute)
+		p.run(t, &tokenserver.Refresher{Index: p, Apps: oneApp, Renewer: p, Log: zap.NewNop()}, 6*time.Minute)
 		for id, at := range want {
 			done, ok := p.renewed[id]
 			if late := done.Sub(at); !ok || late < 0 || late > time.Second {
@@ -127,7 +129,7 @@ func TestRefresherBoundsRenewalsInFlight(t *testing.T) {
 		for i := range 100 {
 			p.due[grant.NewID("app", fmt.Sprint(i))] = time.Now()
 		}
-		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop()}, 15*time.Second)
+		p.run(t, &tokenserver.Refresher{Index: p, Apps: oneApp, Renewer: p, Log: zap.NewNop()}, 15*time.Second)
 		if p.most != 10 || len(p.renewed) != 100 {
 			t.Errorf("%d renewed, at most %d at once; want 100 and 10", len(p.renewed), p.most)
 		}
@@ -142,7 +144,7 @@ func TestRefresherTakesWhatIsLongestDueFirst(t *testing.T) {
 			p.due[grant.NewID("app", fmt.Sprint(i))] = time.Now().Add(-time.Duration(i) * time.Minute)
 		}
 		due := maps.Clone(p.due)
-		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop()}, time.Minute)
+		p.run(t, &tokenserver.Refresher{Index: p, Apps: oneApp, Renewer: p, Log: zap.NewNop()}, time.Minute)
 		if len(p.order) != 300 || !slices.IsSortedFunc(p.order, func(a, b grant.ID) int { return due[a].Compare(due[b]) }) {
 			t.Errorf("%d renewals, in order: %v", len(p.order), slices.IsSortedFunc(p.order, func(a, b grant.ID) int { return due[a].Compare(due[b]) }))
 		}
@@ -154,7 +156,7 @@ func TestRefresherWithoutRoomAsksNothing(t *testing.T) {
 		p := newPlan()
 		p.space = 0
 		p.due[grant.NewID("app", "ann")] = time.Now()
-		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop()}, time.Minute)
+		p.run(t, &tokenserver.Refresher{Index: p, Apps: oneApp, Renewer: p, Log: zap.NewNop()}, time.Minute)
 		if p.looks != 0 {
 			t.Errorf("%d looks while no renewal may begin", p.looks)
 		}
@@ -167,7 +169,7 @@ func TestRefresherWaitsCheaply(t *testing.T) {
 		for i := range 1000 {
 			p.due[grant.NewID("app", fmt.Sprint(i))] = time.Now().Add(time.Hour)
 		}
-		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop()}, 10*time.Minute)
+		p.run(t, &tokenserver.Refresher{Index: p, Apps: oneApp, Renewer: p, Log: zap.NewNop()}, 10*time.Minute)
 		if perSecond := float64(p.looks) / 600; perSecond > 6 {
 			t.Errorf("%.1f looks a second with nothing due, want a handful", perSecond)
 		}
@@ -181,7 +183,7 @@ func TestRefresherGetsOverAnOutage(t *testing.T) {
 		p.due[id] = time.Now()
 		p.err = errors.New("Redis is down")
 		core, logs := observer.New(zap.WarnLevel) // one warning for the whole outage
-		r := &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.New(core), Poll: time.Second}
+		r := &tokenserver.Refresher{Index: p, Apps: oneApp, Renewer: p, Log: zap.New(core), Poll: time.Second}
 		time.AfterFunc(10*time.Second, func() {
 			p.mu.Lock()
 			defer p.mu.Unlock()

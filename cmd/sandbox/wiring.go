@@ -108,7 +108,10 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		return nil, err
 	}
 	handler := tokenserver.New(tokenserver.Config{Cache: cache, Tokens: rotator, Log: log, Metrics: metrics})
-	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log, Poll: 500 * time.Millisecond}
+	refresher := &tokenserver.Refresher{
+		Index: grants, Apps: func() []string { return []string{config.DefaultApp} },
+		Renewer: rotator, Log: log, Poll: 500 * time.Millisecond,
+	}
 	service := registrar.New(registrar.Config{
 		Store: grants, Renewer: rotator, Log: log, CallbackBase: mustURL(s.tokens),
 		Apps: map[string]registrar.App{config.DefaultApp: {Zoom: zoomClient, OAuthApp: recalltest.DefaultOAuthApp}},

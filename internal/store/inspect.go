@@ -119,13 +119,17 @@ type Planned struct {
 	At time.Time
 }
 
-// PlanRenewal returns up to limit grants that are to be renewed before a time, the
-// soonest first.
+// ListPlanned returns up to limit grants, of all Zoom apps, that are due before a
+// time by Redis's clock, the soonest first.
 func (s *Store) ListPlanned(ctx context.Context, before time.Time, limit int) ([]Planned, error) {
-	shards := make([]*redis.ZSliceCmd, grant.Shards)
+	indexes, err := s.allDueKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	shards := make([]*redis.ZSliceCmd, len(indexes))
 	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for shard := range shards {
-			shards[shard] = pipe.ZRangeByScoreWithScores(ctx, shardKey(shard, "due"), &redis.ZRangeBy{
+		for i, index := range indexes {
+			shards[i] = pipe.ZRangeByScoreWithScores(ctx, index, &redis.ZRangeBy{
 				Min: "-inf", Max: "(" + strconv.FormatInt(millis(before), 10), Count: int64(limit),
 			})
 		}
@@ -144,12 +148,17 @@ func (s *Store) ListPlanned(ctx context.Context, before time.Time, limit int) ([
 	return planned[:min(limit, len(planned))], nil
 }
 
-// CountOverdue counts the grants that were to be renewed before a time.
+// CountOverdue counts the grants, of all Zoom apps, that are due before a time by
+// Redis's clock.
 func (s *Store) CountOverdue(ctx context.Context, before time.Time) (int, error) {
-	shards := make([]*redis.IntCmd, grant.Shards)
+	indexes, err := s.allDueKeys(ctx)
+	if err != nil {
+		return 0, err
+	}
+	shards := make([]*redis.IntCmd, len(indexes))
 	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for shard := range shards {
-			shards[shard] = pipe.ZCount(ctx, shardKey(shard, "due"), "-inf", "("+strconv.FormatInt(millis(before), 10))
+		for i, index := range indexes {
+			shards[i] = pipe.ZCount(ctx, index, "-inf", "("+strconv.FormatInt(millis(before), 10))
 		}
 		return nil
 	}); err != nil {
@@ -181,7 +190,7 @@ func (s *Store) ReadRenewals(ctx context.Context, ids []grant.ID) ([]Renewal, er
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for i, id := range ids {
 			fields[i] = pipe.HMGet(ctx, grantKey(id), "failures", "retry_at", "lease_until", "intent", "uncertain")
-			due[i] = pipe.ZScore(ctx, shardKey(id.Shard(), "due"), string(id))
+			due[i] = pipe.ZScore(ctx, dueKey(id.Shard(), id.AppTag()), string(id))
 			work[i] = pipe.ZScore(ctx, workKey(id.Shard()), string(id))
 		}
 		return nil

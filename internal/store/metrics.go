@@ -269,9 +269,9 @@ type count struct {
 	memory, limit float64
 }
 
-// count counts the grants, in two round trips: the sizes of the indexes, and the
-// plans of the grants that are next in turn in each shard. Their place in the due
-// index would not tell how late they are, as each failure moves it.
+// count counts the grants in three round trips: the Zoom apps of each shard, the
+// sizes of the indexes, and the planned renewal of the first grant of each due
+// index. Its score would not show how late it is, as each failure moves it.
 func (s *Store) count(ctx context.Context) (*count, error) {
 	began := time.Now()
 	clock, err := s.redis.Time(ctx).Result()
@@ -279,17 +279,22 @@ func (s *Store) count(ctx context.Context) (*count, error) {
 		return nil, fmt.Errorf("asking Redis for the time: %w", err)
 	}
 	now := &count{states: map[grant.State]int64{}, offset: clock.Sub(began.Add(time.Since(began) / 2))}
+	indexes, err := s.allDueKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var sizes [grant.Shards]map[grant.State]*redis.IntCmd
-	var due [grant.Shards]*redis.IntCmd
-	var next [grant.Shards]*redis.StringSliceCmd
+	due, next := make([]*redis.IntCmd, len(indexes)), make([]*redis.StringSliceCmd, len(indexes))
 	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for shard := range grant.Shards {
 			sizes[shard] = map[grant.State]*redis.IntCmd{}
 			for _, state := range grant.States() {
 				sizes[shard][state] = pipe.ZCard(ctx, usersKey(shard, state))
 			}
-			due[shard] = pipe.ZCount(ctx, shardKey(shard, "due"), "-inf", strconv.FormatInt(millis(clock), 10))
-			next[shard] = pipe.ZRange(ctx, shardKey(shard, "due"), 0, 0)
+		}
+		for i, index := range indexes {
+			due[i] = pipe.ZCount(ctx, index, "-inf", strconv.FormatInt(millis(clock), 10))
+			next[i] = pipe.ZRange(ctx, index, 0, 0)
 		}
 		return nil
 	}); err != nil {
@@ -301,8 +306,10 @@ func (s *Store) count(ctx context.Context) (*count, error) {
 			for state, size := range sizes[shard] {
 				now.states[state] += size.Val()
 			}
-			now.due += due[shard].Val()
-			for _, id := range next[shard].Val() {
+		}
+		for i := range indexes {
+			now.due += due[i].Val()
+			for _, id := range next[i].Val() {
 				plans = append(plans, pipe.HGet(ctx, grantKey(grant.ID(id)), "plan"))
 			}
 		}

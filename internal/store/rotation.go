@@ -12,11 +12,11 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// ListDue returns up to limit grants of a shard that are due to be renewed, the
-// soonest first, and how long until the next one after them is due; negative if
-// there is none.
-func (s *Store) ListDue(ctx context.Context, shard, limit int) (late []grant.DueGrant, next time.Duration, err error) {
-	answer, err := listDueScript.Run(ctx, s.redis, []string{shardKey(shard, "due")}, limit).StringSlice()
+// ListDue returns up to limit grants of a Zoom app and a shard that are due, the
+// longest overdue first. next is the time until the next grant becomes due;
+// negative if there is none. All times are by Redis's clock.
+func (s *Store) ListDue(ctx context.Context, app string, shard, limit int) (late []grant.DueGrant, next time.Duration, err error) {
+	answer, err := listDueScript.Run(ctx, s.redis, []string{dueKey(shard, grant.AppTag(app))}, limit).StringSlice()
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading what is due in shard %d: %w", shard, err)
 	}
@@ -155,12 +155,21 @@ func (s *Store) MarkServed(ctx context.Context, id grant.ID) error {
 	return nil
 }
 
-// ReindexDue makes a shard's due index anew from its grants, while everything
-// goes on, and returns how many it looked at.
+// ReindexDue rebuilds a shard's due indexes from its grants and returns the number
+// of grants. It runs beside renewals, and may be repeated.
 func (s *Store) ReindexDue(ctx context.Context, shard int) (int, error) {
 	const page = 500
 	seen, low := 0, "-"
-	due, err := s.redis.ZRange(ctx, shardKey(shard, "due"), 0, -1).Result()
+	apps, err := s.redis.HKeys(ctx, appsKey(shard)).Result()
+	var due []string
+	for _, index := range dueKeys(shard, apps) {
+		if err != nil {
+			break
+		}
+		var ids []string
+		ids, err = s.redis.ZRange(ctx, index, 0, -1).Result()
+		due = append(due, ids...)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("rebuilding the due index of shard %d: %w", shard, err)
 	}
@@ -192,6 +201,35 @@ func (s *Store) ReindexDue(ctx context.Context, shard int) (int, error) {
 		}
 		low = "(" + ids[len(ids)-1]
 	}
+}
+
+// dueKeys returns the due indexes of some Zoom apps in a shard.
+func dueKeys(shard int, apps []string) []string {
+	var keys []string
+	for _, app := range apps {
+		if key := dueKey(shard, grant.AppTag(app)); !slices.Contains(keys, key) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// allDueKeys returns every due index that may have entries.
+func (s *Store) allDueKeys(ctx context.Context) ([]string, error) {
+	apps := make([]*redis.StringSliceCmd, grant.Shards)
+	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for shard := range apps {
+			apps[shard] = pipe.HKeys(ctx, appsKey(shard))
+		}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("listing the due indexes: %w", err)
+	}
+	var keys []string
+	for shard, names := range apps {
+		keys = append(keys, dueKeys(shard, names.Val())...)
+	}
+	return keys, nil
 }
 
 func pauseKey(app string) string { return prefix + "pause:" + app }

@@ -139,7 +139,7 @@ func testRebuildDue(f *fixture) {
 	if _, err := f.Change(ctx, deleting.ID, deleting.Version, store.Change{Deleting: true}); err != nil {
 		f.t.Fatal(err)
 	}
-	index := fmt.Sprintf("tp1:{s%03d}:due", shard)
+	index := fmt.Sprintf("tp1:{s%03d}:due:%s", shard, grant.AppTag(app))
 	scores := func() map[string]float64 {
 		found := map[string]float64{}
 		for _, z := range f.client.ZRangeWithScores(ctx, index, 0, -1).Val() {

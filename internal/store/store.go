@@ -5,7 +5,8 @@
 // share a hash tag, so one script changes them together, on Redis Cluster too:
 //
 //	tp1:{s017}:grant:ID           hash: the record
-//	tp1:{s017}:due                sorted set: id by the time it is to be renewed
+//	tp1:{s017}:due:TAG            sorted set: the ids of one Zoom app by due time, in
+//	                              ms; TAG is the app's, see grant.AppTag
 //	tp1:{s017}:users              sorted set: every id, in order
 //	tp1:{s017}:users:STATE        sorted set: the ids in a state, in order
 //	tp1:{s017}:zoom               sorted set: zoom user NUL app NUL id, in order
@@ -141,13 +142,16 @@ func grantKey(id grant.ID) string { return shardKey(id.Shard(), "grant:"+string(
 // that record.lua gives.
 func recordKeys(id grant.ID) []string {
 	shard := id.Shard()
-	keys := []string{grantKey(id), shardKey(shard, "due"), usersKey(shard, "")}
+	keys := []string{grantKey(id), dueKey(shard, id.AppTag()), usersKey(shard, "")}
 	for _, state := range grant.States() {
 		keys = append(keys, usersKey(shard, state))
 	}
 	return append(keys, zoomKey(shard), changedKey(shard), workKey(shard), changesKey(shard),
 		shardKey(shard, "consents:"+string(id)), appsKey(shard))
 }
+
+// dueKey is the index of a shard's grants to one Zoom app by due time.
+func dueKey(shard int, appTag string) string { return shardKey(shard, "due:"+appTag) }
 
 // workKey is the index of a shard's grants that the registrar has to go on with.
 func workKey(shard int) string { return shardKey(shard, "work") }

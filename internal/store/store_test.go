@@ -63,6 +63,7 @@ var suite = map[string]func(*fixture){
 	"commit of an answer that keeps the refresh token": testCommitOfAnAnswerThatKeepsTheRefreshToken,
 	"uncertainty outlives the claim":                   testUncertaintyOutlivesTheClaim,
 	"failure backs off":                                testFailureBacksOff,
+	"due is of one app":                                testDueIsOfOneApp,
 	"due is soonest first":                             testDueIsSoonestFirst,
 	"list pages":                                       testListPages,
 	"registration lock":                                testRegistrationLock,
@@ -206,7 +207,7 @@ func (f *fixture) wantState(id grant.ID, want grant.State) {
 // is not there.
 func (f *fixture) dueIn(id grant.ID) (in time.Duration, ok bool) {
 	f.t.Helper()
-	late, next, err := f.ListDue(f.t.Context(), id.Shard(), 10)
+	late, next, err := f.ListDue(f.t.Context(), app, id.Shard(), 10)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -583,7 +584,7 @@ func testDueIsSoonestFirst(f *fixture) {
 		f.consent(user, due)
 	}
 	shard := grant.NewID(app, users[0]).Shard()
-	late, next, err := f.ListDue(ctx, shard, 10)
+	late, next, err := f.ListDue(ctx, app, shard, 10)
 	want := []grant.ID{grant.NewID(app, users[2]), grant.NewID(app, users[1]), grant.NewID(app, users[0])}
 	if err != nil || !slices.Equal(lateIDs(late), want) {
 		f.t.Errorf("due = %v, %v, want %v", late, err, want)
@@ -594,11 +595,36 @@ func testDueIsSoonestFirst(f *fixture) {
 	if next <= 50*time.Second || next > time.Minute {
 		f.t.Errorf("next in %v, want a minute", next)
 	}
-	if late, _, err = f.ListDue(ctx, shard, 1); err != nil || !slices.Equal(lateIDs(late), want[:1]) {
+	if late, _, err = f.ListDue(ctx, app, shard, 1); err != nil || !slices.Equal(lateIDs(late), want[:1]) {
 		f.t.Errorf("the first = %v, %v, want %v", late, err, want[:1])
 	}
-	if late, next, err = f.ListDue(ctx, (shard+1)%grant.Shards, 10); err != nil || len(late) != 0 || next >= 0 {
+	if late, next, err = f.ListDue(ctx, app, (shard+1)%grant.Shards, 10); err != nil || len(late) != 0 || next >= 0 {
 		f.t.Errorf("an empty shard: %v, %v, %v", late, next, err)
+	}
+}
+
+func testDueIsOfOneApp(f *fixture) {
+	ctx := f.t.Context()
+	ann := f.consent("ann", past)
+	id := grant.NewID("other", "ann")
+	if _, err := f.AcceptConsent(ctx, id, grant.Consent{App: "other", User: "ann", Fingerprint: "code", Tokens: tokens(0)}, past); err != nil {
+		f.t.Fatal(err)
+	}
+	for name, want := range map[string]grant.ID{app: ann.ID, "other": id} {
+		late, _, err := f.ListDue(ctx, name, want.Shard(), 10)
+		if err != nil || !slices.Equal(lateIDs(late), []grant.ID{want}) {
+			f.t.Errorf("due of %s: %v, %v, want %v", name, late, err, want)
+		}
+	}
+	if late, _, err := f.ListDue(ctx, "third", ann.ID.Shard(), 10); err != nil || len(late) != 0 {
+		f.t.Errorf("due of an app without grants: %v, %v", late, err)
+	}
+	planned, err := f.ListPlanned(ctx, time.Now(), 10)
+	if err != nil || len(planned) != 2 {
+		f.t.Errorf("planned of all apps: %v, %v", planned, err)
+	}
+	if n, err := f.CountOverdue(ctx, time.Now()); err != nil || n != 2 {
+		f.t.Errorf("overdue of all apps: %d, %v", n, err)
 	}
 }
 
@@ -802,7 +828,7 @@ func TestRedisDown(t *testing.T) {
 		"List":        func() error { _, err := s.List(ctx, "", "", 1); return err },
 		"Change":      func() error { _, err := s.Change(ctx, id, 0, store.Change{}); return err },
 		"Remove":      func() error { return s.Remove(ctx, id, 1, store.ConsentOutcome{Stored: true}) },
-		"Due":         func() error { _, _, err := s.ListDue(ctx, 0, 1); return err },
+		"Due":         func() error { _, _, err := s.ListDue(ctx, app, 0, 1); return err },
 		"Claim":       func() error { _, err := s.Claim(ctx, id, "a", grant.ClaimTerms{Lease: lease}); return err },
 		"Commit":      func() error { _, err := s.Commit(ctx, id, fingerprint(0), tokens(1), future); return err },
 		"Fail":        func() error { return s.Fail(ctx, grant.Claim{ID: id}, grant.Gone, 0, "") },

@@ -1,6 +1,6 @@
--- What is due in one shard, soonest first, and how long until the next.
+-- List the grants of one shard and Zoom app that are due, the longest overdue first.
 --
--- KEYS[1] due
+-- KEYS[1] due index
 -- ARGV[1] how many at the most
 --
 -- Answers the ms until the next grant that is not due yet (-1: there is none),

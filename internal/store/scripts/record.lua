@@ -1,7 +1,7 @@
 -- What every script that changes a record begins with.
 --
 -- KEYS[1] grant   hash: the record
--- KEYS[2] due     sorted set: when each grant is to be renewed, in ms
+-- KEYS[2] due     sorted set of the grant's Zoom app: due time of each grant, in ms
 -- KEYS[3] users   sorted set: all grants, in the order of their ids
 -- KEYS[4..8]      the same, one for each state, in the order of `states`
 -- KEYS[9]         sorted set: "zoom user NUL app NUL id" of every grant whose
