@@ -91,7 +91,7 @@ type sequel struct {
 	waiting int
 }
 
-func (q *sequel) Live() {
+func (q *sequel) Synced() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.waiting--; q.waiting == 0 {
@@ -99,7 +99,7 @@ func (q *sequel) Live() {
 	}
 }
 
-func (q *sequel) Changed(id grant.ID) {
+func (q *sequel) Invalidate(id grant.ID) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.ChangeListener.Invalidate(id)
@@ -186,7 +186,7 @@ func (s *Store) listen(ctx context.Context, node subscription, f *sequel) error 
 		}
 		switch message := message.(type) {
 		case *redis.Message:
-			f.Changed(grant.ID(message.Payload))
+			f.Invalidate(grant.ID(message.Payload))
 		case *redis.Subscription:
 			// Any but the first ones mean that the connection is another one, or that
 			// the channel has moved to another server.
@@ -195,7 +195,7 @@ func (s *Store) listen(ctx context.Context, node subscription, f *sequel) error 
 			}
 			if confirmed == len(node.channels) {
 				breaks = s.Failovers()
-				f.Live()
+				f.Synced()
 			}
 		}
 		now := time.Now()

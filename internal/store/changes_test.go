@@ -221,7 +221,7 @@ type silent struct {
 	why chan error
 }
 
-func (s *silent) Lost(why error) {
+func (s *silent) Desynced(why error) {
 	s.why <- why
 	s.follower.Desynced(why)
 }
