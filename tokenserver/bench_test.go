@@ -20,7 +20,7 @@ import (
 	"tokenprovider/tokenserver"
 )
 
-// writer is an answer that goes nowhere.
+// writer is a response writer that discards the body.
 type writer struct {
 	header http.Header
 	bytes  int
@@ -36,9 +36,9 @@ func (w *writer) WriteHeader(int)                   {}
 
 const zoomLike = 806 // bytes of a token
 
-// warmHandler is a handler with one credential in its cache, and a request for
+// cachedHandler returns a handler with one record in its cache, and a request for
 // it.
-func warmHandler(tb testing.TB, signed bool) (http.Handler, *http.Request) {
+func cachedHandler(tb testing.TB, signed bool) (http.Handler, *http.Request) {
 	tb.Helper()
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	now := time.Now()
@@ -79,7 +79,7 @@ func warmHandler(tb testing.TB, signed bool) (http.Handler, *http.Request) {
 	return tokenserver.New(config), request
 }
 
-// bareHandler returns the same bytes.
+// bareHandler responds with as many bytes.
 func bareHandler() http.Handler {
 	token := strings.Repeat("x", zoomLike)
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -91,14 +91,14 @@ func bareHandler() http.Handler {
 }
 
 func BenchmarkServe(b *testing.B) {
-	warm, request := warmHandler(b, false)
-	signed, signedRequest := warmHandler(b, true)
+	cached, request := cachedHandler(b, false)
+	signed, signedRequest := cachedHandler(b, true)
 	for _, c := range []struct {
 		name    string
 		handler http.Handler
 		request *http.Request
 	}{
-		{"bare", bareHandler(), request}, {"warm", warm, request}, {"warm and signed", signed, signedRequest},
+		{"bare", bareHandler(), request}, {"cached", cached, request}, {"cached and signed", signed, signedRequest},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()

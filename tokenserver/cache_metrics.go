@@ -58,7 +58,7 @@ func (c *Cache) RegisterMetrics(registerer prometheus.Registerer) {
 			Name: "tokenprovider_cache_records", Help: "Records in the cache.",
 		}, func() float64 { return float64(c.records.EstimatedSize()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "tokenprovider_cache_following", Help: "1: every change is reported. 0: each record is revalidated before use.",
+			Name: "tokenprovider_cache_synced", Help: "1: every change is reported. 0: each record is revalidated before use.",
 		}, func() float64 { return float64(min(c.epoch.Load(), 1)) }))
 }
 

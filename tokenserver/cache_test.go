@@ -22,19 +22,19 @@ import (
 	"tokenprovider/tokenserver"
 )
 
-// goodOnes hands out what is good, and nothing else.
-type goodOnes struct{}
+// liveTokens serves tokens that are valid for long enough, and renews none.
+type liveTokens struct{}
 
-func (goodOnes) CanServe(serving *grant.ServingRecord, ttl time.Duration, now time.Time) bool {
+func (liveTokens) CanServe(serving *grant.ServingRecord, ttl time.Duration, now time.Time) bool {
 	return serving.CheckAlive() == nil && serving.HasTTL(ttl, now)
 }
 
-func (goodOnes) EnsureFresh(context.Context, grant.ID, grant.ServingRecord, time.Duration) (grant.ServingRecord, error) {
+func (liveTokens) EnsureFresh(context.Context, grant.ID, grant.ServingRecord, time.Duration) (grant.ServingRecord, error) {
 	return grant.ServingRecord{}, &grant.BackoffError{For: time.Second}
 }
 
-// shelf is a store of many grants, that can be down and can be slow.
-type shelf struct {
+// fakeGrants is a store of many grants that can be down or slow.
+type fakeGrants struct {
 	mu      sync.Mutex
 	records map[grant.ID]grant.ServingRecord
 	err     error
@@ -42,7 +42,7 @@ type shelf struct {
 	slow    chan struct{} // a read waits for it, once it has read
 }
 
-func (s *shelf) ReadServingRecord(_ context.Context, id grant.ID) (grant.ServingRecord, error) {
+func (s *fakeGrants) ReadServingRecord(_ context.Context, id grant.ID) (grant.ServingRecord, error) {
 	s.mu.Lock()
 	s.reads++
 	serving, known := s.records[id]
@@ -60,14 +60,14 @@ func (s *shelf) ReadServingRecord(_ context.Context, id grant.ID) (grant.Serving
 	return serving, nil
 }
 
-func (s *shelf) set(change func()) {
+func (s *fakeGrants) set(change func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	change()
 }
 
-// readsSince returns how often the shelf was read since it was last asked.
-func (s *shelf) readsSince() int {
+// readsSince returns the number of reads since its last call.
+func (s *fakeGrants) readsSince() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.reads
@@ -75,9 +75,9 @@ func (s *shelf) readsSince() int {
 	return n
 }
 
-// memory is a handler before a shelf, without a network, for virtual time.
+// memory is a handler in front of fakeGrants, without a network, for virtual time.
 type memory struct {
-	*shelf
+	*fakeGrants
 	t       *testing.T
 	cache   *tokenserver.Cache
 	handler http.Handler
@@ -86,19 +86,19 @@ type memory struct {
 func inBubble(t *testing.T, size int, test func(*memory)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		m := &memory{shelf: &shelf{records: map[grant.ID]grant.ServingRecord{}}, t: t}
+		m := &memory{fakeGrants: &fakeGrants{records: map[grant.ID]grant.ServingRecord{}}, t: t}
 		var err error
-		if m.cache, err = tokenserver.NewCache(m.shelf, size, zap.NewNop()); err != nil {
+		if m.cache, err = tokenserver.NewCache(m.fakeGrants, size, zap.NewNop()); err != nil {
 			t.Fatal(err)
 		}
 		m.handler = tokenserver.New(tokenserver.Config{
-			Cache: m.cache, Tokens: goodOnes{}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
+			Cache: m.cache, Tokens: liveTokens{}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
 		})
 		test(m)
 	})
 }
 
-// add puts a user's grant on the shelf and returns the callback's path.
+// add stores a user's grant and returns the path of its callback.
 func (m *memory) add(user string) (grant.ID, string) {
 	address := callback.NewAddress(grant.NewID("default", user))
 	m.set(func() {
@@ -122,14 +122,14 @@ func (m *memory) want(path string, status int, body string, reads int) {
 	m.t.Helper()
 	got, text := m.get(path)
 	if got != status || status == 200 && text != body {
-		m.t.Errorf("answered %d %q, want %d %q", got, text, status, body)
+		m.t.Errorf("responded %d %q, want %d %q", got, text, status, body)
 	}
 	if n := m.readsSince(); n != reads {
 		m.t.Errorf("%d reads of the store, want %d", n, reads)
 	}
 }
 
-func TestWarmIsServedFromMemoryUntilItChanges(t *testing.T) {
+func TestCachedRecordIsServedUntilItChanges(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
 		m.cache.Synced()
 		id, ann := m.add("ann")
@@ -150,7 +150,7 @@ func TestWarmIsServedFromMemoryUntilItChanges(t *testing.T) {
 	})
 }
 
-func TestNothingIsTrustedWhileChangesMayBeMissed(t *testing.T) {
+func TestRecordsAreUnverifiedWithoutTheChangeFeed(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
 		_, ann := m.add("ann")
 		for range 3 { // not live yet
@@ -176,29 +176,29 @@ func TestOutage(t *testing.T) {
 		_, bob := m.add("bob")
 		m.want(ann, 200, "token-of-ann", 1)
 		m.set(func() { m.err = fmt.Errorf("reading: %w", store.ErrUnavailable) })
-		m.want(ann, 200, "token-of-ann", 0) // nobody has noticed
+		m.want(ann, 200, "token-of-ann", 0) // Redis is not read
 		m.cache.Desynced(errors.New("connection cut"))
-		m.want(ann, 200, "token-of-ann", 1) // Redis is asked, and is down
+		m.want(ann, 200, "token-of-ann", 1) // Redis is read, and is down
 		for range 100 {
 			m.want(ann, 200, "token-of-ann", 0)
 		}
 		m.want(bob, 503, "", 0) // nothing to serve, and no time lost
-		// Who has the wrong secret learns nothing of who is in memory.
+		// A wrong secret does not show which grants are cached.
 		m.want(path(callback.NewAddress(id)), 503, "", 0)
-		m.want(path(callback.NewAddress(grant.NewID("default", "nobody"))), 503, "", 0)
+		m.want(path(callback.NewAddress(grant.NewID("default", "absent"))), 503, "", 0)
 		time.Sleep(1100 * time.Millisecond)
 		m.want(ann, 200, "token-of-ann", 1) // one a second tries
 		m.want(ann, 200, "token-of-ann", 0)
 		time.Sleep(time.Hour - grant.MinTTL - time.Second)
 		m.want(ann, 503, "", 1) // the token is too old by now
 		if m.cache.HasLiveTokens() {
-			t.Error("warm, with nothing to serve")
+			t.Error("HasLiveTokens with nothing to serve")
 		}
 		m.set(func() { m.err = nil })
 		m.add("ann")
 		time.Sleep(1100 * time.Millisecond)
 		if status, _ := m.get(bob); status != 503 { // its token is an hour old as well
-			t.Errorf("answered %d", status)
+			t.Errorf("responded %d", status)
 		}
 		_, cid := m.add("cid")
 		m.readsSince()
@@ -206,17 +206,17 @@ func TestOutage(t *testing.T) {
 	})
 }
 
-func TestSilentRedisIsNotAsked(t *testing.T) {
+func TestRedisThatDoesNotReplyIsNotRead(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
 		m.cache.Synced()
 		_, ann := m.add("ann")
 		m.want(ann, 200, "token-of-ann", 1)
 		if !m.cache.HasLiveTokens() {
-			t.Error("not warm, with a token good for an hour")
+			t.Error("no HasLiveTokens with a token valid for an hour")
 		}
 		m.cache.Desynced(fmt.Errorf("following: %w", store.ErrNoReply))
 		m.want(ann, 200, "token-of-ann", 0)
-		// A read that hangs is not waited for: at most one request a second pays.
+		// A read that hangs delays at most one request a second.
 		hang := make(chan struct{})
 		m.set(func() { m.slow = hang })
 		time.Sleep(1100 * time.Millisecond)
@@ -234,9 +234,9 @@ func TestSilentRedisIsNotAsked(t *testing.T) {
 	})
 }
 
-// TestSlowReadKeepsNobodyFromTheirs: what can be done without is not read for a
-// moment; what is not in memory is.
-func TestSlowReadKeepsNobodyFromTheirs(t *testing.T) {
+// TestSlowRedis: for a second, cached records are not revalidated; absent ones are
+// read.
+func TestSlowRedis(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
 		m.cache.Synced()
 		_, ann := m.add("ann")
@@ -253,13 +253,13 @@ func TestSlowReadKeepsNobodyFromTheirs(t *testing.T) {
 	})
 }
 
-func TestNewSecretOpensBeforeItsChangeIsTold(t *testing.T) {
+func TestNewSecretMatchesBeforeItsChangeIsReported(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
 		m.cache.Synced()
 		id, old := m.add("ann")
 		m.want(old, 200, "token-of-ann", 1)
 		address := callback.NewAddress(id)
-		m.want(path(address), 404, "", 1) // a guess is a read, whatever is in memory
+		m.want(path(address), 404, "", 1) // a guess costs one read, cached or not
 		both := m.records[id]
 		both.Secrets = []grant.CallbackSecret{both.Secrets[0], address.CallbackSecret()}
 		both.Secrets[0].NotAfter = time.Now().Add(time.Minute)
@@ -306,16 +306,16 @@ func TestChangeDuringARead(t *testing.T) {
 	})
 }
 
-func TestDamagedRecordIsNotServedFromMemory(t *testing.T) {
+func TestUndecryptableRecordIsNotServedFromTheCache(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
 		_, ann := m.add("ann")
 		m.want(ann, 200, "token-of-ann", 1)
-		m.set(func() { m.err = errors.New("does not open") })
+		m.set(func() { m.err = errors.New("does not decrypt") })
 		m.want(ann, 503, "", 1)
 	})
 }
 
-func TestMemoryIsBounded(t *testing.T) {
+func TestCacheIsBounded(t *testing.T) {
 	inBubble(t, 50, func(m *memory) {
 		m.cache.Synced()
 		var paths []string
@@ -330,15 +330,15 @@ func TestMemoryIsBounded(t *testing.T) {
 			m.get(path)
 		}
 		if n := m.readsSince(); n < 900 {
-			t.Errorf("%d of 1000 were read again: the others were all in memory, which has room for 50", n)
+			t.Errorf("%d of 1000 records were read, want 900 at least: the cache has room for 50", n)
 		}
 	})
 }
 
-func TestNotTooManyWait(t *testing.T) {
+func TestWaitingRequestsAreLimited(t *testing.T) {
 	release := make(chan struct{})
 	waiting := make(chan struct{}, 3)
-	f := startWith(t, tokenserver.Config{MaxWaiting: 3, Tokens: handOut(
+	f := startWith(t, tokenserver.Config{MaxWaiting: 3, Tokens: renewFunc(
 		func(_ context.Context, _ grant.ID, serving grant.ServingRecord, _ time.Duration) (grant.ServingRecord, error) {
 			waiting <- struct{}{}
 			<-release
@@ -348,7 +348,7 @@ func TestNotTooManyWait(t *testing.T) {
 	for range 3 {
 		wg.Go(func() {
 			if got := do(t, http.MethodGet, f.url(t), nil); got.status != 200 {
-				t.Errorf("one of those who wait: answered %d", got.status)
+				t.Errorf("a waiting request: responded %d", got.status)
 			}
 		})
 	}
@@ -356,11 +356,11 @@ func TestNotTooManyWait(t *testing.T) {
 		<-waiting
 	}
 	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 503 || got.header.Get("Retry-After") != "1" {
-		t.Errorf("one too many: answered %d, Retry-After %q", got.status, got.header.Get("Retry-After"))
+		t.Errorf("one too many: responded %d, Retry-After %q", got.status, got.header.Get("Retry-After"))
 	}
 	close(release)
 	wg.Wait()
-	f.wantCount(t, "crowded", 1)
+	f.wantCount(t, "overloaded", 1)
 }
 
 func TestPanicIsContained(t *testing.T) {
@@ -368,26 +368,26 @@ func TestPanicIsContained(t *testing.T) {
 		panic("a fault that quotes " + token)
 	}, nil)
 	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 500 || strings.Contains(got.body, token) {
-		t.Errorf("answered %d %q", got.status, got.body)
+		t.Errorf("responded %d %q", got.status, got.body)
 	}
 	if f.logs.FilterMessage("request panicked; responded 500").Len() != 1 {
-		t.Error("nobody is told")
+		t.Error("the panic was not logged once")
 	}
 	f.wantCount(t, "panic", 1)
 }
 
-// TestWarmMakesLittleGarbage: no more than the bare handler and 5 objects.
-func TestWarmMakesLittleGarbage(t *testing.T) {
+// TestCachedRecordIsServedWithFewAllocations: at most 5 more than the bare handler.
+func TestCachedRecordIsServedWithFewAllocations(t *testing.T) {
 	allocations := func(handler http.Handler, request *http.Request) float64 {
 		return testing.AllocsPerRun(1000, func() {
 			handler.ServeHTTP(&writer{header: http.Header{}}, request)
 		})
 	}
 	for _, signed := range []bool{false, true} {
-		handler, request := warmHandler(t, signed)
+		handler, request := cachedHandler(t, signed)
 		handler.ServeHTTP(&writer{header: http.Header{}}, request)
 		if got, bare := allocations(handler, request), allocations(bareHandler(), request); got > bare+5 {
-			t.Errorf("signed %v: %v objects a request, the bare handler %v", signed, got, bare)
+			t.Errorf("signed %v: %v allocations a request, the bare handler %v", signed, got, bare)
 		}
 	}
 }

@@ -27,18 +27,18 @@ import (
 
 const secretToken, zoomClient, zoomUser = "webhook-secret-token", "zoom-client", "zoom-ann"
 
-// users is what Zoom's webhook finds of users.
+// users is a store of the grants of zoomUser.
 type users struct {
 	ids   []grant.ID // of zoomUser
 	err   error      // of Deauthorize
 	down  error      // of ByZoomUser
-	asked []string   // app and Zoom user
+	finds []string   // app and Zoom user of each ByZoomUser
 	gone  []grant.ID
 	at    time.Time
 }
 
 func (u *users) ByZoomUser(_ context.Context, app, user string) ([]grant.ID, error) {
-	u.asked = append(u.asked, app+" "+user)
+	u.finds = append(u.finds, app+" "+user)
 	if user != zoomUser || u.down != nil {
 		return nil, u.down
 	}
@@ -47,7 +47,7 @@ func (u *users) ByZoomUser(_ context.Context, app, user string) ([]grant.ID, err
 
 func (u *users) Deauthorize(ctx context.Context, id grant.ID, at time.Time) error {
 	if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > 3*time.Second {
-		return errors.New("Zoom does not wait for so long")
+		return errors.New("the deadline is longer than Zoom waits")
 	}
 	if u.err != nil {
 		return u.err
@@ -58,13 +58,13 @@ func (u *users) Deauthorize(ctx context.Context, id grant.ID, at time.Time) erro
 
 func (u *users) events(log *zap.Logger) http.Handler {
 	apps := []tokenserver.App{
-		{Name: "silent", ClientID: "other-client"}, // without a secret token: nobody can sign for it
+		{Name: "silent", ClientID: "other-client"}, // without a Secret Token: no signature is valid
 		{Name: "default", ClientID: zoomClient, SecretToken: secret.New(secretToken)},
 	}
 	return tokenserver.NewEvents(u, func() []tokenserver.App { return apps }, log, prometheus.NewRegistry())
 }
 
-// zoomSignature is Zoom's own recipe (developers.zoom.us, webhooks).
+// zoomSignature signs as Zoom does (developers.zoom.us, webhooks).
 func zoomSignature(timestamp, body string) string {
 	mac := hmac.New(sha256.New, []byte(secretToken))
 	mac.Write([]byte("v0:" + timestamp + ":" + body))
@@ -92,14 +92,14 @@ func signed(handler http.Handler, at time.Time, body string) *httptest.ResponseR
 
 func TestURLValidation(t *testing.T) {
 	w := signed((&users{}).events(zap.NewNop()), time.Now(), `{"event":"endpoint.url_validation","payload":{"plainToken":"qgg8vlvZRS6UYooatFL8Aw"}}`)
-	var answer struct{ PlainToken, EncryptedToken string }
-	if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || w.Code != 200 || w.Header().Get("Content-Type") != "application/json" {
-		t.Fatalf("answered %d, %v", w.Code, err)
+	var response struct{ PlainToken, EncryptedToken string }
+	if err := json.Unmarshal(w.Body.Bytes(), &response); err != nil || w.Code != 200 || w.Header().Get("Content-Type") != "application/json" {
+		t.Fatalf("responded %d, %v", w.Code, err)
 	}
 	mac := hmac.New(sha256.New, []byte(secretToken))
 	mac.Write([]byte("qgg8vlvZRS6UYooatFL8Aw"))
-	if answer.PlainToken != "qgg8vlvZRS6UYooatFL8Aw" || answer.EncryptedToken != hex.EncodeToString(mac.Sum(nil)) {
-		t.Errorf("answered %+v", answer)
+	if response.PlainToken != "qgg8vlvZRS6UYooatFL8Aw" || response.EncryptedToken != hex.EncodeToString(mac.Sum(nil)) {
+		t.Errorf("responded %+v", response)
 	}
 }
 
@@ -108,33 +108,33 @@ func TestDeauthorizationMarksEveryGrantOfTheUser(t *testing.T) {
 	at := time.Now().Add(-time.Minute).Truncate(time.Millisecond)
 	core, logs := observer.New(zap.DebugLevel)
 	if w := signed(u.events(zap.New(core)), time.Now(), deauthorization(at)); w.Code != 204 {
-		t.Fatalf("answered %d", w.Code)
+		t.Fatalf("responded %d", w.Code)
 	}
-	if !slices.Equal(u.gone, u.ids) || !u.at.Equal(at) || !slices.Equal(u.asked, []string{"default " + zoomUser}) {
-		t.Errorf("marked %v as of %v, asked for %v", u.gone, u.at, u.asked)
+	if !slices.Equal(u.gone, u.ids) || !u.at.Equal(at) || !slices.Equal(u.finds, []string{"default " + zoomUser}) {
+		t.Errorf("marked %v as of %v, found by %v", u.gone, u.at, u.finds)
 	}
 	if logs.FilterMessageSnippet("marked for removal").Len() != 2 {
-		t.Error("nobody is told")
+		t.Error("not logged for each grant")
 	}
 }
 
-func TestDeauthorizationThatChangesNothingIsAnsweredAsDone(t *testing.T) {
+func TestDeauthorizationThatChangesNothingIsAcknowledged(t *testing.T) {
 	for name, u := range map[string]*users{
 		"consented again":  {ids: []grant.ID{"x"}, err: grant.ErrFresh},
-		"told before":      {ids: []grant.ID{"x"}, err: grant.ErrDeleting},
+		"repeated":         {ids: []grant.ID{"x"}, err: grant.ErrDeleting},
 		"removed meantime": {ids: []grant.ID{"x"}, err: grant.ErrNotFound},
-		"nobody's":         {},
+		"of no user":       {},
 	} {
 		if w := signed(u.events(zap.NewNop()), time.Now(), deauthorization(time.Now())); w.Code != 204 {
-			t.Errorf("%s: answered %d", name, w.Code)
+			t.Errorf("%s: responded %d", name, w.Code)
 		}
 	}
 }
 
-func TestDeauthorizationThatCannotBeRecordedIsAskedForAgain(t *testing.T) {
+func TestDeauthorizationThatCannotBeRecordedIsRetried(t *testing.T) {
 	for _, u := range []*users{{ids: []grant.ID{"x"}, err: errors.New("down")}, {down: errors.New("down")}} {
 		if w := signed(u.events(zap.NewNop()), time.Now(), deauthorization(time.Now())); w.Code != 503 || w.Header().Get("Retry-After") == "" {
-			t.Errorf("answered %d", w.Code)
+			t.Errorf("responded %d", w.Code)
 		}
 	}
 }
@@ -156,7 +156,7 @@ func TestEventsRefuse(t *testing.T) {
 		"six minutes early":         {signed(handler, now.Add(6*time.Minute), body), 401},
 		"not JSON":                  {signed(handler, now, "hello"), 400},
 		"another app's":             {signed(handler, now, strings.Replace(body, zoomClient, "other-client", 1)), 400},
-		"nobody":                    {signed(handler, now, strings.Replace(body, zoomUser, "", 1)), 400},
+		"no user":                   {signed(handler, now, strings.Replace(body, zoomUser, "", 1)), 400},
 		"no time":                   {signed(handler, now, `{"event":"app_deauthorized","payload":{"user_id":"zoom-ann","client_id":"zoom-client"}}`), 400},
 		"too long":                  {signed(handler, now, body+strings.Repeat(" ", 64<<10)), 400},
 		"an event of another kind":  {signed(handler, now, `{"event":"meeting.started"}`), 204},
@@ -164,17 +164,17 @@ func TestEventsRefuse(t *testing.T) {
 		"validation without secret": {post(handler, http.Header{"X-Zm-Request-Timestamp": {stamp}}, `{"event":"endpoint.url_validation","payload":{"plainToken":"x"}}`), 401},
 	} {
 		if c.got.Code != c.want {
-			t.Errorf("%s: answered %d, want %d", name, c.got.Code, c.want)
+			t.Errorf("%s: responded %d, want %d", name, c.got.Code, c.want)
 		}
 	}
-	if len(u.asked) != 0 {
-		t.Errorf("something was done: %v", u.asked)
+	if len(u.finds) != 0 {
+		t.Errorf("grants were looked up: %v", u.finds)
 	}
 	request := httptest.NewRequest(http.MethodGet, "/zoom/events", nil)
 	w := httptest.NewRecorder()
 	handler.ServeHTTP(w, request)
 	if w.Code != 405 || w.Header().Get("Allow") != "POST" {
-		t.Errorf("GET: answered %d, Allow %q", w.Code, w.Header().Get("Allow"))
+		t.Errorf("GET: responded %d, Allow %q", w.Code, w.Header().Get("Allow"))
 	}
 }
 
@@ -187,16 +187,16 @@ func emptyKey(stamp, body string) string {
 func TestNoEventsWithoutASecretToken(t *testing.T) {
 	f := start(t, nil, nil)
 	if got := do(t, http.MethodPost, f.server.URL+"/zoom/events", nil); got.status != 404 {
-		t.Errorf("answered %d, want 404", got.status)
+		t.Errorf("responded %d, want 404", got.status)
 	}
 	none := tokenserver.NewEvents(&users{}, func() []tokenserver.App { return []tokenserver.App{{Name: "silent", ClientID: "x"}} },
 		zap.NewNop(), prometheus.NewRegistry())
-	f = startWith(t, tokenserver.Config{Tokens: goodOnes{}, Events: none})
+	f = startWith(t, tokenserver.Config{Tokens: liveTokens{}, Events: none})
 	if got := do(t, http.MethodPost, f.server.URL+"/zoom/events", nil); got.status != 404 || got.body != "not found\n" {
-		t.Errorf("apps without any: answered %d, want 404", got.status)
+		t.Errorf("apps without any: responded %d, want 404", got.status)
 	}
-	f = startWith(t, tokenserver.Config{Tokens: goodOnes{}, Events: (&users{}).events(zap.NewNop())})
+	f = startWith(t, tokenserver.Config{Tokens: liveTokens{}, Events: (&users{}).events(zap.NewNop())})
 	if got := do(t, http.MethodPost, f.server.URL+"/zoom/events", nil); got.status != 401 {
-		t.Errorf("with events, unsigned: answered %d, want 401", got.status)
+		t.Errorf("with events, unsigned: responded %d, want 401", got.status)
 	}
 }

@@ -21,8 +21,8 @@ import (
 
 const fuzzKey, otherKey = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_b3RoZXJvdGhlcm90aGVyb3RoZXI="
 
-// FuzzVerifier holds the verifier against the Standard Webhooks library: they
-// must decide alike, whatever the headers say.
+// FuzzVerifier compares the verifier with the Standard Webhooks library: they must
+// agree on all headers.
 func FuzzVerifier(f *testing.F) {
 	now := time.Now()
 	var libraries []*standardwebhooks.Webhook
@@ -64,13 +64,13 @@ func FuzzVerifier(f *testing.F) {
 			want = want || library.Verify(nil, header) == nil
 		}
 		if got := verifier.Verify(header, time.Now()); got != want {
-			t.Errorf("Verify = %v, the library says %v", got, want)
+			t.Errorf("Verify = %v, the library returns %v", got, want)
 		}
 	})
 }
 
-// FuzzURL asks for whatever comes, where one credential exists: only its own
-// URL gets the token, nothing panics, and all other answers are alike.
+// FuzzURL requests arbitrary URLs where one credential exists: only its own URL
+// gets the token, nothing panics, and all other responses are equal.
 func FuzzURL(f *testing.F) {
 	address := callback.Address{ID: grant.NewID("default", "ann"), Secret: secret.New(strings.Repeat("s", 43))}
 	source := &records{id: address.ID, serving: grant.ServingRecord{
@@ -81,7 +81,7 @@ func FuzzURL(f *testing.F) {
 		f.Fatal(err)
 	}
 	cache.Synced()
-	handler := tokenserver.New(tokenserver.Config{Cache: cache, Tokens: goodOnes{}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry()})
+	handler := tokenserver.New(tokenserver.Config{Cache: cache, Tokens: liveTokens{}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry()})
 	good := path(address)
 	for _, seed := range []string{
 		good, good + "/", good + "?x=y", good[:len(good)-1], "/", "//", "/callback", "/callback/" + string(address.ID) + "/",
@@ -94,7 +94,7 @@ func FuzzURL(f *testing.F) {
 	f.Fuzz(func(t *testing.T, method, target string) {
 		request, err := http.NewRequestWithContext(t.Context(), method, target, nil)
 		if err != nil {
-			return // net/http does not let it in either
+			return // net/http rejects it too
 		}
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, request)
@@ -107,19 +107,19 @@ func FuzzURL(f *testing.F) {
 			}
 		case http.StatusNotFound:
 			if right && read || w.Body.String() != "not found\n" {
-				t.Errorf("%s %q was answered 404, %q", method, target, w.Body)
+				t.Errorf("%s %q: responded 404, %q", method, target, w.Body)
 			}
 		case http.StatusMethodNotAllowed:
 			if read || !strings.HasPrefix(request.URL.Path, callback.Prefix) {
-				t.Errorf("%s %q was answered 405", method, target)
+				t.Errorf("%s %q: responded 405", method, target)
 			}
 		default:
-			t.Errorf("%s %q was answered %d", method, target, w.Code)
+			t.Errorf("%s %q: responded %d", method, target, w.Code)
 		}
 	})
 }
 
-// FuzzEvents sends whatever comes to Zoom's webhook, signed and unsigned.
+// FuzzEvents sends arbitrary bodies to Zoom's webhook, signed and unsigned.
 func FuzzEvents(f *testing.F) {
 	for _, seed := range []string{
 		"", "{}", "null", "[]", `"x"`, `{"event":1}`, `{"event":"endpoint.url_validation","payload":{"plainToken":"q"}}`,
@@ -141,11 +141,11 @@ func FuzzEvents(f *testing.F) {
 		seconds, err := strconv.ParseInt(timestamp, 10, 64)
 		age := time.Since(time.Unix(seconds, 0))
 		fresh := err == nil && age < 5*time.Minute && age > -5*time.Minute
-		if allowed := signed && fresh; !allowed && (w.Code < 300 || len(users.asked) > 0) {
-			t.Errorf("signed %v, fresh %v: answered %d", signed, fresh, w.Code)
+		if allowed := signed && fresh; !allowed && (w.Code < 300 || len(users.finds) > 0) {
+			t.Errorf("signed %v, fresh %v: responded %d", signed, fresh, w.Code)
 		}
 		if w.Code >= 500 {
-			t.Errorf("answered %d", w.Code)
+			t.Errorf("responded %d", w.Code)
 		}
 	})
 }

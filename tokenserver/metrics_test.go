@@ -16,13 +16,13 @@ import (
 	"tokenprovider/tokenserver"
 )
 
-// measured is a handler and its cache that are measured.
+// measured runs a test of a handler and a cache with metrics.
 func measured(t *testing.T, test func(m *memory, want func(series string, value float64))) {
 	t.Helper()
 	inBubble(t, 10, func(m *memory) {
 		registry := prometheus.NewRegistry()
 		m.cache.RegisterMetrics(registry)
-		m.handler = tokenserver.New(tokenserver.Config{Cache: m.cache, Tokens: goodOnes{}, Log: zap.NewNop(), Metrics: registry})
+		m.handler = tokenserver.New(tokenserver.Config{Cache: m.cache, Tokens: liveTokens{}, Log: zap.NewNop(), Metrics: registry})
 		test(m, func(series string, value float64) {
 			m.t.Helper()
 			synctest.Wait()
@@ -42,7 +42,7 @@ func TestCallbacksAreCounted(t *testing.T) {
 			m.get(path)
 		}
 		want(`callbacks_total{outcome="served",protocol="recall"}`, 3)
-		want(`callbacks_total{outcome="served",protocol="recall"}`, 3) // however often it is asked for
+		want(`callbacks_total{outcome="served",protocol="recall"}`, 3) // collected twice
 		want(`callback_duration_seconds{protocol="recall",served="true"}`, 3)
 		want(`served_token_life_seconds`, 3)
 		m.get(path + "x")
@@ -55,9 +55,9 @@ func TestCallbacksAreCounted(t *testing.T) {
 func TestReadsOfTheCacheAreCounted(t *testing.T) {
 	measured(t, func(m *memory, want func(string, float64)) {
 		id, path := m.add("ann")
-		want(`cache_following`, 0)
+		want(`cache_synced`, 0)
 		m.cache.Synced()
-		want(`cache_following`, 1)
+		want(`cache_synced`, 1)
 		m.get(path)
 		m.get(path)
 		want(`cache_reads_total{reason="miss"}`, 1)
@@ -66,22 +66,22 @@ func TestReadsOfTheCacheAreCounted(t *testing.T) {
 		m.get(other)
 		want(`cache_reads_total{reason="secret"}`, 1)
 		m.cache.Desynced(fmt.Errorf("gone"))
-		want(`cache_following`, 0)
+		want(`cache_synced`, 0)
 		m.get(path)
 		want(`cache_reads_total{reason="unverified"}`, 1)
 		m.set(func() { m.err = store.ErrUnavailable })
 		m.get(path)
-		m.get(path) // not asked again: Redis is known to be away
+		m.get(path) // Redis is not read: it is known to be down
 		want(`cache_reads_total{reason="unverified"}`, 2)
 		want(`cache_unverified_total`, 2)
 		m.cache.Invalidate(id)
-		m.cache.Invalidate(id) // is not in memory any more
+		m.cache.Invalidate(id) // no longer cached
 		want(`cache_invalidations_total`, 1)
 	})
 }
 
-// TestTokensEndedInUse: a token that was handed out a moment ago and was renewed
-// is counted; one that is left alone for 3 s is not, nor any other change.
+// TestTokensEndedInUse: a token that is renewed within 3 s of being served is
+// counted. A later renewal is not, nor is any other change.
 func TestTokensEndedInUse(t *testing.T) {
 	const ended = `tokens_ended_in_use_total`
 	measured(t, func(m *memory, want func(string, float64)) {
@@ -106,23 +106,23 @@ func TestTokensEndedInUse(t *testing.T) {
 		time.Sleep(2900 * time.Millisecond)
 		renew("three")
 		want(ended, 1)
-		renew("four") // nobody has the third
+		renew("four") // the third was not served
 		want(ended, 1)
 	})
 }
 
-// TestNothingIsMeasured: a handler without metrics serves, and refuses.
-func TestNothingIsMeasured(t *testing.T) {
+// TestWithoutMetrics: a handler without metrics serves and refuses.
+func TestWithoutMetrics(t *testing.T) {
 	inBubble(t, 10, func(m *memory) {
 		m.cache.Synced()
 		_, path := m.add("ann")
-		m.handler = tokenserver.New(tokenserver.Config{Cache: m.cache, Tokens: goodOnes{}, Log: zap.NewNop()})
+		m.handler = tokenserver.New(tokenserver.Config{Cache: m.cache, Tokens: liveTokens{}, Log: zap.NewNop()})
 		m.want(path, 200, "token-of-ann", 1)
 		m.want(path, 200, "token-of-ann", 0)
 		w := httptest.NewRecorder()
 		m.handler.ServeHTTP(w, httptest.NewRequest("POST", path, nil))
 		if w.Code != 405 {
-			t.Errorf("answered %d", w.Code)
+			t.Errorf("responded %d", w.Code)
 		}
 	})
 }

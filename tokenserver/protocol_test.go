@@ -87,7 +87,7 @@ func toyServer(t *testing.T, tokens tokenserver.TokenSource, maxWaiting int, tes
 }
 
 func TestSecondProtocolIsServed(t *testing.T) {
-	toyServer(t, goodOnes{}, 0, func(m *memory, ask func(string, string) (int, string), want func(string, float64), _ *observer.ObservedLogs) {
+	toyServer(t, liveTokens{}, 0, func(m *memory, ask func(string, string) (int, string), want func(string, float64), _ *observer.ObservedLogs) {
 		id, ann := m.add("ann")
 		if status, body := ask(ann, ""); status != 200 || body != `{"token":"token-of-ann"}`+"\n" {
 			m.t.Errorf("responded %d %q", status, body)
@@ -110,7 +110,7 @@ func TestSecondProtocolIsServed(t *testing.T) {
 }
 
 func TestSecondProtocolFallsBackToTheCachedRecord(t *testing.T) {
-	toyServer(t, goodOnes{}, 0, func(m *memory, ask func(string, string) (int, string), want func(string, float64), _ *observer.ObservedLogs) {
+	toyServer(t, liveTokens{}, 0, func(m *memory, ask func(string, string) (int, string), want func(string, float64), _ *observer.ObservedLogs) {
 		_, ann := m.add("ann")
 		ask(ann, "")
 		m.set(func() { m.err = store.ErrUnavailable })
@@ -118,7 +118,7 @@ func TestSecondProtocolFallsBackToTheCachedRecord(t *testing.T) {
 		if status, _ := ask(ann, ""); status != 200 {
 			m.t.Errorf("responded %d with Redis unavailable", status)
 		}
-		time.Sleep(2 * time.Hour) // the token expires, and goodOnes renews nothing
+		time.Sleep(2 * time.Hour) // the token expires, and liveTokens renews nothing
 		if status, _ := ask(ann, ""); status != 404 {
 			m.t.Errorf("responded %d without a valid token", status)
 		}
@@ -131,7 +131,7 @@ func TestSecondProtocolSharesTheLimitOnWaiting(t *testing.T) {
 	var ask func(string, string) (int, string)
 	var ann string
 	var inner int
-	renew := handOut(func(_ context.Context, _ grant.ID, serving grant.ServingRecord, _ time.Duration) (grant.ServingRecord, error) {
+	renew := renewFunc(func(_ context.Context, _ grant.ID, serving grant.ServingRecord, _ time.Duration) (grant.ServingRecord, error) {
 		inner, _ = ask(ann, "") // while the one place is taken
 		return serving, nil
 	})
@@ -142,12 +142,12 @@ func TestSecondProtocolSharesTheLimitOnWaiting(t *testing.T) {
 		if inner != 404 {
 			m.t.Errorf("responded %d, want 404", inner)
 		}
-		want("crowded", 1)
+		want("overloaded", 1)
 	})
 }
 
 func TestSecondProtocolPanics(t *testing.T) {
-	toyServer(t, goodOnes{}, 0, func(m *memory, ask func(string, string) (int, string), want func(string, float64), logs *observer.ObservedLogs) {
+	toyServer(t, liveTokens{}, 0, func(m *memory, ask func(string, string) (int, string), want func(string, float64), logs *observer.ObservedLogs) {
 		_, ann := m.add("ann")
 		if status, body := ask(ann, "a fault that quotes "+token); status != 500 || strings.Contains(body, token) {
 			m.t.Errorf("responded %d %q", status, body)

@@ -22,7 +22,7 @@ import (
 	"tokenprovider/tokenserver"
 )
 
-// TestTimeTellsNothing compares how long guesses take: at a credential that is
+// TestTimingRevealsNothing compares the durations of guesses: at a credential that is
 // in memory, at one that does not exist, and at no credential at all. An attacker
 // on the same machine, over a kept-alive connection and with a real Redis, must
 // not be able to tell them apart.
@@ -32,9 +32,9 @@ import (
 // of each kind in random order its standard error is √((2n+1)/12n²), 0.009 for n
 // = 2000. A chance is called different if it is further from ½ than 0.05 and five
 // errors together: alike ones fail once in more than a million runs, and one of
-// 0.61 or more is found with a probability of 0.95. What does take another way,
-// a callback that is served from memory, must be told apart: it is the control.
-func TestTimeTellsNothing(t *testing.T) {
+// 0.61 or more is found with a probability of 0.95. A callback that is served
+// from memory takes another path, and must be found different: it is the control.
+func TestTimingRevealsNothing(t *testing.T) {
 	keyset := testkit.Keyset(t)
 	grants := store.New(testkit.StartRedis(t).Client(), keyset)
 	address := callback.NewAddress(grant.NewID("default", "ann"))
@@ -54,13 +54,13 @@ func TestTimeTellsNothing(t *testing.T) {
 	}
 	cache.Synced()
 	server := httptest.NewServer(tokenserver.New(tokenserver.Config{
-		Cache: cache, Tokens: goodOnes{}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
+		Cache: cache, Tokens: liveTokens{}, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
 	}))
 	defer server.Close()
 
-	const warm, wrong, unknown, malformed = 0, 1, 2, 3
+	const cached, wrong, unknown, malformed = 0, 1, 2, 3
 	paths := []func() string{
-		warm:      func() string { return path(address) },
+		cached:    func() string { return path(address) },
 		wrong:     func() string { return path(callback.NewAddress(address.ID)) },
 		unknown:   func() string { return path(callback.NewAddress(grant.NewID("default", fmt.Sprint(rand.Uint64())))) },
 		malformed: func() string { return path(address)[:60] },
@@ -77,12 +77,12 @@ func TestTimeTellsNothing(t *testing.T) {
 		began := time.Now()
 		response, err := http.DefaultClient.Do(request)
 		if err != nil {
-			t.Fatal("a guess was not answered")
+			t.Fatal("a guess got no response")
 		}
 		_, _ = io.Copy(io.Discard, response.Body)
 		_ = response.Body.Close()
 		if i < len(order)/10 {
-			continue // everything warms up
+			continue // the first tenth is warm-up
 		}
 		times[kind] = append(times[kind], float64(time.Since(began)))
 	}
@@ -91,18 +91,18 @@ func TestTimeTellsNothing(t *testing.T) {
 		"a wrong secret and an unknown credential":     {wrong, unknown},
 		"a malformed URL and an unknown credential":    {malformed, unknown},
 		"a wrong secret and a malformed URL":           {wrong, malformed},
-		"control: a served callback and a wrong guess": {warm, wrong},
+		"control: a served callback and a wrong guess": {cached, wrong},
 	} {
 		chance := longer(times[pair[0]], times[pair[1]])
 		different := math.Abs(chance-0.5) > bound
-		if different != (pair[0] == warm) {
+		if different != (pair[0] == cached) {
 			t.Errorf("%s: the one takes longer with a chance of %.3f", name, chance)
 		}
 		t.Logf("%s: %.3f", name, chance)
 	}
 }
 
-// longer is the chance that a random one of a is greater than a random one of b.
+// longer returns the chance that a random one of a is greater than a random one of b.
 func longer(a, b []float64) float64 {
 	slices.Sort(b)
 	wins := 0.0

@@ -49,7 +49,7 @@ const (
 	Signature   Outcome = "signature"   // signature missing, wrong or too old
 	Reauthorize Outcome = "reauthorize" // the user must authorize again
 	Unavailable Outcome = "unavailable" // no token is available now
-	Overloaded  Outcome = "crowded"     // too many requests wait for a renewal
+	Overloaded  Outcome = "overloaded"  // too many requests wait for a renewal
 	Abandoned   Outcome = "abandoned"   // the caller closed the connection
 	Method      Outcome = "method"      // method not allowed
 	Panicked    Outcome = "panic"       // returned by no protocol: [Handler] counts it

@@ -49,17 +49,17 @@ func (r *records) ReadServingRecord(_ context.Context, id grant.ID) (grant.Servi
 	return r.serving, nil
 }
 
-// handOut is asked for every token, as if every renewal were near.
-type handOut func(ctx context.Context, id grant.ID, serving grant.ServingRecord, ttl time.Duration) (grant.ServingRecord, error)
+// renewFunc renews every token: CanServe reports false.
+type renewFunc func(ctx context.Context, id grant.ID, serving grant.ServingRecord, ttl time.Duration) (grant.ServingRecord, error)
 
-func (handOut) CanServe(*grant.ServingRecord, time.Duration, time.Time) bool { return false }
+func (renewFunc) CanServe(*grant.ServingRecord, time.Duration, time.Time) bool { return false }
 
-func (f handOut) EnsureFresh(ctx context.Context, id grant.ID, serving grant.ServingRecord, ttl time.Duration) (grant.ServingRecord, error) {
+func (f renewFunc) EnsureFresh(ctx context.Context, id grant.ID, serving grant.ServingRecord, ttl time.Duration) (grant.ServingRecord, error) {
 	return f(ctx, id, serving, ttl)
 }
 
-// asItIs hands out what was read.
-func asItIs(_ context.Context, _ grant.ID, serving grant.ServingRecord, _ time.Duration) (grant.ServingRecord, error) {
+// keepToken returns the record that was read.
+func keepToken(_ context.Context, _ grant.ID, serving grant.ServingRecord, _ time.Duration) (grant.ServingRecord, error) {
 	return serving, serving.CheckAlive()
 }
 
@@ -72,12 +72,12 @@ type fixture struct {
 	metrics *prometheus.Registry
 }
 
-func start(t *testing.T, handOuter handOut, verifier *tokenserver.Verifier) *fixture {
+func start(t *testing.T, tokens renewFunc, verifier *tokenserver.Verifier) *fixture {
 	t.Helper()
-	if handOuter == nil {
-		handOuter = asItIs
+	if tokens == nil {
+		tokens = keepToken
 	}
-	return startWith(t, tokenserver.Config{Tokens: handOuter, Verifier: verifier})
+	return startWith(t, tokenserver.Config{Tokens: tokens, Verifier: verifier})
 }
 
 func startWith(t *testing.T, config tokenserver.Config) *fixture {
@@ -129,13 +129,13 @@ func (f *fixture) change(change func(*records)) {
 	f.cache.Invalidate(f.id)
 }
 
-type answer struct {
+type result struct {
 	status int
 	header http.Header
 	body   string
 }
 
-func do(t *testing.T, method, url string, header http.Header) answer {
+func do(t *testing.T, method, url string, header http.Header) result {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), method, url, nil)
 	if err != nil {
@@ -153,7 +153,7 @@ func do(t *testing.T, method, url string, header http.Header) answer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return answer{response.StatusCode, response.Header, string(body)}
+	return result{response.StatusCode, response.Header, string(body)}
 }
 
 func (f *fixture) wantCount(t *testing.T, outcome string, want float64) {
@@ -179,7 +179,7 @@ func TestServesTheTokenAndNothingElse(t *testing.T) {
 	f := start(t, nil, nil)
 	got := do(t, http.MethodGet, f.url(t), nil)
 	if got.status != http.StatusOK || got.body != token {
-		t.Errorf("answered %d and %d bytes, want the token", got.status, len(got.body))
+		t.Errorf("responded %d and %d bytes, want the token", got.status, len(got.body))
 	}
 	for name, want := range map[string]string{
 		"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store",
@@ -191,12 +191,12 @@ func TestServesTheTokenAndNothingElse(t *testing.T) {
 	}
 	head := do(t, http.MethodHead, f.url(t), nil)
 	if head.status != http.StatusOK || head.body != "" || head.header.Get("Content-Length") != strconv.Itoa(len(token)) {
-		t.Errorf("HEAD answered %d, %d bytes, Content-Length %s", head.status, len(head.body), head.header.Get("Content-Length"))
+		t.Errorf("HEAD responded %d, %d bytes, Content-Length %s", head.status, len(head.body), head.header.Get("Content-Length"))
 	}
 	f.wantCount(t, "served", 2)
 }
 
-func TestUnknownMalformedAndWrongAreOneAnswer(t *testing.T) {
+func TestUnknownMalformedAndWrongURLsGetOneResponse(t *testing.T) {
 	f := start(t, nil, nil)
 	good := f.url(t)
 	stranger := callback.NewAddress(grant.NewID("default", "bob"))
@@ -215,30 +215,30 @@ func TestUnknownMalformedAndWrongAreOneAnswer(t *testing.T) {
 		"dots":            f.server.URL + "/callback/../callback/x/y",
 		"escaped":         strings.Replace(good, "/callback/", "/%63allback/", 1),
 	}
-	var first *answer
+	var first *result
 	for name, u := range urls {
 		got := do(t, http.MethodGet, u, nil)
 		got.header.Del("Date")
 		if got.status != http.StatusNotFound {
-			t.Errorf("%s: answered %d, want 404", name, got.status)
+			t.Errorf("%s: responded %d, want 404", name, got.status)
 		}
 		if first == nil {
 			first = &got
 		} else if got.body != first.body || len(got.header) != len(first.header) || got.header.Get("Content-Length") != first.header.Get("Content-Length") {
-			t.Errorf("%s: answered differently: %+v and %+v", name, got, *first)
+			t.Errorf("%s: responded differently: %+v and %+v", name, got, *first)
 		}
 	}
 	if len(f.reads) != len(urls) {
-		t.Errorf("%d reads for %d requests: one of them took another way", len(f.reads), len(urls))
+		t.Errorf("%d reads for %d requests, want one for each", len(f.reads), len(urls))
 	}
 	f.wantCount(t, "unknown", float64(len(urls)))
 }
 
-func TestKeysEnd(t *testing.T) {
+func TestSecretsEnd(t *testing.T) {
 	f := start(t, nil, nil)
 	f.change(func(r *records) { r.serving.Secrets[0].NotAfter = time.Now().Add(-time.Second) })
 	if got := do(t, http.MethodGet, f.url(t), nil); got.status != http.StatusNotFound {
-		t.Errorf("an ended secret is answered %d, want 404", got.status)
+		t.Errorf("an ended secret: responded %d, want 404", got.status)
 	}
 }
 
@@ -247,7 +247,7 @@ func TestMethods(t *testing.T) {
 	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions, http.MethodPatch} {
 		got := do(t, method, f.url(t), nil)
 		if got.status != http.StatusMethodNotAllowed || got.header.Get("Allow") != "GET, HEAD" {
-			t.Errorf("%s: answered %d, Allow %q", method, got.status, got.header.Get("Allow"))
+			t.Errorf("%s: responded %d, Allow %q", method, got.status, got.header.Get("Allow"))
 		}
 	}
 	if len(f.reads) != 0 {
@@ -263,7 +263,7 @@ func TestStates(t *testing.T) {
 	} {
 		f.change(func(r *records) { r.serving.State = state })
 		if got := do(t, http.MethodGet, f.url(t), nil); got.status != want {
-			t.Errorf("%s: answered %d, want %d", state, got.status, want)
+			t.Errorf("%s: responded %d, want %d", state, got.status, want)
 		}
 	}
 }
@@ -303,7 +303,7 @@ func TestSignatures(t *testing.T) {
 		"unsigned, and a wrong URL": {do(t, http.MethodGet, f.url(t)+"x", nil).status, 404},
 	} {
 		if c.got != c.want {
-			t.Errorf("%s: answered %d, want %d", name, c.got, c.want)
+			t.Errorf("%s: responded %d, want %d", name, c.got, c.want)
 		}
 	}
 }
@@ -331,25 +331,25 @@ func TestNewVerifierRefuses(t *testing.T) {
 	}
 }
 
-func TestHandsOutWhatItIsTold(t *testing.T) {
+func TestServesTheRenewedToken(t *testing.T) {
 	var f *fixture
 	f = start(t, func(_ context.Context, id grant.ID, serving grant.ServingRecord, ttl time.Duration) (grant.ServingRecord, error) {
 		if id != f.address.ID || ttl != 120*time.Second || serving.Access.Reveal() != token {
-			t.Errorf("asked about %s for %v", id, ttl)
+			t.Errorf("renewal of %s for %v", id, ttl)
 		}
 		serving.Access = secret.New("renewed")
 		return serving, nil
 	}, nil)
 	if got := do(t, http.MethodGet, f.url(t), nil); got.status != 200 || got.body != "renewed" {
-		t.Errorf("answered %d %q, want the new token", got.status, got.body)
+		t.Errorf("responded %d %q, want the new token", got.status, got.body)
 	}
 	forged := strings.Replace(f.url(t), string(f.address.ID)+"/", string(f.address.ID)+"/x", 1)
 	if got := do(t, http.MethodGet, forged[:len(forged)-1], nil); got.status != 404 {
-		t.Errorf("a wrong secret: answered %d", got.status)
+		t.Errorf("a wrong secret: responded %d", got.status)
 	}
 }
 
-func TestNoTokenToBeHad(t *testing.T) {
+func TestNoTokenAvailable(t *testing.T) {
 	var outcome error
 	f := start(t, func(_ context.Context, _ grant.ID, serving grant.ServingRecord, _ time.Duration) (grant.ServingRecord, error) {
 		return serving, outcome
@@ -369,10 +369,10 @@ func TestNoTokenToBeHad(t *testing.T) {
 		outcome = c.err
 		got := do(t, http.MethodGet, f.url(t), nil)
 		if got.status != c.status || got.header.Get("Retry-After") != c.after {
-			t.Errorf("%s: answered %d, Retry-After %q, want %d, %q", c.name, got.status, got.header.Get("Retry-After"), c.status, c.after)
+			t.Errorf("%s: responded %d, Retry-After %q, want %d, %q", c.name, got.status, got.header.Get("Retry-After"), c.status, c.after)
 		}
 		if strings.Contains(got.body, token) {
-			t.Errorf("%s: the token is in the answer", c.name)
+			t.Errorf("%s: the response has the token", c.name)
 		}
 	}
 }
@@ -382,7 +382,7 @@ func TestStoreDown(t *testing.T) {
 	f.change(func(r *records) { r.err = errors.New("connection refused") })
 	for _, u := range []string{f.url(t), f.url(t) + "x"} {
 		if got := do(t, http.MethodGet, u, nil); got.status != 503 || got.header.Get("Retry-After") == "" || strings.Contains(got.body, "refused") {
-			t.Errorf("answered %d %q", got.status, got.body)
+			t.Errorf("responded %d %q", got.status, got.body)
 		}
 	}
 	if f.logs.FilterMessage("no token available; responded 503").Len() != 2 {
@@ -409,7 +409,7 @@ func TestAbandonedCallback(t *testing.T) {
 	}()
 	if response, err := http.DefaultTransport.RoundTrip(request); err == nil {
 		_ = response.Body.Close()
-		t.Fatal("the callback was answered")
+		t.Fatal("the callback got a response")
 	}
 	if err := <-left; !errors.Is(err, context.Canceled) {
 		t.Errorf("waited until %v, want until the caller left", err)
@@ -417,6 +417,6 @@ func TestAbandonedCallback(t *testing.T) {
 	f.server.Close() // waits for the handler
 	f.wantCount(t, "abandoned", 1)
 	if f.logs.Len() != 0 {
-		t.Errorf("an abandoned callback is no event worth a line: %v", f.logs.All())
+		t.Errorf("an abandoned callback was logged: %v", f.logs.All())
 	}
 }

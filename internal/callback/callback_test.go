@@ -10,7 +10,7 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-func TestAddressIsReadBack(t *testing.T) {
+func TestAddressRoundTrip(t *testing.T) {
 	id := grant.NewID("app", "user")
 	for _, root := range []string{"https://tokens.example", "https://tokens.example/", "http://127.0.0.1:8080/zoom/"} {
 		base, err := url.Parse(root)
@@ -21,7 +21,7 @@ func TestAddressIsReadBack(t *testing.T) {
 		raw := address.URL(base).Reveal()
 		under, back, ok := callback.ParseURL(raw)
 		if !ok || under != strings.TrimRight(root, "/") || back.ID != id || !back.Secret.Equal(address.Secret) {
-			t.Errorf("under %s: the address is not read back", root)
+			t.Errorf("under %s: the address does not parse back", root)
 		}
 	}
 	if a, b := callback.NewAddress(id), callback.NewAddress(id); a.Secret.Equal(b.Secret) {
@@ -29,13 +29,13 @@ func TestAddressIsReadBack(t *testing.T) {
 	}
 }
 
-func TestParseRefuses(t *testing.T) {
+func TestParseRejects(t *testing.T) {
 	base, _ := url.Parse("https://tokens.example")
 	address := callback.NewAddress(grant.NewID("app", "user"))
 	good := address.URL(base).Reveal()
 	path := strings.TrimPrefix(good, "https://tokens.example")
 	if _, ok := callback.ParsePath(path); !ok {
-		t.Fatal("the good path is refused")
+		t.Fatal("the good path is rejected")
 	}
 	for _, bad := range []string{"", "/", "/callback/", path[1:], path + "/", path + "x", path[:len(path)-1], strings.Replace(path, "/callback/", "/callback//", 1), strings.ToUpper(path)} {
 		if _, ok := callback.ParsePath(bad); ok {
@@ -50,14 +50,14 @@ func TestParseRefuses(t *testing.T) {
 			t.Errorf("read as under %q, want %q", under, want)
 		}
 	}
-	for _, bad := range []string{"", "https://tokens.example/callback", good + "x", "https://somebody.example/x"} {
+	for _, bad := range []string{"", "https://tokens.example/callback", good + "x", "https://elsewhere.example/x"} {
 		if _, _, ok := callback.ParseURL(bad); ok {
 			t.Error("a URL that is no callback's is accepted")
 		}
 	}
 }
 
-func TestOpens(t *testing.T) {
+func TestMatches(t *testing.T) {
 	now := time.Unix(1000, 0)
 	id := grant.NewID("app", "user")
 	address, other := callback.NewAddress(id), callback.NewAddress(id)
@@ -70,17 +70,17 @@ func TestOpens(t *testing.T) {
 		keys    []grant.CallbackSecret
 		want    bool
 	}{
-		"its key":                 {address, []grant.CallbackSecret{address.CallbackSecret()}, true},
-		"its key, second":         {address, []grant.CallbackSecret{other.CallbackSecret(), address.CallbackSecret()}, true},
-		"its key, about to end":   {address, []grant.CallbackSecret{ending}, true},
-		"its key, ended":          {address, []grant.CallbackSecret{ended}, false},
-		"another's key":           {address, []grant.CallbackSecret{other.CallbackSecret()}, false},
-		"no key":                  {address, nil, false},
-		"an empty fingerprint":    {address, []grant.CallbackSecret{{}}, false},
-		"ended first, then alive": {address, []grant.CallbackSecret{ended, ending}, true},
+		"its secret":               {address, []grant.CallbackSecret{address.CallbackSecret()}, true},
+		"its secret, second":       {address, []grant.CallbackSecret{other.CallbackSecret(), address.CallbackSecret()}, true},
+		"its secret, about to end": {address, []grant.CallbackSecret{ending}, true},
+		"its secret, ended":        {address, []grant.CallbackSecret{ended}, false},
+		"another secret":           {address, []grant.CallbackSecret{other.CallbackSecret()}, false},
+		"no secret":                {address, nil, false},
+		"an empty fingerprint":     {address, []grant.CallbackSecret{{}}, false},
+		"ended first, then alive":  {address, []grant.CallbackSecret{ended, ending}, true},
 	} {
 		if got := c.address.Matches(c.keys, now); got != c.want {
-			t.Errorf("%s: Opens = %v, want %v", name, got, c.want)
+			t.Errorf("%s: Matches = %v, want %v", name, got, c.want)
 		}
 	}
 }

@@ -28,7 +28,7 @@ func TestFollow(t *testing.T) {
 	load := func(read reload.Read) (string, error) {
 		content, err := read(path)
 		if string(content) == "bad" {
-			err = errors.New("no good")
+			err = errors.New("invalid")
 		}
 		return string(content), err
 	}
@@ -43,35 +43,35 @@ func TestFollow(t *testing.T) {
 
 	core, logs := observer.New(zap.InfoLevel)
 	ctx, cancel := context.WithCancel(t.Context())
-	ended, told := make(chan struct{}), make(chan string, 10)
+	ended, reloads := make(chan struct{}), make(chan string, 10)
 	go func() {
 		defer close(ended)
-		value.Follow(ctx, time.Millisecond, zap.New(core), "thing", func(text string) { told <- text })
+		value.Follow(ctx, time.Millisecond, zap.New(core), "thing", func(text string) { reloads <- text })
 	}()
 	await := func(condition func() bool) {
 		t.Helper()
 		for end := time.Now().Add(10 * time.Second); !condition(); time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatal("nothing happened")
+				t.Fatal("no log entry within 10 s")
 			}
 		}
 	}
 	write("two")
-	if got := <-told; got != "two" || value.Get() != "two" {
-		t.Errorf("told %q, has %q", got, value.Get())
+	if got := <-reloads; got != "two" || value.Get() != "two" {
+		t.Errorf("passed on %q, has %q", got, value.Get())
 	}
 	write("bad")
 	await(func() bool { return logs.FilterLevelExact(zap.ErrorLevel).Len() > 0 })
 	if value.Get() != "two" {
-		t.Errorf("a file that is of no use took the place of what there was: %q", value.Get())
+		t.Errorf("an invalid file replaced the value: %q", value.Get())
 	}
 	write("three")
-	if got := <-told; got != "three" {
-		t.Errorf("told %q", got)
+	if got := <-reloads; got != "three" {
+		t.Errorf("passed on %q", got)
 	}
 	cancel()
 	<-ended
 	if n := logs.FilterLevelExact(zap.ErrorLevel).Len(); n != 1 {
-		t.Errorf("one bad change was told %d times", n)
+		t.Errorf("one invalid change was logged %d times", n)
 	}
 }
