@@ -1,7 +1,7 @@
-// Command register is an internal service that registers one user, in the way
-// that we recommend: over mutual TLS, with a deadline for each try, and repeating
-// the same request until it is answered. A repeated request is safe: a code is
-// spent once, and whoever repeats the call gets what came of it.
+// Command register is an example of an internal service. It registers one user as
+// recommended: over mutual TLS, with a deadline for each attempt, and repeating the
+// same request until it gets a response. Repeating is safe: a code is exchanged once,
+// and repeated calls return the result of the first.
 //
 //	register --addr registrar.internal:8443 --ca ca.pem --cert own.pem --key own-key.pem \
 //	  --user ann --redirect-uri https://app.example.com/oauth/zoom < code
@@ -50,7 +50,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	// A code is a secret for as long as it is good, so it is no argument.
+	// A valid code is a secret, so it is not an argument.
 	code, err := io.ReadAll(io.LimitReader(stdin, 4096))
 	if err != nil {
 		return fmt.Errorf("reading the code: %w", err)

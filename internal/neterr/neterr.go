@@ -1,6 +1,5 @@
-// Package neterr says why an HTTP request got no answer, in words that hold
-// nothing of the request: an error of net/http's quotes its URL, which may be
-// secret.
+// Package neterr describes why an HTTP request got no response, without any part of
+// the request. Errors of net/http contain the URL, which may be secret.
 package neterr
 
 import (
@@ -14,7 +13,7 @@ import (
 	"syscall"
 )
 
-// Describe returns the cause in a few words. What it does not know is "no usable answer".
+// Describe returns the cause in a few words, "no usable response" if it is unknown.
 func Describe(err error) string {
 	var (
 		timeout interface{ Timeout() bool }
@@ -34,17 +33,17 @@ func Describe(err error) string {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "connection refused"
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
-		return "no way there"
+		return "network unreachable"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "its certificate has expired, or is not valid yet"
 	case errors.As(err, &name):
 		return "its certificate is for another name"
 	case errors.As(err, &invalid), errors.As(err, &unknown):
-		return "its certificate is of no authority that this machine knows"
+		return "its certificate is signed by an unknown authority"
 	case errors.As(err, &record), strings.Contains(err.Error(), "HTTP response to HTTPS client"):
 		return "it does not speak TLS"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		return "connection closed"
 	}
-	return "no usable answer"
+	return "no usable response"
 }

@@ -30,15 +30,15 @@ func TestWhy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nobody := "http://" + listener.Addr().String()
+	unused := "http://" + listener.Addr().String()
 	_ = listener.Close()
 
 	for want, url := range map[string]string{
-		"connection refused":    nobody,
+		"connection refused":    unused,
 		"connection closed":     plain.URL,
 		"time-out":              plain.URL + "?hang",
 		"it does not speak TLS": strings.Replace(plain.URL, "http", "https", 1),
-		"its certificate is of no authority that this machine knows": secure.URL,
+		"its certificate is signed by an unknown authority": secure.URL,
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, nil)
@@ -48,7 +48,7 @@ func TestWhy(t *testing.T) {
 		response, err := http.DefaultClient.Do(request)
 		if err == nil {
 			_ = response.Body.Close()
-			t.Fatal("an answer")
+			t.Fatal("the request succeeded")
 		}
 		cancel()
 		if got := neterr.Describe(err); got != want {
@@ -60,13 +60,13 @@ func TestWhy(t *testing.T) {
 		"its certificate has expired, or is not valid yet": x509.CertificateInvalidError{Reason: x509.Expired},
 		"its certificate is for another name":              x509.HostnameError{Certificate: &x509.Certificate{}, Host: "secret.example"},
 		"cancelled":                                        context.Canceled,
-		"no usable answer":                                 errors.New("secret"),
+		"no usable response":                               errors.New("secret"),
 	} {
 		if got := neterr.Describe(err); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
 	}
 	if got := neterr.Describe(io.ErrUnexpectedEOF); got != "connection closed" {
-		t.Errorf("half an answer: %q", got)
+		t.Errorf("truncated response: %q", got)
 	}
 }

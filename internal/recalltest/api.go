@@ -22,7 +22,7 @@ type stored struct {
 	seq int
 }
 
-// body is the credential as JSON has it.
+// body returns the credential's JSON fields.
 func (c Credential) body() any {
 	return map[string]any{
 		"id":                        c.ID,
@@ -47,7 +47,7 @@ func timestamp(t time.Time) string {
 	return t.UTC().Format("2006-01-02T15:04:05.000000Z07:00")
 }
 
-// handle routes a request, after the checks that all of them share.
+// handle routes a request, after the common checks.
 func (r *Recall) handle(req *http.Request, body []byte) answer {
 	rest, underCredentials := strings.CutPrefix(req.URL.Path, credentialsPath)
 	id, slash := strings.CutSuffix(rest, "/")
@@ -137,7 +137,7 @@ func (r *Recall) create(req *http.Request, body []byte) answer {
 		return answer{status: http.StatusBadRequest, body: errs}
 	}
 	if c.AccessTokenCallbackURL != "" {
-		// A server goes on with its work when the client has gone.
+		// A server completes a request even if the client has disconnected.
 		ctx := context.WithoutCancel(req.Context())
 		got, err := r.call(ctx, c.AccessTokenCallbackURL, "")
 		if err != nil {
@@ -205,7 +205,7 @@ func (r *Recall) parseCreate(fields map[string]json.RawMessage) (Credential, map
 	return c, errs
 }
 
-// authorizationCode is what a create may carry in place of a callback URL.
+// authorizationCode is the alternative to a callback URL in a create.
 type authorizationCode struct {
 	Code         string `json:"code"`
 	RedirectURI  string `json:"redirect_uri"`
@@ -239,7 +239,7 @@ func (r *Recall) remove(id string) answer {
 	return answer{status: http.StatusNoContent}
 }
 
-// row is one possible result of a list, with what it can be filtered by.
+// row is one possible result of a list, with its filtered fields.
 type row struct {
 	seq     int
 	created time.Time
@@ -285,11 +285,11 @@ func (r *Recall) listApps(req *http.Request) answer {
 	return r.list(req, rows, "client_id")
 }
 
-// list answers one page of rows, which are in order of seq. Times are filtered
-// with both ends included.
+// list returns one page of rows, which are ordered by seq. Time filters include both
+// ends.
 //
-// A cursor is a direction and a seq, not an offset, so that what is created or
-// deleted between two pages shifts none of the others.
+// A cursor is a direction and a seq, not an offset, so creates and deletes between two
+// pages do not shift other rows.
 func (r *Recall) list(req *http.Request, rows []row, filters ...string) answer {
 	query, err := url.ParseQuery(req.URL.RawQuery)
 	if err != nil {

@@ -15,13 +15,13 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
-// minTTL is how long a token must still be good for when Recall gets it.
+// minTTL is the minimum remaining lifetime of a callback's token.
 const minTTL = 120 * time.Second
 
-// maxToken bounds a callback's answer; Zoom's tokens have less than 1 KiB.
+// maxToken limits a callback's response; Zoom's tokens have less than 1 KiB.
 const maxToken = 16 << 10
 
-// logEntry is one of Recall's own complaints about a credential.
+// logEntry is an entry of a credential's log.
 type logEntry struct {
 	seq                     int
 	id, credential, message string
@@ -38,18 +38,18 @@ func (l logEntry) body() any {
 	}
 }
 
-// called is what a callback came to.
+// called is the result of a callback.
 type called struct {
 	token, userID, accountID string
-	status                   int // 0: there was no answer
+	status                   int // 0: no response
 }
 
-// Callback makes r ask for a credential's token now, as Recall does when a bot
-// joins a meeting. It returns the token and the status of the answer, which is
-// given with an error too; 0 means that there was none.
+// Callback requests a credential's token, as Recall does when a bot joins a meeting.
+// It returns the token and the response's status, also with an error; 0 means that
+// there was no response.
 //
-// What a create demands of the callback is demanded here as well and, besides,
-// that the token is the same Zoom user's as then. The credential's status
+// The callback must meet the requirements of a create, and its token must belong to
+// the same Zoom user. The credential's status
 // becomes "healthy" or, with an entry in the credential's log, "unhealthy".
 // A ctx that ends counts as a failure like any other.
 func (r *Recall) Callback(ctx context.Context, credentialID string) (token string, status int, err error) {
@@ -81,7 +81,7 @@ func (r *Recall) Callback(ctx context.Context, credentialID string) (token strin
 			created:    r.opts.Now().UTC().Truncate(time.Microsecond),
 		})
 	}
-	// It may have been deleted meanwhile.
+	// The credential may have been deleted meanwhile.
 	if i := r.indexLocked(credentialID); i >= 0 {
 		r.credentials[i].Status = health
 	}
@@ -91,9 +91,8 @@ func (r *Recall) Callback(ctx context.Context, credentialID string) (token strin
 	return got.token, got.status, nil
 }
 
-// call makes one callback, checks its answer, and counts it. An empty userID
-// means that the token may be anybody's. Errors name neither the URL nor the
-// token, as both are secret.
+// call makes one callback, checks its response, and counts it. An empty userID accepts
+// any Zoom user's token. Errors contain neither the URL nor the token, which are secret.
 func (r *Recall) call(ctx context.Context, target, userID string) (called, error) {
 	r.mu.Lock()
 	r.counts.Callbacks++
@@ -120,7 +119,7 @@ func (r *Recall) call(ctx context.Context, target, userID string) (called, error
 	return got, err
 }
 
-// fetch makes one callback and checks the form of its answer.
+// fetch makes one callback and checks the form of its response.
 func (r *Recall) fetch(ctx context.Context, target string) (called, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 	if err != nil {

@@ -28,14 +28,14 @@ const (
 	maxBody = 1 << 20
 )
 
-// Options say what a [Recall] is like. The zero value is ready to use.
+// Options configures a [Recall]. The zero value is ready to use.
 type Options struct {
-	// APIKey is what requests must carry, as "Authorization: Token <APIKey>".
-	// IsEmpty means "recall-key".
+	// APIKey is the required key of requests, as "Authorization: Token <APIKey>".
+	// Empty means "recall-key".
 	APIKey string
 
-	// OAuthApps are the ids (UUIDs) of the Zoom OAuth apps Recall knows.
-	// IsEmpty means DefaultOAuthApp alone.
+	// OAuthApps are the ids (UUIDs) of the registered Zoom OAuth apps.
+	// Empty means DefaultOAuthApp alone.
 	OAuthApps []string
 
 	// ClientIDs are the client ids at Zoom of these apps, by their ids. Nil means
@@ -48,28 +48,28 @@ type Options struct {
 	// that callbacks carry none of these headers.
 	VerificationSecrets []string
 
-	// Identify tells whose token a callback has answered, and how long it is
-	// good for; an error means that Zoom does not take it. It is called
-	// concurrently. Nil means that any token will do: its credential has no
-	// Zoom user, so it never conflicts, and its lifetime is not looked at.
+	// Identify returns the Zoom user of a callback's token, and its remaining
+	// lifetime; an error means that Zoom rejects it. It is called concurrently. Nil
+	// means that any token is accepted: its credential has no Zoom user, so it never
+	// conflicts, and its lifetime is not checked.
 	Identify func(ctx context.Context, accessToken string) (userID, accountID string, ttl time.Duration, err error)
 
 	// Client makes the callbacks; its Timeout bounds each. Its CheckRedirect is
 	// not used: no redirect is followed. Nil means one with a timeout of 5 s.
 	Client *http.Client
 
-	// RateLimit is how many requests a minute each call but the list of
-	// credentials takes before it answers 429 with a Retry-After in seconds.
+	// RateLimit is the number of requests per minute of each call, except the list
+	// of credentials, before it returns 429 with a Retry-After in seconds.
 	// 0 means 300; negative means no limit.
 	RateLimit int
 
 	// ListRateLimit is the same for the lists of credentials and of apps. 0 means 60.
 	ListRateLimit int
 
-	// PageSize is how many results a page of a list has. 0 means 100.
+	// PageSize is the number of results on a page of a list. 0 means 100.
 	PageSize int
 
-	// Latency is how long every request waits before anything is done about it.
+	// Latency delays the execution of every request.
 	Latency time.Duration
 
 	// Now is the clock of created_at, of signatures and of rate limits. Nil
@@ -77,8 +77,8 @@ type Options struct {
 	Now func() time.Time
 }
 
-// Credential is a Zoom OAuth credential as Recall keeps it. An empty string
-// stands for JSON's null.
+// Credential is a Zoom OAuth credential at Recall. An empty string stands for JSON's
+// null.
 type Credential struct {
 	ID                     string    // a UUID
 	OAuthApp               string    // one of Options.OAuthApps
@@ -90,18 +90,18 @@ type Credential struct {
 	MeetingSyncStatus      string    // "not_started" unless added otherwise
 }
 
-// Counts say what a [Recall] has seen so far. A request that a fault answered
-// or dropped before its work counts in Requests only.
+// Counts has the numbers of requests and callbacks so far. A request that a fault
+// rejected or dropped before its execution counts only in Requests.
 type Counts struct {
-	Requests         int // all of them, whatever the answer
-	Creates          int // creates that were done (201), even if the answer was lost
+	Requests         int // all requests
+	Creates          int // completed creates (201), even if the response was lost
 	CreateAttempts   int // creates with the right key and within the rate limit
 	Conflicts        int // creates refused because the Zoom user has a credential
-	Deletes          int // deletes that were done (204)
-	Lists            int // pages of credentials handed out
+	Deletes          int // completed deletes (204)
+	Lists            int // served pages of credentials
 	Callbacks        int // callbacks made, by creates and by Recall.Callback
-	CallbackFailures int // those among them that failed
-	RateLimited      int // requests answered 429 by a rate limit
+	CallbackFailures int // failed callbacks
+	RateLimited      int // requests with a 429 response
 	Unauthorized     int // requests without the right key
 }
 
@@ -179,15 +179,14 @@ func (r *Recall) SetVerificationSecrets(secrets ...string) {
 	}
 }
 
-// Counts returns what r has seen so far.
+// Counts returns the numbers of requests and callbacks so far.
 func (r *Recall) Counts() Counts {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.counts
 }
 
-// Credentials returns the credentials r has now, in the order in which it came
-// by them.
+// Credentials returns the current credentials, oldest first.
 func (r *Recall) Credentials() []Credential {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -198,10 +197,9 @@ func (r *Recall) Credentials() []Credential {
 	return all
 }
 
-// AddCredential gives r a credential as if somebody else had created it. No
-// callback is made, no conflict is looked for, and nothing is counted. Empty
-// fields are filled as a create would, but for the callback URL and the Zoom
-// user and account. It returns what r now has.
+// AddCredential adds a credential as if another system had created it: without a
+// callback, a check for conflicts, or counting. It fills empty fields as a create
+// does, except the callback URL and the Zoom user and account. It returns the result.
 func (r *Recall) AddCredential(c Credential) Credential {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -222,9 +220,9 @@ func (r *Recall) addLocked(c Credential) Credential {
 	return c
 }
 
-// ServeHTTP answers one request to Recall's API.
+// ServeHTTP serves one request to Recall's API.
 func (r *Recall) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	// The server notices that a client has gone only once the body is read.
+	// The server detects a disconnected client only after reading the body.
 	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxBody))
 	f := r.begin(req)
 	wait(req.Context(), r.opts.Latency+f.Delay)
@@ -251,7 +249,7 @@ func (r *Recall) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// wait returns after d or when the client has gone, whichever is first.
+// wait returns after d, or when the client disconnects.
 func wait(ctx context.Context, d time.Duration) {
 	if d <= 0 {
 		return
@@ -264,7 +262,7 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// answer is what a request is answered with; a nil body means none.
+// answer is the response to a request; a nil body means none.
 type answer struct {
 	status int
 	header http.Header
@@ -280,7 +278,7 @@ func (a answer) write(w http.ResponseWriter) {
 	}
 	w.WriteHeader(a.status)
 	if a.body != nil {
-		_ = json.NewEncoder(w).Encode(a.body) // fails only if the client has gone
+		_ = json.NewEncoder(w).Encode(a.body) // fails only if the client has disconnected
 	}
 }
 
@@ -288,7 +286,7 @@ func detail(status int, message string) answer {
 	return answer{status: status, body: map[string]string{"detail": message}}
 }
 
-// fieldError is the answer to a request with one thing wrong.
+// fieldError is the response to a request with one invalid field.
 func fieldError(field, message string) answer {
 	return answer{status: http.StatusBadRequest, body: map[string][]string{field: {message}}}
 }

@@ -66,7 +66,7 @@ func identify(_ context.Context, token string) (userID, accountID string, ttl ti
 	return parts[0], parts[1], ttl, err
 }
 
-// answer makes the provider answer like this from now on.
+// answer sets the provider's response.
 func (w *world) answer(status int, contentType, body string) {
 	w.provide.Store(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
 		rw.Header()["Content-Type"] = []string{contentType}
@@ -492,7 +492,7 @@ func TestBadSecretPanics(t *testing.T) {
 
 func TestConcurrentCreatesOfOneUser(t *testing.T) {
 	w := start(t, recalltest.Options{})
-	var both sync.WaitGroup // each callback answers when the other is there
+	var both sync.WaitGroup // each callback responds once the other has arrived
 	both.Add(2)
 	w.provide.Store(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
 		both.Done()
@@ -600,7 +600,7 @@ func TestFilters(t *testing.T) {
 		"user_id=":                              "a b c",
 		"account_id=k1":                         "a b",
 		"user_id=u1&account_id=k1":              "a",
-		"user_id=nobody":                        "",
+		"user_id=other":                         "",
 		"oauth_app=o":                           "c",
 		"created_at_after=2026-04-01T00:00:02Z": "b c",
 		"created_at_before=2026-04-01T00:00:02.000000Z":                                 "a b",

@@ -13,25 +13,25 @@ import (
 )
 
 // A key is replaced in four steps, with time between them for every process to
-// read the keyset again: [Wrapping.AddKey], so that all can open what it will
-// seal; [Wrapping.Promote], so that it seals; re-sealing what is stored;
-// [Wrapping.Disable] of the old one, once nothing is sealed by it.
+// reload the keyset: [Wrapping.AddKey], which lets all processes decrypt with the new
+// key; [Wrapping.Promote], which makes it encrypt; re-encryption of the stored values;
+// [Wrapping.Disable] of the old key, once no value is encrypted with it.
 
-// Wrapping is how a keyset is kept: by a key of a KMS, or, the zero value, in
-// clear. Each method reads a keyset in JSON, and returns what it has become.
+// Wrapping reads and writes keysets in JSON, encrypted with a KMS key or, as the zero
+// value, in clear. Each method takes a keyset and returns the changed one.
 type Wrapping struct{ KMS tink.AEAD }
 
 // Key is one key of a keyset.
 type Key struct {
 	ID      uint32
 	Enabled bool
-	Primary bool // it seals
+	Primary bool // encrypts new values
 }
 
-// Generate makes a new keyset with one AES-256-GCM key, in JSON and in clear.
+// Generate returns a new keyset with one AES-256-GCM key, in JSON and in clear.
 func Generate() ([]byte, error) { return Wrapping{}.Generate() }
 
-// New returns a new keyset that nobody keeps.
+// New returns a new keyset that exists only in memory.
 func New() (*Keyset, error) {
 	json, err := Generate()
 	if err != nil {
@@ -40,16 +40,16 @@ func New() (*Keyset, error) {
 	return Parse(json)
 }
 
-// Generate makes a new keyset with one AES-256-GCM key, in JSON.
+// Generate returns a new keyset with one AES-256-GCM key, in JSON.
 func (w Wrapping) Generate() ([]byte, error) {
 	handle, err := keyset.NewHandle(aead.AES256GCMKeyTemplate())
 	if err != nil {
-		return nil, fmt.Errorf("making a key: %w", err)
+		return nil, fmt.Errorf("generating key: %w", err)
 	}
 	return w.write(handle)
 }
 
-// Parse reads a keyset to be used. The error never quotes it.
+// Parse returns a keyset for use. The error never contains its content.
 func (w Wrapping) Parse(json []byte) (*Keyset, error) {
 	handle, err := w.read(json)
 	if err != nil {
@@ -60,11 +60,11 @@ func (w Wrapping) Parse(json []byte) (*Keyset, error) {
 		return nil, errors.New("not a keyset for AEAD, or without an enabled primary key")
 	}
 	k := &Keyset{}
-	k.current.Store(&opened{primitive, keysOf(handle)})
+	k.current.Store(&state{primitive, keysOf(handle)})
 	return k, nil
 }
 
-// AddKey adds a new key to a keyset. It opens, but does not seal yet.
+// AddKey adds a new key to a keyset. The key decrypts, but does not encrypt yet.
 func (w Wrapping) AddKey(json []byte) (changed []byte, id uint32, err error) {
 	changed, err = w.edit(json, func(m *keyset.Manager) error {
 		id, err = m.Add(aead.AES256GCMKeyTemplate())
@@ -73,23 +73,23 @@ func (w Wrapping) AddKey(json []byte) (changed []byte, id uint32, err error) {
 	return changed, id, err
 }
 
-// Promote makes a key the one that seals.
+// Promote makes a key the primary one, which encrypts.
 func (w Wrapping) Promote(json []byte, id uint32) ([]byte, error) {
 	return w.edit(json, func(m *keyset.Manager) error { return m.SetPrimary(id) })
 }
 
-// Disable makes a key of no use any more: what it has sealed does not open.
-// [Wrapping.Enable] takes that back.
+// Disable disables a key: values encrypted with it cannot be decrypted.
+// [Wrapping.Enable] reverts that.
 func (w Wrapping) Disable(json []byte, id uint32) ([]byte, error) {
 	return w.edit(json, func(m *keyset.Manager) error { return m.Disable(id) })
 }
 
-// Enable takes [Wrapping.Disable] back.
+// Enable reverts [Wrapping.Disable].
 func (w Wrapping) Enable(json []byte, id uint32) ([]byte, error) {
 	return w.edit(json, func(m *keyset.Manager) error { return m.Enable(id) })
 }
 
-// Rewrap wraps a keyset in another way.
+// Rewrap returns the keyset with another wrapping.
 func (w Wrapping) Rewrap(json []byte, with Wrapping) ([]byte, error) {
 	handle, err := w.read(json)
 	if err != nil {
@@ -114,8 +114,8 @@ func (w Wrapping) edit(json []byte, change func(*keyset.Manager) error) ([]byte,
 	return w.write(changed)
 }
 
-// associated is the associated data of a wrapped keyset. KMS keys differ in
-// whether they take any, so there is none.
+// associated is the associated data of a wrapped keyset. It is empty, because not all
+// KMS keys accept any.
 var associated []byte
 
 func (w Wrapping) read(json []byte) (*keyset.Handle, error) {

@@ -1,11 +1,9 @@
-// Package seal keeps secrets out of storage: it seals what is written to Redis
-// with a Tink AEAD keyset, and makes the fingerprints by which secrets are
-// compared without being kept.
+// Package seal encrypts the secrets in Redis with a Tink AEAD keyset, and computes
+// the fingerprints that identify secrets without storing them.
 //
-// Every sealed value is bound to its place, a record and a field of it, so
-// that a value copied to another place does not open there. It also says which
-// key of the keyset has sealed it, so keys can be replaced one after the other:
-// keyset.go is how.
+// Every encrypted value is bound to its record and field: copied elsewhere, it cannot
+// be decrypted. It also contains the id of its key, which allows the replacement of
+// keys; see [Wrapping].
 package seal
 
 import (
@@ -19,30 +17,30 @@ import (
 	"github.com/tink-crypto/tink-go/v2/tink"
 )
 
-// ErrDecrypt means: the value was not sealed by any key of the keyset, or not for this
-// place.
-var ErrDecrypt = errors.New("sealed value does not open with this keyset")
+// ErrDecrypt reports a value that was encrypted with another keyset, or for another
+// record or field.
+var ErrDecrypt = errors.New("value cannot be decrypted with this keyset")
 
-// Keyset seals and opens. It is safe for concurrent use.
-type Keyset struct{ current atomic.Pointer[opened] }
+// Keyset encrypts and decrypts. It is safe for concurrent use.
+type Keyset struct{ current atomic.Pointer[state] }
 
-// opened is a keyset as it is now.
-type opened struct {
+// state is the current content of a keyset.
+type state struct {
 	aead tink.AEAD
 	keys []Key
 }
 
-// Parse reads a Tink AEAD keyset in JSON and in clear, as [Generate] makes it.
-// The error never quotes the keyset.
+// Parse returns a Tink AEAD keyset from JSON in clear, as from [Generate]. The error
+// never contains the keyset.
 func Parse(json []byte) (*Keyset, error) { return Wrapping{}.Parse(json) }
 
-// Replace puts another keyset in the place of this one, for whoever uses it.
+// Replace replaces the content of k for all its users, atomically.
 func (k *Keyset) Replace(with *Keyset) { k.current.Store(with.current.Load()) }
 
-// Keys returns the keys as they are now.
+// Keys returns the current keys.
 func (k *Keyset) Keys() []Key { return k.current.Load().keys }
 
-// Primary returns the id of the key that seals.
+// Primary returns the id of the key that encrypts.
 func (k *Keyset) Primary() uint32 {
 	for _, key := range k.Keys() {
 		if key.Primary {
@@ -56,26 +54,26 @@ func (k *Keyset) Primary() uint32 {
 func (k *Keyset) Encrypt(plain []byte, record, field string) ([]byte, error) {
 	sealed, err := k.current.Load().aead.Encrypt(plain, place(record, field))
 	if err != nil {
-		return nil, fmt.Errorf("sealing %s: %w", field, err)
+		return nil, fmt.Errorf("encrypting %s: %w", field, err)
 	}
 	return sealed, nil
 }
 
-// Decrypt decrypts what [Keyset.Encrypt] made for the same field of the same record.
-// It answers [ErrDecrypt] for anything else.
+// Decrypt decrypts a value of [Keyset.Encrypt] for the same field of the same record.
+// It returns [ErrDecrypt] for any other.
 func (k *Keyset) Decrypt(sealed []byte, record, field string) ([]byte, error) {
 	plain, err := k.current.Load().aead.Decrypt(sealed, place(record, field))
 	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", field, ErrDecrypt)
+		return nil, fmt.Errorf("decrypting %s: %w", field, ErrDecrypt)
 	}
 	return plain, nil
 }
 
-// place is the associated data. Neither part may hold a NUL.
+// place returns the associated data. Neither part may contain a NUL.
 func place(record, field string) []byte { return []byte(record + "\x00" + field) }
 
-// SealedBy returns the id of the key that has sealed a value, 0 if it says none.
-// It is Tink's output prefix: a 1 and the id, big-endian (Tink wire format).
+// SealedBy returns the id of the key that encrypted a value, or 0 without one. The id
+// is in Tink's output prefix: a 1 and the id, big-endian (Tink wire format).
 func SealedBy[text []byte | string](sealed text) uint32 {
 	if len(sealed) < 5 || sealed[0] != 1 {
 		return 0
@@ -83,10 +81,9 @@ func SealedBy[text []byte | string](sealed text) uint32 {
 	return binary.BigEndian.Uint32([]byte(sealed[1:5]))
 }
 
-// Sum identifies a high-entropy secret, the last of parts, without revealing it:
-// SHA-256 over the parts with a NUL between them. The parts before it say what
-// the secret is for, which keeps one secret's sum from being taken for
-// another's.
+// Sum returns a hash that identifies a high-entropy secret, the last of parts, without
+// revealing it: SHA-256 over the parts, separated by NULs. The other parts are the
+// secret's purpose, which keeps the sums of different purposes apart.
 func Sum(parts ...string) [sha256.Size]byte {
 	var stack [160]byte // enough for a callback's secret: no garbage on the serving path
 	text := stack[:0]
@@ -99,7 +96,7 @@ func Sum(parts ...string) [sha256.Size]byte {
 	return sha256.Sum256(text)
 }
 
-// Fingerprint is the [Sum] of a secret and its purpose in base64url.
+// Fingerprint returns the [Sum] of a secret and its purpose in base64url.
 func Fingerprint(purpose, secret string) string {
 	sum := Sum(purpose, secret)
 	return base64.RawURLEncoding.EncodeToString(sum[:])
