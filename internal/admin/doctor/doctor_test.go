@@ -762,7 +762,7 @@ func TestJournal(t *testing.T) {
 	}
 	w.want("journal", doctor.OK, "1 answer, all of them in Redis")
 	w.Keyset = testkit.Keyset(t)
-	w.want("journal", doctor.Fault, "opening entry")
+	w.want("journal", doctor.Fault, "decrypting entry")
 	w.JournalDir = filepath.Join(w.JournalDir, "missing")
 	w.want("journal", doctor.NotChecked, "no folder missing here")
 }
