@@ -150,7 +150,7 @@ func (s *Service) exchange(ctx context.Context, id grant.ID, c consent) (journal
 	e := journal.Entry{ID: id, Spent: c.fingerprint, App: c.app, User: c.user, Tokens: grant.Tokens{
 		Access: tokens.Access, Refresh: tokens.Refresh, Issued: issued, Expires: issued.Add(tokens.Life),
 	}}
-	s.Renewer.JournalConsent(e, time.Now())
+	s.Renewer.JournalConsent(ctx, e, time.Now())
 	return e, nil
 }
 

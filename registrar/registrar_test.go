@@ -132,9 +132,9 @@ func (w *world) rotator(grants *store.Store, folder string, http *http.Client, o
 	rotator := renewal.New(renewal.Config{
 		Store: grants, Journal: paper{kept, of}, Log: w.log, Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
 		PauseAfterFailover: time.Nanosecond, VerifyDelay: time.Nanosecond,
-		Apps: map[string]renewal.Zoom{
-			"default": w.client(zoomtest.DefaultClientID, zoomtest.DefaultClientSecret, http),
-			"second":  w.client("second-client", "second-secret", http),
+		Apps: map[string]renewal.App{
+			"default": {Zoom: w.client(zoomtest.DefaultClientID, zoomtest.DefaultClientSecret, http)},
+			"second":  {Zoom: w.client("second-client", "second-secret", http)},
 		},
 	})
 	return rotator, func(grace time.Duration) {

@@ -186,8 +186,8 @@ type paper struct {
 	life *life
 }
 
-func (p paper) Add(e journal.Entry) error {
-	err := p.Journal.Add(e)
+func (p paper) Add(ctx context.Context, e journal.Entry) error {
+	err := p.Journal.Add(ctx, e)
 	if err != nil && e.OfConsent() {
 		p.life.swallowed.Add(1)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -11,162 +12,174 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// DueIndex lists the grants of a Zoom app that are due; see [store.Store.ListDue].
+// DueIndex lists the grants that are due to be renewed, by Zoom app and shard; see
+// [store.Store.ListDue]. A grant stays listed until a claim moves its due time.
 type DueIndex interface {
 	ListDue(ctx context.Context, app string, shard, limit int) (late []grant.DueGrant, next time.Duration, err error)
 }
 
-// DueRenewer starts renewals; see [renewal.Renewer].
+// DueRenewer starts renewals; see [renewal.Renewer]. Capacity is 0 while the app is
+// paused. RenewDue does not block.
 type DueRenewer interface {
-	Capacity() int
-	RenewDue(id grant.ID, landed func(error)) bool
+	AppNames() []string
+	Capacity(app string) int
+	RenewDue(app string, id grant.ID, done func(error)) bool
 }
 
-// Refresher keeps every grant's access token fresh. Any number of replicas may
-// run one: all look at all shards, and the claim sees to it that a grant is
-// renewed once.
+// Refresher keeps every grant's access token fresh. Any number of replicas may run
+// one: all read all shards, and the claim ensures that a grant is renewed once.
 //
-// A shard is looked at when something in it is known to be due, and otherwise
-// now and then. What is found queues here, longest overdue first, until the
-// renewer has room; so after an outage what expires first is renewed first.
+// Each Zoom app has its own queue, and its own goroutine. So an app that is paused, has
+// a backlog or whose index cannot be read does not delay the renewals of another.
 type Refresher struct {
 	Index   DueIndex
-	Apps    func() []string // names of the Zoom apps, now
 	Renewer DueRenewer
 	Log     *zap.Logger
 
-	// Poll is how often a shard is looked at where nothing is known to be due
-	// sooner: how late a grant that somebody else has put there may be seen.
-	// 0: 15 s.
+	// Poll is the interval between reads of a shard in which nothing is due sooner,
+	// and so the greatest delay of a grant that another process has made due. 0: 15 s.
 	Poll time.Duration
-
-	queue  []waiting
-	queued map[grant.ID]bool
-	look   map[string]*[grant.Shards]time.Time // when to look at each app's shards again
-	blind  bool                                // the last look failed
-}
-
-// waiting is a grant that is due.
-type waiting struct {
-	id    grant.ID
-	since time.Time
 }
 
 const (
-	batch = 64                    // grants taken from a shard at a look
-	soon  = 20 * time.Millisecond // between looks while there is work
+	batch        = 64                    // grants read from a shard at once
+	busyInterval = 20 * time.Millisecond // between reads while there is work
+	appInterval  = time.Second           // between looks for apps that were added or removed
 )
 
-// Run works until ctx ends. Renewals under way go on: see
-// [renewal.Renewer.Close].
+// Run works until ctx ends. Renewals in flight continue; see [renewal.Renewer.Close].
 func (r *Refresher) Run(ctx context.Context) {
-	if r.Poll == 0 {
-		r.Poll = 15 * time.Second
-	}
-	r.queued = make(map[grant.ID]bool)
-	r.look = make(map[string]*[grant.Shards]time.Time)
+	var queues sync.WaitGroup
+	defer queues.Wait()
+	running := map[string]context.CancelFunc{}
 	for ctx.Err() == nil {
-		if r.Renewer.Capacity() == 0 {
-			pause(ctx, soon)
-			continue
-		}
-		wait, err := r.gather(ctx)
-		if err != nil {
-			if !r.blind && ctx.Err() == nil {
-				r.Log.Warn("cannot see what is due", zap.Error(err))
+		apps := r.Renewer.AppNames()
+		for app, stop := range running {
+			if !slices.Contains(apps, app) {
+				stop()
+				delete(running, app)
 			}
-			r.blind = true
-			pause(ctx, time.Second)
-			continue
 		}
-		if r.blind {
-			r.Log.Info("can see again what is due")
-			r.blind = false
+		for _, app := range apps {
+			if running[app] != nil {
+				continue
+			}
+			appCtx, stop := context.WithCancel(ctx)
+			running[app] = stop
+			queues.Go(func() {
+				defer stop()
+				r.newQueue(app).run(appCtx)
+			})
 		}
-		r.start()
-		if len(r.queue) > 0 {
-			wait = soon
-		}
-		pause(ctx, wait)
+		wait(ctx, appInterval)
 	}
 }
 
-// gather looks at the shards whose time has come, and returns how long there is
-// nothing to look at.
-func (r *Refresher) gather(ctx context.Context) (time.Duration, error) {
+// dueQueue is the queue of one Zoom app. A shard is read when something in it is
+// known to be due, and otherwise at intervals. Its due grants are queued, longest
+// overdue first, until the renewer has capacity; so after an outage the tokens that
+// expire first are renewed first.
+type dueQueue struct {
+	*Refresher
+	app    string
+	poll   time.Duration
+	grants []queuedGrant
+	queued map[grant.ID]bool
+	next   [grant.Shards]time.Time // when to read each shard next
+	failed bool                    // the last read failed
+}
+
+type queuedGrant struct {
+	id  grant.ID
+	due time.Time
+}
+
+func (r *Refresher) newQueue(app string) *dueQueue {
+	q := &dueQueue{Refresher: r, app: app, poll: r.Poll, queued: make(map[grant.ID]bool)}
+	if q.poll == 0 {
+		q.poll = 15 * time.Second
+	}
+	return q
+}
+
+func (q *dueQueue) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		if q.Renewer.Capacity(q.app) == 0 {
+			wait(ctx, busyInterval)
+			continue
+		}
+		idle, err := q.read(ctx)
+		if err != nil {
+			if !q.failed && ctx.Err() == nil {
+				q.Log.Warn("reading due grants failed; scheduled renewals stopped", zap.String("app", q.app), zap.Error(err))
+			}
+			q.failed = true
+			wait(ctx, time.Second)
+			continue
+		}
+		if q.failed {
+			q.Log.Info("reading due grants succeeded; scheduled renewals resumed", zap.String("app", q.app))
+			q.failed = false
+		}
+		q.start()
+		if len(q.grants) > 0 {
+			idle = busyInterval
+		}
+		wait(ctx, idle)
+	}
+}
+
+// read reads the shards whose time has come, and returns how long none has to be read.
+func (q *dueQueue) read(ctx context.Context) (idle time.Duration, err error) {
 	now := time.Now()
-	soonest := now.Add(r.Poll)
-	for _, app := range r.Apps() {
-		next, err := r.gatherApp(ctx, app, now)
-		if err != nil {
-			return 0, err
-		}
-		if next.Before(soonest) {
-			soonest = next
-		}
-	}
-	slices.SortStableFunc(r.queue, func(a, b waiting) int {
-		// To the second: within one, replicas take different ones first.
-		return a.since.Truncate(time.Second).Compare(b.since.Truncate(time.Second))
-	})
-	return max(time.Until(soonest), time.Millisecond), nil
-}
-
-// gatherApp looks at the shards of one Zoom app whose time has come, and returns
-// when to look again.
-func (r *Refresher) gatherApp(ctx context.Context, app string, now time.Time) (time.Time, error) {
-	look := r.look[app]
-	if look == nil {
-		look = new([grant.Shards]time.Time)
-		r.look[app] = look
-	}
-	soonest := now.Add(r.Poll)
-	for _, shard := range rand.Perm(grant.Shards) { //nolint:gosec // replicas spread out; no secret
-		if !now.Before(look[shard]) {
-			late, next, err := r.Index.ListDue(ctx, app, shard, batch)
+	earliest := now.Add(q.poll)
+	for _, shard := range rand.Perm(grant.Shards) { //nolint:gosec // spreads replicas; no secret
+		if !now.Before(q.next[shard]) {
+			late, next, err := q.Index.ListDue(ctx, q.app, shard, batch)
 			if err != nil {
-				return time.Time{}, err
+				return 0, err
 			}
-			wait := r.Poll
+			interval := q.poll
 			switch {
-			case len(late) > 0:
-				// A second, for the claims to be made: they move what they get out of
-				// the way. Sooner if there is more to take.
-				wait = time.Second
-				if len(late) == batch {
-					wait = soon
-				}
+			case len(late) == batch: // there may be more
+				interval = busyInterval
+			case len(late) > 0: // time for the claims, which move their grants' due times
+				interval = time.Second
 			case next >= 0:
-				wait = min(next, r.Poll)
+				interval = min(next, q.poll)
 			}
-			// Less up to a tenth, so that replicas and shards do not march in step.
-			look[shard] = now.Add(wait - time.Duration(rand.Int64N(int64(wait)/10+1))) //nolint:gosec // jitter is no secret
+			// Less up to a tenth, so that replicas and shards spread out.
+			q.next[shard] = now.Add(interval - time.Duration(rand.Int64N(int64(interval)/10+1))) //nolint:gosec // jitter is no secret
 			for _, l := range late {
-				if !r.queued[l.ID] {
-					r.queued[l.ID] = true
-					r.queue = append(r.queue, waiting{l.ID, now.Add(-l.Overdue)})
+				if !q.queued[l.ID] {
+					q.queued[l.ID] = true
+					q.grants = append(q.grants, queuedGrant{l.ID, now.Add(-l.Overdue)})
 				}
 			}
 		}
-		if look[shard].Before(soonest) {
-			soonest = look[shard]
+		if q.next[shard].Before(earliest) {
+			earliest = q.next[shard]
 		}
 	}
-	return soonest, nil
+	slices.SortStableFunc(q.grants, func(a, b queuedGrant) int {
+		// To the second: within one, replicas start with different grants.
+		return a.due.Truncate(time.Second).Compare(b.due.Truncate(time.Second))
+	})
+	return max(time.Until(earliest), time.Millisecond), nil
 }
 
-// start starts as many renewals as there is room for.
-func (r *Refresher) start() {
-	room := min(r.Renewer.Capacity(), len(r.queue))
-	for _, w := range r.queue[:room] {
-		delete(r.queued, w.id)
-		r.Renewer.RenewDue(w.id, func(error) {}) // the rotator tells what came of it
+// start starts as many renewals as the renewer has capacity for.
+func (q *dueQueue) start() {
+	n := min(q.Renewer.Capacity(q.app), len(q.grants))
+	for _, g := range q.grants[:n] {
+		delete(q.queued, g.id)
+		q.Renewer.RenewDue(q.app, g.id, func(error) {}) // the renewer logs and counts the outcome
 	}
-	r.queue = append(r.queue[:0], r.queue[room:]...)
+	q.grants = append(q.grants[:0], q.grants[n:]...)
 }
 
-// pause waits for d or until ctx ends.
-func pause(ctx context.Context, d time.Duration) {
+// wait waits for d or until ctx ends.
+func wait(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

@@ -94,10 +94,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Service: service, Vendor: recallvendor.New(recallClient.WithGate(&background)), Log: log.Named("reconciler"), Every: c.ReconcileInterval,
 	}
 	setApps := func(list []config.App) {
-		atZoom, known := map[string]renewal.Zoom{}, map[string]registrar.App{}
+		atZoom, known := map[string]renewal.App{}, map[string]registrar.App{}
 		for _, one := range list {
 			zoomClient := app.ZoomClient(one, client, zoomMetrics)
-			atZoom[one.Name], known[one.Name] = zoomClient, registrar.App{Zoom: zoomClient, OAuthApp: one.OAuthApp}
+			atZoom[one.Name], known[one.Name] = renewal.App{Zoom: zoomClient}, registrar.App{Zoom: zoomClient, OAuthApp: one.OAuthApp}
 		}
 		rotator.SetApps(atZoom)
 		service.SetApps(known)

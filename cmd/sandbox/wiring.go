@@ -101,17 +101,14 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	metrics := app.Metrics("sandbox")
 	rotator := renewal.New(renewal.Config{
 		Store: grants, Journal: kept, Log: log, Metrics: metrics, RefreshBefore: refreshBefore,
-		Apps: map[string]renewal.Zoom{config.DefaultApp: zoomClient},
+		Apps: map[string]renewal.App{config.DefaultApp: {Zoom: zoomClient}},
 	})
 	cache, err := tokenserver.NewCache(grants, 1000, log)
 	if err != nil {
 		return nil, err
 	}
 	handler := tokenserver.New(tokenserver.Config{Cache: cache, Tokens: rotator, Log: log, Metrics: metrics})
-	refresher := &tokenserver.Refresher{
-		Index: grants, Apps: func() []string { return []string{config.DefaultApp} },
-		Renewer: rotator, Log: log, Poll: 500 * time.Millisecond,
-	}
+	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log, Poll: 500 * time.Millisecond}
 	service := registrar.New(registrar.Config{
 		Store: grants, Renewer: rotator, Log: log, CallbackBase: mustURL(s.tokens),
 		Apps: map[string]registrar.App{config.DefaultApp: {Zoom: zoomClient, OAuthApp: recalltest.DefaultOAuthApp}},

@@ -66,9 +66,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		SuspendReason: clocks.CheckSkew, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
 	setApps := func(list []config.App) {
-		atZoom := map[string]renewal.Zoom{}
+		atZoom := map[string]renewal.App{}
 		for _, one := range list {
-			atZoom[one.Name] = app.ZoomClient(one, client, zoomMetrics)
+			atZoom[one.Name] = renewal.App{Zoom: app.ZoomClient(one, client, zoomMetrics)}
 		}
 		rotator.SetApps(atZoom)
 	}
@@ -88,7 +88,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Cache: cache, Tokens: rotator, Log: log.Named("callback"), Metrics: metrics,
 		Verifier: c.verifier, Events: c.events(apps, grants, log, metrics), MaxWaiting: c.MaxWaiting,
 	})
-	refresher := &tokenserver.Refresher{Index: grants, Apps: func() []string { return appNames(apps) }, Renewer: rotator, Log: log.Named("refresher")}
+	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log.Named("refresher")}
 	ready := &app.Readiness{Drain: c.DrainDelay, Check: func(ctx context.Context) error {
 		if err := clocks.CheckSkew(); err != nil {
 			return err
@@ -119,14 +119,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		app.HTTP("callbacks", log, public, ready.Draining(handler)),
 		ready.Part(),
 	)
-}
-
-// appNames returns the names of the Zoom apps, as they are now.
-func appNames(apps *config.Apps) (names []string) {
-	for _, app := range apps.List() {
-		names = append(names, app.Name)
-	}
-	return names
 }
 
 // limitMemory collects garbage less often, as callbacks leave little that lives, and

@@ -439,7 +439,7 @@ func (c *chaos) scrape(p *process) {
 	}
 	defer func() { _ = response.Body.Close() }()
 	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
-		rest, ok := strings.CutPrefix(lines.Text(), `tokenprovider_answer_exposure_seconds_bucket{le="`)
+		rest, ok := strings.CutPrefix(lines.Text(), `tokenprovider_response_exposure_seconds_bucket{le="`)
 		if !ok {
 			continue
 		}

@@ -397,7 +397,7 @@ func TestOperatorReplaysAJournal(t *testing.T) {
 		Access: secret.New(access), Refresh: secret.New(refresh), Issued: time.Now().Add(-2 * time.Minute), Expires: time.Now().Add(50 * time.Minute),
 	}}
 	consent := journal.Entry{ID: grant.NewID("default", "bob"), Spent: "of bob", App: "default", User: "bob", Tokens: entry.Tokens}
-	if err := errors.Join(kept.Add(entry), kept.Add(consent)); err != nil {
+	if err := errors.Join(kept.Add(t.Context(), entry), kept.Add(t.Context(), consent)); err != nil {
 		t.Fatal(err)
 	}
 	contains(t, o.ok("journal", "show"), "a process has the folder", "wanted", "renewal", "ann", "consent", "bob")

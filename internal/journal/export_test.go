@@ -10,9 +10,9 @@ func ReplaceHandle(t *testing.T, j *Journal, handle *os.File) {
 	t.Helper()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	last := j.files[len(j.files)-1]
-	if err := last.handle.Close(); err != nil {
+	f := j.directory.current()
+	if err := f.close(); err != nil {
 		t.Fatal(err)
 	}
-	last.handle = handle
+	f.handle = handle
 }

@@ -18,9 +18,9 @@ import (
 	"tokenprovider/internal/testkit"
 )
 
-func open(t *testing.T, folder string, keyset *seal.Keyset, keep time.Duration) *journal.Journal {
+func open(t *testing.T, dir string, keyset *seal.Keyset, keep time.Duration) *journal.Journal {
 	t.Helper()
-	j, err := journal.Open(folder, keyset, keep)
+	j, err := journal.Open(dir, keyset, keep)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,24 +55,24 @@ func addOnly(t *testing.T, j *journal.Journal, n int) error {
 
 func addEntry(t *testing.T, j *journal.Journal, e journal.Entry) error {
 	t.Helper()
-	return j.Add(e)
+	return j.Add(t.Context(), e)
 }
 
-func files(t *testing.T, folder string) []string {
+func files(t *testing.T, dir string) []string {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(folder, "*.journal"))
+	found, err := filepath.Glob(filepath.Join(dir, "*.journal"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return found
 }
 
-// copyOf is the folder as the disk has it, for a process that takes over after a
-// crash: the crashed one still has its lock here.
-func copyOf(t *testing.T, folder string) string {
+// copyOf returns a copy of the directory as it is on disk, for a process that starts
+// after a crash: in this test the crashed one still has its lock.
+func copyOf(t *testing.T, dir string) string {
 	t.Helper()
 	other := t.TempDir()
-	for _, path := range files(t, folder) {
+	for _, path := range files(t, dir) {
 		content, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -84,28 +84,28 @@ func copyOf(t *testing.T, folder string) string {
 	return other
 }
 
-func TestEntriesOutliveACrash(t *testing.T) {
-	folder, keyset := t.TempDir(), testkit.Keyset(t)
-	j := open(t, folder, keyset, time.Minute)
+func TestEntriesSurviveACrash(t *testing.T) {
+	dir, keyset := t.TempDir(), testkit.Keyset(t)
+	j := open(t, dir, keyset, time.Minute)
 	want := []journal.Entry{add(t, j, 1), add(t, j, 2), add(t, j, 3)}
 	j.MarkCommitted(want[1].ID, want[1].Spent)
 	if j.Pending() != 2 {
 		t.Errorf("%d pending, want 2", j.Pending())
 	}
-	heir := open(t, copyOf(t, folder), keyset, time.Minute)
-	// What is settled is not on disk: the heir commits it again, which is harmless.
-	if got := heir.Entries(); !slices.Equal(got, want) || heir.Pending() != 3 {
-		t.Errorf("the heir has %d entries, %d pending", len(got), heir.Pending())
+	successor := open(t, copyOf(t, dir), keyset, time.Minute)
+	// Commits are not on disk: the successor commits the entry again, which is harmless.
+	if got := successor.Entries(); !slices.Equal(got, want) || successor.Pending() != 3 {
+		t.Errorf("the successor has %d entries, %d pending", len(got), successor.Pending())
 	}
 	if got := j.Entries(); !slices.Equal(got, want) {
-		t.Errorf("%d entries, want the settled one too", len(got))
+		t.Errorf("%d entries, want the committed one too", len(got))
 	}
 }
 
-func TestNothingIsInClear(t *testing.T) {
-	folder, keyset := t.TempDir(), testkit.Keyset(t)
-	add(t, open(t, folder, keyset, 0), 1)
-	for _, path := range files(t, folder) {
+func TestEntriesAreEncrypted(t *testing.T) {
+	dir, keyset := t.TempDir(), testkit.Keyset(t)
+	add(t, open(t, dir, keyset, 0), 1)
+	for _, path := range files(t, dir) {
 		content, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -117,16 +117,16 @@ func TestNothingIsInClear(t *testing.T) {
 			t.Errorf("mode %v, %v", info.Mode(), err)
 		}
 	}
-	if _, err := journal.Open(copyOf(t, folder), testkit.Keyset(t), 0); !errors.Is(err, seal.ErrDecrypt) {
-		t.Errorf("another keyset: %v, want ErrOpen", err)
+	if _, err := journal.Open(copyOf(t, dir), testkit.Keyset(t), 0); !errors.Is(err, seal.ErrDecrypt) {
+		t.Errorf("another keyset: %v, want ErrDecrypt", err)
 	}
 }
 
-func TestCutOffEntryIsPassedOver(t *testing.T) {
-	folder, keyset := t.TempDir(), testkit.Keyset(t)
-	j := open(t, folder, keyset, 0)
+func TestTruncatedEntryIsSkipped(t *testing.T) {
+	dir, keyset := t.TempDir(), testkit.Keyset(t)
+	j := open(t, dir, keyset, 0)
 	want := []journal.Entry{add(t, j, 1)}
-	path := files(t, folder)[0]
+	path := files(t, dir)[0]
 	whole, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +142,7 @@ func TestCutOffEntryIsPassedOver(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := open(t, other, keyset, 0).Entries(); !slices.Equal(got, want) {
-			t.Errorf("cut off at %d of %d: %d entries, want 1", cut, len(both), len(got))
+			t.Errorf("truncated at %d of %d: %d entries, want 1", cut, len(both), len(got))
 		}
 	}
 	damaged := bytes.Clone(both)
@@ -152,25 +152,25 @@ func TestCutOffEntryIsPassedOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := journal.Open(other, keyset, 0); err == nil {
-		t.Error("a damaged entry is passed over in silence")
+		t.Error("a damaged entry was skipped")
 	}
 }
 
-func TestOneProcessAFolder(t *testing.T) {
-	folder, keyset := t.TempDir(), testkit.Keyset(t)
-	j := open(t, folder, keyset, 0)
-	if _, err := journal.Open(folder, keyset, 0); !errors.Is(err, journal.ErrLocked) {
+func TestOneProcessPerDirectory(t *testing.T) {
+	dir, keyset := t.TempDir(), testkit.Keyset(t)
+	j := open(t, dir, keyset, 0)
+	if _, err := journal.Open(dir, keyset, 0); !errors.Is(err, journal.ErrLocked) {
 		t.Errorf("a second process: %v, want ErrLocked", err)
 	}
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
-	open(t, folder, keyset, 0)
+	open(t, dir, keyset, 0)
 }
 
-func TestCloseLeavesOnlyWhatIsNotSettled(t *testing.T) {
-	folder, keyset := t.TempDir(), testkit.Keyset(t)
-	j := open(t, folder, keyset, time.Hour)
+func TestCloseKeepsUncommittedEntries(t *testing.T) {
+	dir, keyset := t.TempDir(), testkit.Keyset(t)
+	j := open(t, dir, keyset, time.Hour)
 	one, two := add(t, j, 1), add(t, j, 2)
 	j.MarkCommitted(one.ID, one.Spent)
 	if err := j.Close(); err != nil {
@@ -179,16 +179,16 @@ func TestCloseLeavesOnlyWhatIsNotSettled(t *testing.T) {
 	if err := j.Close(); err != nil {
 		t.Errorf("closed twice: %v", err)
 	}
-	if err := j.Add(entry(3)); !errors.Is(err, journal.ErrClosed) {
+	if err := j.Add(t.Context(), entry(3)); !errors.Is(err, journal.ErrClosed) {
 		t.Errorf("Add after Close: %v", err)
 	}
-	j = open(t, folder, keyset, time.Hour)
+	j = open(t, dir, keyset, time.Hour)
 	if got := j.Entries(); !slices.Contains(got, two) {
-		t.Error("an entry that was not settled is gone")
+		t.Error("an uncommitted entry is gone")
 	}
 	for _, e := range j.Entries() {
 		j.MarkCommitted(e.ID, e.Spent)
-		j.MarkCommitted(e.ID, e.Spent) // twice is once
+		j.MarkCommitted(e.ID, e.Spent) // may be repeated
 	}
 	if j.Pending() != 0 {
 		t.Errorf("%d pending, want 0", j.Pending())
@@ -196,21 +196,21 @@ func TestCloseLeavesOnlyWhatIsNotSettled(t *testing.T) {
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if left := files(t, folder); len(left) != 0 {
-		t.Errorf("%d files left after a clean end", len(left))
+	if left := files(t, dir); len(left) != 0 {
+		t.Errorf("%d files left, all of them committed", len(left))
 	}
 }
 
-func TestConcurrentEntriesAreAllKept(t *testing.T) {
-	folder, keyset := t.TempDir(), testkit.Keyset(t)
-	j := open(t, folder, keyset, 0)
+func TestConcurrentEntries(t *testing.T) {
+	dir, keyset := t.TempDir(), testkit.Keyset(t)
+	j := open(t, dir, keyset, 0)
 	const n = 200
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() { add(t, j, i) })
 	}
 	wg.Wait()
-	got := open(t, copyOf(t, folder), keyset, 0).Entries()
+	got := open(t, copyOf(t, dir), keyset, 0).Entries()
 	for i := range n {
 		if !slices.Contains(got, entry(i)) {
 			t.Errorf("entry %d is not on disk", i)
@@ -218,22 +218,22 @@ func TestConcurrentEntriesAreAllKept(t *testing.T) {
 	}
 }
 
-func TestDiskThatCannotBeWritten(t *testing.T) {
-	folder := t.TempDir()
-	blocked := filepath.Join(folder, "file")
+func TestDirectoryErrors(t *testing.T) {
+	dir := t.TempDir()
+	blocked := filepath.Join(dir, "file")
 	if err := os.WriteFile(blocked, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := journal.Open(filepath.Join(blocked, "journal"), testkit.Keyset(t), 0); err == nil {
-		t.Error("a folder inside a file")
+		t.Error("a directory inside a file was opened")
 	}
-	gone := filepath.Join(folder, "gone")
+	gone := filepath.Join(dir, "gone")
 	j := open(t, gone, testkit.Keyset(t), 0)
 	if err := os.RemoveAll(gone); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.Add(entry(1)); err == nil {
-		t.Error("an entry was acknowledged that is nowhere")
+	if err := j.Add(t.Context(), entry(1)); err == nil {
+		t.Error("an entry was acknowledged that is not on disk")
 	}
 }
 
@@ -248,7 +248,7 @@ func BenchmarkAdd(b *testing.B) {
 	for b.Loop() {
 		n++
 		e := entry(n)
-		if err := j.Add(e); err != nil {
+		if err := j.Add(b.Context(), e); err != nil {
 			b.Fatal(err)
 		}
 		j.MarkCommitted(e.ID, e.Spent)

@@ -9,24 +9,24 @@ import (
 	"tokenprovider/internal/testkit"
 )
 
-func TestJournalTellsOfWhatWaits(t *testing.T) {
-	keyset, folder := testkit.Keyset(t), t.TempDir()
-	j := open(t, folder, keyset, time.Hour)
+func TestMetrics(t *testing.T) {
+	keyset, dir := testkit.Keyset(t), t.TempDir()
+	j := open(t, dir, keyset, time.Hour)
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(j)
-	want := func(open, settled float64, oldest int) {
+	want := func(uncommitted, committed float64, oldest int) {
 		t.Helper()
-		for state, n := range map[string]float64{"open": open, "settled": settled} {
+		for state, n := range map[string]float64{"uncommitted": uncommitted, "committed": committed} {
 			if got := testkit.MetricValue(t, registry, `tokenprovider_journal_entries{state="`+state+`"}`); got != n {
 				t.Errorf("%v entries are %s, want %v", got, state, n)
 			}
 		}
-		waits := 0.0
+		age := 0.0
 		if oldest > 0 {
-			waits = time.Since(entry(oldest).Tokens.Issued).Seconds()
+			age = time.Since(entry(oldest).Tokens.Issued).Seconds()
 		}
-		if got := testkit.MetricValue(t, registry, "tokenprovider_journal_oldest_open_seconds"); got > waits+5 || got < waits {
-			t.Errorf("the oldest waits for %v s, want %v", got, waits)
+		if got := testkit.MetricValue(t, registry, "tokenprovider_journal_oldest_uncommitted_seconds"); got > age+5 || got < age {
+			t.Errorf("the oldest is %v s old, want %v", got, age)
 		}
 	}
 	want(0, 0, 0)
@@ -34,7 +34,7 @@ func TestJournalTellsOfWhatWaits(t *testing.T) {
 	want(2, 0, 1)
 	j.MarkCommitted(one.ID, one.Spent)
 	want(1, 1, 2)
-	add(t, j, 1) // again: it has to be committed again
+	add(t, j, 1) // repeated: uncommitted again
 	want(2, 0, 1)
 	j.MarkCommitted(one.ID, one.Spent)
 	j.MarkCommitted(two.ID, two.Spent)

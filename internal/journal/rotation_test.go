@@ -1,6 +1,7 @@
 package journal_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -224,5 +225,21 @@ func TestEntryOfConsent(t *testing.T) {
 	}
 	if got := open(t, copyOf(t, dir), keyset, 0).Entries(); len(got) != 1 || got[0] != e {
 		t.Errorf("%d entries; the consent's user is lost", len(got))
+	}
+}
+
+// TestAddReturnsWithItsContext: a disk that hangs does not block the caller, and the
+// entry is indexed.
+func TestAddReturnsWithItsContext(t *testing.T) {
+	j := open(t, t.TempDir(), testkit.Keyset(t), 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for n := range 20 { // select picks at random among what is ready
+		if err := j.Add(ctx, entry(n)); err != nil && !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
+	if j.Pending() != 20 {
+		t.Errorf("%d pending, want 20", j.Pending())
 	}
 }

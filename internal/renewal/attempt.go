@@ -19,140 +19,171 @@ import (
 	"tokenprovider/internal/zoom"
 )
 
-// fly is one flight. Its steps:
+// attempt renews a grant once. Its steps:
 //
 //  1. Claim: one write of lease and intent. If it fails, no token is spent.
-//  2. Call: one request to Zoom, with a deadline inside the lease. It is never
-//     repeated within the flight.
-//  3. Journal: Zoom's answer is synced to disk.
-//  4. Commit, by predecessor: the stored refresh token is replaced if it is the
-//     one that was spent, whoever holds the lease by now.
+//  2. Call: one request to Zoom, with a deadline within the lease. It is never
+//     repeated.
+//  3. Journal: Zoom's response is synced to disk.
+//  4. Commit by predecessor: the response is accepted if and only if the stored
+//     refresh token is the one that was spent, whichever replica has the lease.
 //
-// No caller's context is in it: who asked may leave, but a spent token needs
-// its answer.
-func (r *Renewer) fly(id grant.ID, goodUntil time.Time, asked []trace.Link) (err error) {
+// It uses no caller's context: a caller may leave, but the response to a spent token
+// must be kept.
+func (r *Renewer) attempt(id grant.ID, q request) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), r.Lease)
 	defer cancel()
-	took := time.Now()
-	claim, app, err := r.claim(ctx, id, goodUntil)
+	start := time.Now()
+	claim, app, err := r.claim(ctx, id, q)
 	if err != nil {
 		return err
 	}
-	// A trace of its own, that knows who asked: whoever it was may have left.
-	ctx, span := telemetry.Tracer().Start(ctx, "renew", trace.WithTimestamp(took), trace.WithLinks(asked...), trace.WithAttributes(
-		attribute.String("grant", string(id)), attribute.String("app", claim.App), attribute.Bool("planned", goodUntil.IsZero())))
+	// A trace of its own, linked to the callers': they may have ended.
+	ctx, span := telemetry.Tracer().Start(ctx, "renew", trace.WithTimestamp(start), trace.WithLinks(q.links...), trace.WithAttributes(
+		attribute.String("grant", string(id)), attribute.String("app", claim.App), attribute.Bool("planned", q.isScheduled())))
 	defer func() { telemetry.End(span, err) }()
-	r.metrics.begun(claim)
+	r.metrics.claimed(claim)
 	if claim.Uncertain {
-		r.Log.Warn("trying a refresh token that may be spent: an earlier answer is missing", zap.String("grant", string(id)))
+		r.Log.Warn("earlier response missing; trying a refresh token that may be spent", zap.String("grant", string(id)))
 	}
 
-	callCtx, cancelCall := context.WithTimeout(ctx, r.Lease*2/3-time.Since(took)) // leaves a third of the lease
+	callCtx, cancelCall := context.WithTimeout(ctx, r.Lease*2/3-time.Since(start)) // leaves a third of the lease
 	issued := time.Now()
-	answer, err := app.zoom.Refresh(callCtx, claim.Refresh)
+	tokens, err := app.zoom.Refresh(callCtx, claim.Refresh)
 	cancelCall()
-	r.landed(claim.App, app.pace, err)
+	r.recordResult(claim.App, app.pace, err)
 	if err != nil {
 		return r.fail(ctx, claim, err)
 	}
-	answered := time.Now()
+	received := time.Now()
 	r.metrics.retried(claim, "renewed")
-	r.metrics.duration.Observe(answered.Sub(issued).Seconds())
-	entry := journal.Entry{ID: id, Spent: claim.Spent, Tokens: grant.Tokens{
-		Access: answer.Access, Refresh: answer.Refresh, Issued: issued, Expires: issued.Add(answer.Life),
+	r.metrics.duration.Observe(received.Sub(issued).Seconds())
+	e := journal.Entry{ID: id, Spent: claim.Spent, Tokens: grant.Tokens{
+		Access: tokens.Access, Refresh: tokens.Refresh, Issued: issued, Expires: issued.Add(tokens.Life),
 	}}
-	return r.keep(ctx, claim.App, entry, answered)
+	r.journalResponse(ctx, claim.App, e, received)
+	return r.commitRenewal(ctx, claim.App, e)
 }
 
-// claim takes the first step, and a place in the pace of the grant's app.
-func (r *Renewer) claim(ctx context.Context, id grant.ID, goodUntil time.Time) (grant.Claim, app, error) {
-	planned := goodUntil.IsZero()
-	if planned {
-		defer r.boarding.Add(-1)
+// claim claims a grant, and starts its call in the pace of its app.
+func (r *Renewer) claim(ctx context.Context, id grant.ID, q request) (grant.Claim, app, error) {
+	if q.isScheduled() {
+		defer q.queue.dequeue()
 	}
-	if wait := r.grounded(); wait > 0 {
+	if wait := r.pauseBeforeClaim(q); wait > 0 {
 		return grant.Claim{}, app{}, &grant.BackoffError{For: wait}
 	}
-	breaks := r.Store.Failovers()
+	failovers := r.Store.Failovers()
 	claim, err := r.Store.Claim(ctx, id, cryptorand.Text(), grant.ClaimTerms{
-		ValidUntil: goodUntil, Lease: r.Lease, LateResponseWait: r.LateResponseWait, HandOffGuard: r.HandOffGuard,
+		ValidUntil: q.validUntil, Lease: r.Lease, LateResponseWait: r.LateResponseWait, HandOffGuard: r.HandOffGuard,
 	})
 	if err != nil {
 		return grant.Claim{}, app{}, err
 	}
-	if r.Store.Failovers() != breaks {
-		// The claim was made in a Redis that may have forgotten whose turn it is.
+	if r.Store.Failovers() != failovers {
+		// This Redis may have lost another replica's claim of the same grant.
 		return grant.Claim{}, app{}, r.release(ctx, claim, r.PauseAfterFailover)
 	}
-	found, known := r.app(claim.App)
-	if !known {
-		r.Log.Error("a grant belongs to a Zoom app that is not configured", zap.String("grant", string(id)), zap.String("app", claim.App))
+	a, ok := r.app(claim.App)
+	if !ok {
+		r.Log.Error("Zoom app of a grant not configured; grant not renewed", zap.String("grant", string(id)), zap.String("app", claim.App))
 		return grant.Claim{}, app{}, errors.Join(ErrUnknownApp, r.release(ctx, claim, time.Minute))
 	}
-	if wait := found.pace.enter(time.Now(), planned); wait > 0 {
+	if wait := a.pace.start(time.Now(), q.isScheduled()); wait > 0 {
 		return grant.Claim{}, app{}, r.release(ctx, claim, wait)
 	}
-	return claim, found, nil
+	return claim, a, nil
 }
 
-// keep makes Zoom's answer safe.
-func (r *Renewer) keep(ctx context.Context, app string, e journal.Entry, answered time.Time) error {
-	log := r.Log.With(zap.String("grant", string(e.ID)), zap.String("app", app))
-	if err := r.Journal.Add(e); err != nil {
-		log.Error("Zoom's answer is not in the journal: it is lost if this process dies before Redis has it", zap.Error(err))
+// pauseBeforeClaim returns for how long a request need not claim, because no call
+// would follow. A caller's request has an unknown app before the claim, so it waits
+// only if all apps are paused.
+func (r *Renewer) pauseBeforeClaim(q request) time.Duration {
+	if pause := r.PauseRemaining(); pause > 0 {
+		return pause
+	}
+	now := time.Now()
+	if q.isScheduled() {
+		return q.queue.pauseRemaining(now)
+	}
+	var shortest time.Duration
+	for _, p := range r.paces() {
+		pause := p.pauseRemaining(now)
+		if pause == 0 {
+			return 0
+		}
+		if shortest == 0 || pause < shortest {
+			shortest = pause
+		}
+	}
+	return shortest
+}
+
+// journalResponse writes a response to the journal. A disk that hangs or fails delays
+// the commit only briefly; until then the response is in memory alone.
+func (r *Renewer) journalResponse(ctx context.Context, app string, e journal.Entry, received time.Time) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.Lease/3)
+	defer cancel()
+	if err := r.Journal.Add(ctx, e); err != nil {
+		r.Log.Error("response not journaled; lost if this process dies before the commit",
+			zap.String("grant", string(e.ID)), zap.String("app", app), zap.Error(err))
 		r.metrics.unjournaled.Inc()
 	}
-	r.metrics.exposure.Observe(time.Since(answered).Seconds())
-	kept := r.safety.add(&answer{Entry: e})
-	// From here on it goes on beyond the lease: the predecessor decides.
+	r.metrics.exposure.Observe(time.Since(received).Seconds())
+}
+
+// commitRenewal commits a journaled response. It continues after the lease has
+// expired, because the predecessor decides.
+func (r *Renewer) commitRenewal(ctx context.Context, app string, e journal.Entry) error {
+	log := r.Log.With(zap.String("grant", string(e.ID)), zap.String("app", app))
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*r.Lease)
 	defer cancel()
-	err := r.persist(ctx, kept)
+	err := r.commitWithRetries(ctx, r.uncommitted.add(&response{Entry: e}))
 	switch {
-	case err == nil, errors.Is(err, grant.ErrUnreplicated): // the recovery sees to the replicas
+	case err == nil, errors.Is(err, grant.ErrUnreplicated): // verifyCommits waits for the replicas
 		r.metrics.outcome("renewed")
 		log.Info("access token renewed", zap.Time("expires", e.Tokens.Expires))
 		return nil
 	case errors.Is(err, grant.ErrSuperseded), errors.Is(err, grant.ErrNotFound):
 		r.metrics.outcome("superseded")
-		log.Info("renewed a grant that has been replaced or removed meanwhile")
+		log.Info("grant replaced or removed during its renewal; response discarded")
 		return err
 	}
 	r.metrics.outcome("uncommitted")
-	log.Error("Zoom's answer waits in the journal for Redis", zap.Error(err))
+	log.Error("response not committed; retrying from the journal", zap.Error(err))
 	return fmt.Errorf("%w: %w", err, &grant.BackoffError{For: time.Second})
 }
 
-// release lets go of a claim as if it had not been made.
+// release ends a claim as if it had not been made.
 func (r *Renewer) release(ctx context.Context, claim grant.Claim, wait time.Duration) error {
 	wait += time.Duration(rand.Int64N(int64(wait)/4 + 1)) //nolint:gosec // jitter is no secret
 	if err := r.Store.Fail(ctx, claim, grant.Released, wait, ""); err != nil && !errors.Is(err, grant.ErrSuperseded) {
-		r.Log.Warn("a claim could not be released: it ends with its lease", zap.String("grant", string(claim.ID)), zap.Error(err))
+		r.Log.Warn("claim not released; it ends with its lease", zap.String("grant", string(claim.ID)), zap.Error(err))
 	}
 	return &grant.BackoffError{For: wait}
 }
 
-// fail records a failed call and returns what it means for whoever asked.
+// fail records a failed call, and returns the error for callers.
 func (r *Renewer) fail(ctx context.Context, claim grant.Claim, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.Lease/3)
 	defer cancel()
-	outcome, asked := judge(cause)
+	outcome, retryAfter := classify(cause)
 	r.metrics.outcome(string(outcome))
 	r.metrics.retried(claim, string(outcome))
 	log := r.Log.With(zap.String("grant", string(claim.ID)), zap.String("app", claim.App), zap.Error(cause))
 	if outcome == grant.Released {
-		log.Error("Zoom refuses the app: check its client id and secret")
-		return errors.Join(cause, r.release(ctx, claim, asked))
+		log.Error("client id or secret refused by Zoom; grant not renewed")
+		return errors.Join(cause, r.release(ctx, claim, retryAfter))
 	}
 	wait := grant.Backoff(claim.Failures+1, rand.Float64(), 0) //nolint:gosec // jitter is no secret
 	var refused *zoom.RefusedError
-	if appFault(cause) && (!errors.As(cause, &refused) || refused.Temporary()) {
-		wait = max(min(wait, 15*time.Second), asked) // the app's pause does the rest
+	if isAppFault(cause) && (!errors.As(cause, &refused) || refused.Temporary()) {
+		wait = max(min(wait, 15*time.Second), retryAfter) // the app's pause does the rest
 	}
 	reason := cause.Error()
 	if outcome == grant.Gone {
 		if claim.Uncertain {
-			reason = "an earlier answer of Zoom's was lost, and Zoom refuses the refresh token before it"
+			reason = "an earlier response from Zoom was lost, and Zoom refuses the refresh token before it"
 		}
 		log.Warn("the user must authorize again", zap.Bool("uncertain", claim.Uncertain))
 	} else {
@@ -162,10 +193,10 @@ func (r *Renewer) fail(ctx context.Context, claim grant.Claim, cause error) erro
 	switch {
 	case err == nil && outcome == grant.Gone:
 		r.metrics.gone(claim)
-	case err == nil, errors.Is(err, grant.ErrSuperseded): // somebody has gone on meanwhile
+	case err == nil, errors.Is(err, grant.ErrSuperseded): // another replica has claimed or committed since
 	default:
-		// The lease ends by itself, and the intent tells whoever comes next.
-		log.Warn("a failure could not be recorded", zap.NamedError("record_error", err))
+		// The lease expires, and the intent makes the next claim uncertain.
+		log.Warn("failure not recorded; the grant stays claimed until its lease expires", zap.NamedError("record_error", err))
 	}
 	if outcome == grant.Gone {
 		return grant.ErrReauthorize
@@ -173,26 +204,26 @@ func (r *Renewer) fail(ctx context.Context, claim grant.Claim, cause error) erro
 	return fmt.Errorf("%w: %w", cause, &grant.BackoffError{For: wait})
 }
 
-// judge says what a failed call has done to the refresh token, and how long
-// Zoom asked to wait.
-func judge(cause error) (grant.Outcome, time.Duration) {
+// classify returns what a failed call has done to the refresh token, and how long to
+// wait before the next call, if Zoom or the kind of failure says so.
+func classify(cause error) (outcome grant.Outcome, retryAfter time.Duration) {
 	var refused *zoom.RefusedError
 	switch {
 	case errors.Is(cause, zoom.ErrInvalidGrant):
 		return grant.Gone, 0
 	case errors.Is(cause, zoom.ErrInvalidClient):
-		return grant.Released, operatorPause
+		return grant.Released, invalidClientPause
 	case errors.Is(cause, zoom.ErrUnsent):
 		return grant.Unspent, 0
 	case errors.As(cause, &refused):
 		if refused.Status >= http.StatusInternalServerError {
-			return grant.Uncertain, refused.RetryAfter // it may have failed after the rotation
+			return grant.Uncertain, refused.RetryAfter // Zoom may have failed after the rotation
 		}
 		return grant.Unspent, refused.RetryAfter
 	}
 	return grant.Uncertain, 0
 }
 
-// appFault reports whether a failure says something of the app or of Zoom, and
-// not of the grant.
-func appFault(cause error) bool { return cause != nil && !errors.Is(cause, zoom.ErrInvalidGrant) }
+// isAppFault reports whether a failure indicates a fault of the app or of Zoom, not of
+// the grant.
+func isAppFault(cause error) bool { return cause != nil && !errors.Is(cause, zoom.ErrInvalidGrant) }

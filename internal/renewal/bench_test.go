@@ -29,10 +29,10 @@ import (
 	"tokenprovider/internal/zoomtest"
 )
 
-// TestMain is Zoom, a process of its own, where the benchmark asks for one.
+// TestMain runs Zoom's stand-in where the benchmark has started this binary as one.
 func TestMain(m *testing.M) {
-	latency, asked := os.LookupEnv("ROTATION_TEST_ZOOM")
-	if !asked {
+	latency, isZoom := os.LookupEnv("RENEWAL_TEST_ZOOM")
+	if !isZoom {
 		os.Exit(m.Run())
 	}
 	wait, err := time.ParseDuration(latency)
@@ -52,19 +52,18 @@ func TestMain(m *testing.M) {
 	_, _ = os.Stdin.Read(make([]byte, 1)) // until the benchmark ends
 }
 
-// BenchmarkRefresh compares the engine, with everything that it does to lose
-// nothing, with a bare loop that posts the refresh and writes one Redis key: the
-// same Zoom, the same concurrency, in turn, in the same run.
+// BenchmarkRefresh compares the renewer with a bare loop that posts the refresh and
+// writes one Redis key: with the same Zoom and concurrency, in turn, in the same run.
 func BenchmarkRefresh(b *testing.B) {
 	for _, latency := range []time.Duration{0, 200 * time.Millisecond} {
-		b.Run(fmt.Sprint("Zoom answers in ", latency), func(b *testing.B) { benchRefresh(b, latency) })
+		b.Run(fmt.Sprint("Zoom responds in ", latency), func(b *testing.B) { benchRefresh(b, latency) })
 	}
 }
 
 const (
-	benchFlights = 192
-	benchGrants  = 2000
-	benchRounds  = 5
+	benchInFlight = 192
+	benchGrants   = 2000
+	benchRounds   = 5
 )
 
 func benchRefresh(b *testing.B, latency time.Duration) {
@@ -78,22 +77,22 @@ func benchRefresh(b *testing.B, latency time.Duration) {
 	}
 	app := zoom.New(zoom.Config{
 		ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret), OAuthURL: base, APIURL: base,
-		HTTP: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: benchFlights}},
+		HTTP: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: benchInFlight}},
 	})
-	rotator := renewal.New(renewal.Config{
+	renewer := renewal.New(renewal.Config{
 		Store: grants, Journal: kept, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(),
-		Apps: map[string]renewal.Zoom{"default": app}, MaxInFlight: benchFlights, MaxPerSecond: 1 << 20,
+		Apps: map[string]renewal.App{"default": {Zoom: app}}, MaxInFlight: benchInFlight, MaxPerSecond: 1 << 20,
 		RefreshBefore: time.Hour, PauseAfterFailover: time.Nanosecond, // tokens live for a second and are due after a tenth of it
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { rotator.Run(ctx) })
+	running.Go(func() { renewer.Run(ctx) })
 	defer func() {
 		cancel()
 		running.Wait()
 		end, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		if err := rotator.Close(end); err != nil {
+		if err := renewer.Close(end); err != nil {
 			b.Error(err)
 		}
 		_ = kept.Close()
@@ -112,10 +111,10 @@ func benchRefresh(b *testing.B, latency time.Duration) {
 			b.Fatal(err)
 		}
 	}
-	// As the refresher does: start what there is room for.
+	// As the refresher does: start as many as the capacity allows.
 	engine := func(turn <-chan int, done func(error)) {
 		for i := range turn {
-			for rotator.Capacity() == 0 || !rotator.RenewDue(ids[i], done) {
+			for renewer.Capacity("default") == 0 || !renewer.RenewDue("default", ids[i], done) {
 				time.Sleep(time.Millisecond)
 			}
 		}
@@ -130,7 +129,7 @@ func benchRefresh(b *testing.B, latency time.Duration) {
 	}
 	loop := func(turn <-chan int, done func(error)) {
 		var wg sync.WaitGroup
-		for range benchFlights {
+		for range benchInFlight {
 			wg.Go(func() {
 				for i := range turn {
 					done(renew(i))
@@ -156,12 +155,11 @@ func benchRefresh(b *testing.B, latency time.Duration) {
 	b.ReportMetric(median(bareCosts), "µs-cpu/bare-refresh")
 }
 
-// measure refreshes grant after grant for some seconds, and returns how many a
-// second that was once it was in its stride, and the microseconds of processor
-// that each took in this process.
+// measure refreshes grant after grant for some seconds. After a warm-up it returns the
+// refreshes per second, and the CPU time of each in this process, in microseconds.
 func measure(b *testing.B, refresh func(turn <-chan int, done func(error))) (rate, cost float64) {
 	b.Helper()
-	const stride, watch = 2 * time.Second, 4 * time.Second
+	const warmUp, measured = 2 * time.Second, 4 * time.Second
 	var done atomic.Int64
 	turn := make(chan int)
 	var wg sync.WaitGroup
@@ -173,26 +171,26 @@ func measure(b *testing.B, refresh func(turn <-chan int, done func(error))) (rat
 			done.Add(1)
 		})
 	})
-	begun := time.Now()
+	start := time.Now()
 	var from time.Time
 	var before time.Duration
 	var count int64
-	for n := 0; time.Since(begun) < stride+watch; n++ {
-		if from.IsZero() && time.Since(begun) > stride {
-			from, before, count = time.Now(), processor(b), done.Load()
+	for n := 0; time.Since(start) < warmUp+measured; n++ {
+		if from.IsZero() && time.Since(start) > warmUp {
+			from, before, count = time.Now(), cpuTime(b), done.Load()
 		}
 		turn <- n % benchGrants
 	}
 	count = done.Load() - count
 	rate = float64(count) / time.Since(from).Seconds()
-	cost = float64((processor(b) - before).Microseconds()) / float64(count)
+	cost = float64((cpuTime(b) - before).Microseconds()) / float64(count)
 	close(turn)
 	wg.Wait()
 	time.Sleep(time.Second) // for what is still in flight
 	return rate, cost
 }
 
-func processor(b *testing.B) time.Duration {
+func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var usage syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
@@ -209,7 +207,7 @@ func median(values []float64) float64 {
 func startZoom(b *testing.B, latency time.Duration) *url.URL {
 	b.Helper()
 	command := exec.Command(os.Args[0], "-test.run=^$")
-	command.Env = append(os.Environ(), "ROTATION_TEST_ZOOM="+latency.String())
+	command.Env = append(os.Environ(), "RENEWAL_TEST_ZOOM="+latency.String())
 	stdin, err := command.StdinPipe()
 	if err != nil {
 		b.Fatal(err)

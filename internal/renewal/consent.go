@@ -7,39 +7,29 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	"go.uber.org/zap"
 
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/journal"
 )
 
-// A code is spent once, like a refresh token, and its answer is kept in the same
-// way: whoever registers a user calls Keep as soon as Zoom has answered, then
-// AcceptConsent.
+// An authorization code works once, like a refresh token, and its response is kept in
+// the same way: the registrar calls JournalConsent as soon as Zoom has responded, then
+// CommitConsent or DiscardConsent.
 
-// PauseRemaining returns for how long nothing may be spent at Zoom, because Redis may
-// have forgotten what is spent already.
-func (r *Renewer) PauseRemaining() time.Duration { return r.holding() }
-
-// JournalConsent puts Zoom's answer to a consent into the journal. From then on it is not
-// lost, and comes into Redis sooner or later, unless [Renewer.DiscardConsent] is called.
-func (r *Renewer) JournalConsent(e journal.Entry, answered time.Time) {
-	if err := r.Journal.Add(e); err != nil {
-		r.Log.Error("Zoom's answer to a consent is not in the journal: it is lost if this process dies before Redis has it",
-			zap.String("grant", string(e.ID)), zap.String("app", e.App), zap.Error(err))
-		r.metrics.unjournaled.Inc()
-	}
-	r.metrics.exposure.Observe(time.Since(answered).Seconds())
+// JournalConsent writes Zoom's response to a consent, received at the given time, to
+// the journal. If neither [Renewer.CommitConsent] nor [Renewer.DiscardConsent] follows,
+// the next process commits it.
+func (r *Renewer) JournalConsent(ctx context.Context, e journal.Entry, received time.Time) {
+	r.journalResponse(ctx, e.App, e, received)
 }
 
-// CommitConsent stores what was kept as the user's grant; zoomUser and zoomAccount are
-// whose it is, or empty if Zoom has not said. It tries until ctx ends; after that
-// the answer waits in the journal for Redis. It answers [grant.ErrSuperseded] if
-// the user has consented again, or was removed, since.
+// CommitConsent stores a journaled response as the user's grant. zoomUser and
+// zoomAccount identify its owner, or are empty if unknown. It retries until ctx ends;
+// after that the response is retried from the journal. It returns
+// [grant.ErrSuperseded] if the user has consented again, or was removed, since.
 func (r *Renewer) CommitConsent(ctx context.Context, e journal.Entry, zoomUser, zoomAccount string) error {
-	kept := r.safety.add(&answer{Entry: e, zoomUser: zoomUser, zoomAccount: zoomAccount})
-	err := r.persist(ctx, kept)
-	if errors.Is(err, grant.ErrUnreplicated) { // the recovery sees to the replicas
+	err := r.commitWithRetries(ctx, r.uncommitted.add(&response{Entry: e, zoomUser: zoomUser, zoomAccount: zoomAccount}))
+	if errors.Is(err, grant.ErrUnreplicated) { // verifyCommits waits for the replicas
 		return nil
 	}
 	if err != nil {
@@ -48,19 +38,19 @@ func (r *Renewer) CommitConsent(ctx context.Context, e journal.Entry, zoomUser, 
 	return nil
 }
 
-// DiscardConsent ends the care for what was kept: it is of no use.
+// DiscardConsent records that a journaled response needs no commit.
 func (r *Renewer) DiscardConsent(e journal.Entry) { r.Journal.MarkCommitted(e.ID, e.Spent) }
 
-// persist commits an answer, as often as it takes, until ctx ends.
-func (r *Renewer) persist(ctx context.Context, a *answer) error {
-	pace := backoff.NewExponentialBackOff()
-	pace.InitialInterval, pace.MaxInterval = 20*time.Millisecond, time.Second
+// commitWithRetries commits a response until Redis returns a verdict or ctx ends.
+func (r *Renewer) commitWithRetries(ctx context.Context, a *response) error {
+	intervals := backoff.NewExponentialBackOff()
+	intervals.InitialInterval, intervals.MaxInterval = 20*time.Millisecond, time.Second
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := r.commit(ctx, a)
 		if errors.Is(err, grant.ErrSuperseded) || errors.Is(err, grant.ErrNotFound) || errors.Is(err, grant.ErrUnreplicated) {
 			err = backoff.Permanent(err)
 		}
 		return struct{}{}, err
-	}, backoff.WithBackOff(pace), backoff.WithMaxElapsedTime(0))
+	}, backoff.WithBackOff(intervals), backoff.WithMaxElapsedTime(0))
 	return err
 }

@@ -13,16 +13,16 @@ import (
 	"tokenprovider/internal/store"
 )
 
-// record is a grant as the store's scripts keep it.
+// record is a grant as the store's scripts store it.
 type record struct {
 	app                               string
 	tokens                            grant.Tokens
-	predecessor                       string // fingerprint of what tokens are the answer to
+	predecessor                       string // fingerprint of the refresh token that was spent for tokens
 	plan, due                         time.Time
 	planned                           bool // in the due index
 	lease                             string
 	leaseUntil, intent, retryAt       time.Time
-	handed                            time.Time
+	served                            time.Time
 	uncertain, gone, deleting, linked bool
 	failures                          int
 	reason                            string
@@ -30,34 +30,34 @@ type record struct {
 
 func (r *record) fingerprint() string { return store.RefreshFingerprint(r.tokens.Refresh) }
 
-// memory is the store as a model: it does what the Lua scripts do, and
-// TestMemoryIsTheStore holds the one against the other.
+// memory is a model of the store: it does what the Lua scripts do.
+// TestMemoryMatchesTheStore compares the two.
 type memory struct {
-	mu      sync.Mutex
-	now     func() time.Time
-	records map[grant.ID]record
-	pauses  map[string]time.Time
-	breaks  int64
-	calls   int
+	mu        sync.Mutex
+	now       func() time.Time
+	records   map[grant.ID]record
+	pauses    map[string]time.Time
+	failovers int64
+	calls     int
 
-	committed func(id grant.ID, access string) // told of every commit that changes something; may be nil
+	committed func(id grant.ID, access string) // called for every commit that changes something; may be nil
 
-	// Ways to break the protocol on purpose.
+	// Faults that break the protocol on purpose.
 	anyPredecessor  bool // commit whatever was spent
-	anyHolder       bool // let anybody end a lease
-	leaseIsNoLease  bool // claim what is held
-	breaksUnnoticed bool // do not tell that Redis may have forgotten
-	intentForgotten bool // do not tell that a token may be spent
+	anyHolder       bool // any replica may end a lease
+	leaseIgnored    bool // claim a grant that is held
+	failoversHidden bool // failovers are not counted
+	intentIgnored   bool // a claim is never uncertain
 }
 
 func newMemory() *memory {
 	return &memory{now: time.Now, records: map[grant.ID]record{}, pauses: map[string]time.Time{}}
 }
 
-// at is now as scripts have it, in milliseconds.
+// at returns the time as in scripts, in milliseconds.
 func (m *memory) at() time.Time { return m.now().Truncate(time.Millisecond) }
 
-// AcceptConsent is not part of the model: no schedule registers anybody.
+// AcceptConsent is not part of the model: no schedule registers users.
 func (m *memory) AcceptConsent(context.Context, grant.ID, grant.Consent, time.Time) (bool, error) {
 	return false, errors.ErrUnsupported
 }
@@ -90,14 +90,14 @@ func (m *memory) Claim(_ context.Context, id grant.ID, owner string, terms grant
 			if !r.planned || r.due.After(at) {
 				return grant.Claim{}, grant.ErrFresh
 			}
-			free := r.handed.Add(terms.HandOffGuard)
+			free := r.served.Add(terms.HandOffGuard)
 			if free.After(at) && r.tokens.Expires.After(free.Add(130*time.Second)) {
 				return grant.Claim{}, &grant.HeldError{For: later(free)}
 			}
 		} else if !r.tokens.Expires.Before(terms.ValidUntil.Truncate(time.Millisecond)) {
 			return grant.Claim{}, grant.ErrFresh
 		}
-		if !m.leaseIsNoLease {
+		if !m.leaseIgnored {
 			if r.leaseUntil.After(at) {
 				return grant.Claim{}, &grant.HeldError{For: later(r.leaseUntil)}
 			}
@@ -111,7 +111,7 @@ func (m *memory) Claim(_ context.Context, id grant.ID, owner string, terms grant
 		if !byPlan && grant.MatureTime(r.tokens.Issued, r.tokens.Expires).After(at) {
 			return grant.Claim{}, grant.ErrFresh
 		}
-		if !r.intent.IsZero() && !m.intentForgotten {
+		if !r.intent.IsZero() && !m.intentIgnored {
 			r.uncertain = true
 		}
 		r.lease, r.leaseUntil, r.intent = owner, at.Add(terms.Lease), at
@@ -144,7 +144,7 @@ func (m *memory) Commit(_ context.Context, id grant.ID, spent string, tokens gra
 		return false, nil
 	}
 	r.tokens, r.plan, r.predecessor = tokens, due, spent
-	r.lease, r.leaseUntil, r.intent, r.retryAt, r.handed = "", time.Time{}, time.Time{}, time.Time{}, time.Time{}
+	r.lease, r.leaseUntil, r.intent, r.retryAt, r.served = "", time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	r.uncertain, r.failures, r.gone = false, 0, false
 	r.due, r.planned = due, !r.deleting
 	m.records[id] = r
@@ -209,7 +209,7 @@ func (m *memory) MarkServed(_ context.Context, id grant.ID) error {
 	defer m.mu.Unlock()
 	m.calls++
 	if r, known := m.records[id]; known {
-		r.handed = m.at()
+		r.served = m.at()
 		m.records[id] = r
 	}
 	return nil
@@ -233,15 +233,15 @@ func (m *memory) Paused(_ context.Context, app string) (time.Duration, error) {
 func (m *memory) Failovers() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.breaksUnnoticed {
+	if m.failoversHidden {
 		return 0
 	}
-	return m.breaks
+	return m.failovers
 }
 
 func (m *memory) CheckFailover(context.Context) error { return nil }
 
-// due returns what is due now.
+// due returns the grants that are due.
 func (m *memory) due() (ids []grant.ID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -260,40 +260,40 @@ func (m *memory) snapshot() map[grant.ID]record {
 	return maps.Clone(m.records)
 }
 
-// restore is a Redis that comes back as it was before.
+// restore restores an old state, as a failover to a lagging replica does.
 func (m *memory) restore(old map[grant.ID]record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.records = maps.Clone(old)
-	m.breaks++
+	m.failovers++
 }
 
-// paper is a journal that outlives its process.
-type paper struct {
-	mu       sync.Mutex
-	entries  []journal.Entry
-	settled  map[string]bool
-	vanishes bool // a way to break the protocol on purpose
+// memoryJournal is a journal that survives its process.
+type memoryJournal struct {
+	mu        sync.Mutex
+	entries   []journal.Entry
+	committed map[string]bool
+	loses     bool // breaks the protocol on purpose: entries are lost
 }
 
-func newPaper() *paper { return &paper{settled: map[string]bool{}} }
+func newMemoryJournal() *memoryJournal { return &memoryJournal{committed: map[string]bool{}} }
 
-func (p *paper) Add(e journal.Entry) error {
+func (p *memoryJournal) Add(_ context.Context, e journal.Entry) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.vanishes {
+	if !p.loses {
 		p.entries = append(p.entries, e)
 	}
 	return nil
 }
 
-func (p *paper) MarkCommitted(id grant.ID, spent string) {
+func (p *memoryJournal) MarkCommitted(id grant.ID, spent string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.settled[string(id)+spent] = true
+	p.committed[string(id)+spent] = true
 }
 
-func (p *paper) Entries() []journal.Entry {
+func (p *memoryJournal) Entries() []journal.Entry {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return append([]journal.Entry(nil), p.entries...)

@@ -10,7 +10,7 @@ import (
 	"tokenprovider/internal/zoom"
 )
 
-// measured is a replica, and what it tells.
+// measured starts a replica, and returns it with a check of its metrics.
 func (b *bench) measured() (*renewal.Renewer, func(series string, value float64)) {
 	registry := b.metrics
 	r := b.replica()
@@ -22,14 +22,14 @@ func (b *bench) measured() (*renewal.Renewer, func(series string, value float64)
 	}
 }
 
-// byPlan renews a grant as the refresher does.
-func (b *bench) byPlan(r *renewal.Renewer, id grant.ID) error {
+// renewDue runs a scheduled renewal.
+func (b *bench) renewDue(r *renewal.Renewer, id grant.ID) error {
 	b.t.Helper()
-	landed := make(chan error, 1)
-	if !r.RenewDue(id, func(err error) { landed <- err }) {
+	done := make(chan error, 1)
+	if !r.RenewDue("default", id, func(err error) { done <- err }) {
 		b.t.Fatal("not started")
 	}
-	return <-landed
+	return <-done
 }
 
 func TestRefreshesAreCounted(t *testing.T) {
@@ -38,20 +38,20 @@ func TestRefreshesAreCounted(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		want(`refreshes_total{outcome="renewed"}`, 0) // there from the start, for increase()
 		late, early := b.put("ann", 57*time.Minute), b.put("bob", 55*time.Minute-2*time.Second)
-		if err := b.byPlan(r, late); err != nil {
+		if err := b.renewDue(r, late); err != nil {
 			t.Fatal(err)
 		}
 		want(`refreshes_total{outcome="renewed"}`, 1)
 		want(`refresh_duration_seconds`, 1)
 		want(`refresh_lateness_seconds`, 1)
-		b.wantToken(r, early, "plain-access-2") // asked for before its plan: it is not late
+		b.wantToken(r, early, "plain-access-2") // renewed for a caller before its plan: not late
 		want(`refreshes_total{outcome="renewed"}`, 2)
 		want(`refresh_lateness_seconds`, 1)
 		want(`uncertain_retries_total{outcome="renewed"}`, 0)
 	})
 }
 
-// TestLateness is of the plan, which a failure does not move.
+// TestLateness: lateness is measured from the plan, which a failure does not move.
 func TestLateness(t *testing.T) {
 	bubble(t, func(b *bench) {
 		registry := b.metrics
@@ -59,10 +59,10 @@ func TestLateness(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		id := b.put("ann", 56*time.Minute)
 		b.zoom.say(always(&zoom.RefusedError{Status: 503}))
-		_ = b.byPlan(r, id)
+		_ = b.renewDue(r, id)
 		time.Sleep(40 * time.Second)
 		b.zoom.say(nil)
-		if err := b.byPlan(r, id); err != nil {
+		if err := b.renewDue(r, id); err != nil {
 			t.Fatal(err)
 		}
 		families, err := registry.Gather()
@@ -85,58 +85,58 @@ func TestLostGrantsAreCountedOnce(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		gone, lost := b.put("ann", 59*time.Minute), b.put("bob", 59*time.Minute)
 		b.zoom.say(always(zoom.ErrUncertain))
-		_ = b.byPlan(r, lost)
+		_ = b.renewDue(r, lost)
 		want(`refreshes_total{outcome="uncertain"}`, 1)
 		want(`uncertain_retries_total{outcome="gone"}`, 0)
 		time.Sleep(20 * time.Second)
 		b.zoom.say(always(zoom.ErrInvalidGrant))
 		for range 3 {
 			for _, id := range []grant.ID{gone, lost} {
-				_ = b.byPlan(r, id)
+				_ = b.renewDue(r, id)
 			}
 			time.Sleep(20 * time.Second)
 		}
 		want(`reauthorizations_total{reason="refused"}`, 1)
-		want(`reauthorizations_total{reason="answer_lost"}`, 1)
+		want(`reauthorizations_total{reason="response_lost"}`, 1)
 		want(`uncertain_retries_total{outcome="gone"}`, 1)
 	})
 }
 
-// TestLostCommitsAreCounted: Redis forgets an answer that it has acknowledged.
+// TestLostCommitsAreCounted: Redis loses a response that it has acknowledged.
 func TestLostCommitsAreCounted(t *testing.T) {
 	bubble(t, func(b *bench) {
 		r, want := b.measured()
 		time.Sleep(2 * time.Second)
 		id, other := b.put("ann", 56*time.Minute), b.put("bob", 56*time.Minute)
-		if err := b.byPlan(r, other); err != nil {
+		if err := b.renewDue(r, other); err != nil {
 			t.Fatal(err)
 		}
 		before := b.snapshot()
-		if err := b.byPlan(r, id); err != nil {
+		if err := b.renewDue(r, id); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(10 * time.Second) // both are settled, and are looked at no more
+		time.Sleep(10 * time.Second) // both are verified
 		want(`lost_commits_total`, 0)
-		want(`redis_holding`, 0)
+		want(`redis_failover_pause`, 0)
 		b.restore(before)
 		time.Sleep(2 * time.Second)
-		want(`redis_breaks_total`, 1)
-		want(`redis_holding`, 1)
+		want(`redis_failovers_total`, 1)
+		want(`redis_failover_pause`, 1)
 		want(`lost_commits_total`, 1) // bob's is still there
 		time.Sleep(20 * time.Second)
 		want(`lost_commits_total`, 1)
-		want(`redis_holding`, 0)
+		want(`redis_failover_pause`, 0)
 		if b.record(id).tokens.Access.Reveal() != "plain-access-2" {
-			t.Error("the answer was not committed again")
+			t.Error("the response was not committed again")
 		}
 	})
 }
 
-func TestPausesAreTold(t *testing.T) {
+func TestPausesAreCounted(t *testing.T) {
 	for reason, fault := range map[string]error{
-		"refused": zoom.ErrInvalidClient,
-		"asked":   &zoom.RefusedError{Status: 429, RetryAfter: 10 * time.Second},
-		"faults":  zoom.ErrUnsent,
+		"refused":     zoom.ErrInvalidClient,
+		"retry_after": &zoom.RefusedError{Status: 429, RetryAfter: 10 * time.Second},
+		"faults":      zoom.ErrUnsent,
 	} {
 		bubble(t, func(b *bench) {
 			r, want := b.measured()
@@ -145,12 +145,12 @@ func TestPausesAreTold(t *testing.T) {
 			want(`zoom_pauses_total{app="default",reason="`+reason+`"}`, 0)
 			b.zoom.say(always(fault))
 			for _, user := range []string{"ann", "bob", "cid"} {
-				_ = b.byPlan(r, b.put(user, 59*time.Minute))
+				_ = b.renewDue(r, b.put(user, 59*time.Minute))
 			}
 			want(`zoom_paused{app="default"}`, 1)
 			want(`zoom_pauses_total{app="default",reason="`+reason+`"}`, 1)
 			if got := b.pauses["default"]; got.IsZero() {
-				t.Error("the other replicas were not told")
+				t.Error("the pause was not published")
 			}
 			b.zoom.say(nil)
 			time.Sleep(30 * time.Second)

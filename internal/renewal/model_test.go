@@ -25,29 +25,29 @@ import (
 	"tokenprovider/internal/zoom"
 )
 
-// The protocol as a model: random schedules of replicas, crashes at every step,
-// pauses longer than the lease, lost requests and lost answers, Redis down and
-// Redis rolled back, on virtual time, with Zoom as the judge.
+// The protocol as a model: random schedules of replicas on virtual time, with crashes
+// at every step, pauses longer than the lease, lost requests and responses, and Redis
+// down or rolled back. Zoom is the oracle.
 
 var (
-	schedules = flag.Int("schedules", 2000, "random schedules of the rotation protocol to try")
+	schedules = flag.Int("schedules", 2000, "number of random schedules of the renewal protocol")
 	firstSeed = flag.Uint64("seed", 1, "seed of the first schedule")
 )
 
 const (
 	tokenLife = 200 * time.Second
 	turmoil   = 60 * time.Second  // of faults
-	calm      = 150 * time.Second // for everything to heal
+	calm      = 150 * time.Second // for recovery
 )
 
-// schedule is what is drawn for one run.
+// schedule is the parameters of one run.
 type schedule struct {
 	replicas, grants int
-	lenient          bool // Zoom lets the predecessor of the newest token work
+	lenient          bool // Zoom accepts the predecessor of the newest token
 	crashes          float64
 	redisFails       float64
 	zoomFails        float64
-	pauses           bool // longer than lease and late answer together
+	pauses           bool // of replicas, longer than lease and LateResponseWait together
 	rollbacks        bool // of Redis, by up to 5 s
 }
 
@@ -62,8 +62,8 @@ func draw(r *rand.Rand) schedule {
 		replicas: 1 + r.IntN(4), grants: 1 + r.IntN(4), lenient: r.IntN(4) == 0,
 		crashes: maybe(0.2), redisFails: maybe(0.3), zoomFails: maybe(0.5),
 	}
-	// A Redis that forgets while a replica is stopped for long leaves nobody to
-	// say what it forgot: that is more than is promised.
+	// If Redis loses writes while a replica is stopped for long, no replica can
+	// replay them in time. The protocol does not cover that.
 	if r.IntN(2) == 0 {
 		s.rollbacks = true
 	} else {
@@ -75,21 +75,20 @@ func draw(r *rand.Rand) schedule {
 // world is one run.
 type world struct {
 	schedule
-	redis   *memory
-	judge   *judge
-	reached set // fingerprints of answers that have reached a journal
+	redis     *memory
+	oracle    *oracle
+	journaled set // fingerprints of journaled responses
 
 	mu     sync.Mutex
 	rand   *rand.Rand
 	faulty bool // faults happen
 	down   bool // Redis is
-	// After Redis has forgotten, whoever has a journal must be there to say what;
-	// renewals are held for that long. Until then nothing else goes wrong: a token
-	// that is spent again because its journal came too late is put right when it
-	// comes, but it is spent again.
+	// After a rollback every replica must run to replay its journal; renewals are
+	// paused for that time. No other fault happens until then. A replay that is too
+	// late repairs the grant, but its token has been spent twice.
 	quiet  time.Time
 	trace  []string
-	broken []string // invariants
+	broken []string // violated invariants
 }
 
 func (w *world) note(format string, values ...any) {
@@ -125,8 +124,8 @@ func (s *set) has(text string) bool { _, ok := s.Load(text); return ok }
 
 var epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) // when every bubble begins
 
-// judge is Zoom: it knows which tokens it has issued, and who presented which.
-type judge struct {
+// oracle is Zoom: it records which tokens it has issued, and which were presented.
+type oracle struct {
 	*world
 	mu       sync.Mutex
 	issued   int
@@ -145,14 +144,14 @@ type issuance struct {
 	expires         time.Time
 }
 
-func (j *judge) nextLocked(g *issuance) {
+func (j *oracle) nextLocked(g *issuance) {
 	j.issued++
 	g.predecessor, g.access, g.refresh = g.refresh, fmt.Sprint("access-", j.issued), fmt.Sprint("refresh-", j.issued)
 	g.expires = time.Now().Add(tokenLife)
 }
 
-// onTheWire is a refresh on its way to Zoom and back: there is one at a time.
-func (j *judge) onTheWire(refresh string) (off func()) {
+// onTheWire starts a refresh, which off ends: there is one at a time.
+func (j *oracle) onTheWire(refresh string) (off func()) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.wire[refresh]++
@@ -166,16 +165,15 @@ func (j *judge) onTheWire(refresh string) (off func()) {
 	}
 }
 
-// spend is a refresh that has reached Zoom.
-func (j *judge) spend(id grant.ID, refresh string, uncertain bool) (zoom.Tokens, error) {
+// spend is a refresh that has reached Zoom. It returns the successor.
+func (j *oracle) spend(id grant.ID, refresh string, uncertain bool) (zoom.Tokens, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.presents[refresh]++
-	// Presenting a token again is right only if nobody can know what came of it.
-	// The intent says so, unless Redis has forgotten it; then it must at least be
-	// true: no answer has reached a journal.
-	answered := slices.ContainsFunc(j.successors[refresh], j.reached.has)
-	if n := j.presents[refresh]; n > 1 && !uncertain && (answered || !j.rollbacks) {
+	// A token may be presented again only if its outcome is unknown. The intent
+	// records that. If Redis has lost the intent, no response may be journaled.
+	journaled := slices.ContainsFunc(j.successors[refresh], j.journaled.has)
+	if n := j.presents[refresh]; n > 1 && !uncertain && (journaled || !j.rollbacks) {
 		j.violate("%s was presented %d times, though nothing was uncertain", refresh, n)
 	}
 	g := j.grants[id]
@@ -191,20 +189,20 @@ func (j *judge) spend(id grant.ID, refresh string, uncertain bool) (zoom.Tokens,
 	return zoom.Tokens{Access: secret.New(g.access), Refresh: secret.New(g.refresh), Life: tokenLife}, nil
 }
 
-// replica is a process. Everything it does goes through it, so that it can die
-// or be stopped between any two steps.
+// replica is a process. Its renewer does all I/O through it, so it can die or be
+// stopped between any two steps.
 type replica struct {
 	*world
 	name    string
-	paper   *paper
+	journal *memoryJournal
 	dead    atomic.Bool
 	stopped atomic.Int64 // until when, in ns since the epoch
 	cancel  context.CancelFunc
 	claims  sync.Map // refresh token -> grant.Claim
-	rotator *renewal.Renewer
+	renewer *renewal.Renewer
 }
 
-// step is a moment between two steps of the protocol.
+// step runs between two steps of the protocol.
 func (r *replica) step(name string) {
 	if r.chance(r.crashes) && !r.dead.Swap(true) {
 		r.note("%s dies %s", r.name, name)
@@ -227,7 +225,7 @@ func (r *replica) step(name string) {
 	}
 }
 
-// redisCall is a call that may fail before or after it has done its work.
+// redisCall calls Redis. The call may fail before or after it has taken effect.
 func redisCall[T any](r *replica, name string, call func() (T, error)) (T, error) {
 	var none T
 	r.step("before " + name)
@@ -238,12 +236,12 @@ func redisCall[T any](r *replica, name string, call func() (T, error)) (T, error
 		return none, errDown
 	}
 	time.Sleep(r.between(0, 2*time.Millisecond))
-	answer, err := call()
+	reply, err := call()
 	r.step("after " + name)
 	if r.chance(r.redisFails / 2) {
-		return none, errDown // done, but nobody knows
+		return none, errDown // the reply is lost
 	}
-	return answer, err
+	return reply, err
 }
 
 func (r *replica) Claim(ctx context.Context, id grant.ID, owner string, terms grant.ClaimTerms) (grant.Claim, error) {
@@ -294,20 +292,20 @@ func (r *replica) AcceptConsent(ctx context.Context, id grant.ID, c grant.Consen
 	return r.redis.AcceptConsent(ctx, id, c, due)
 }
 
-func (r *replica) Add(e journal.Entry) error {
+func (r *replica) Add(ctx context.Context, e journal.Entry) error {
 	r.step("before the journal")
-	err := r.paper.Add(e)
-	r.reached.add(store.RefreshFingerprint(e.Tokens.Refresh))
+	err := r.journal.Add(ctx, e)
+	r.journaled.add(store.RefreshFingerprint(e.Tokens.Refresh))
 	r.note("%s journals %s", r.name, e.Tokens.Refresh.Reveal())
 	r.step("after the journal")
 	return err
 }
 
-func (r *replica) MarkCommitted(id grant.ID, spent string) { r.paper.MarkCommitted(id, spent) }
+func (r *replica) MarkCommitted(id grant.ID, spent string) { r.journal.MarkCommitted(id, spent) }
 
-func (r *replica) Entries() []journal.Entry { return r.paper.Entries() }
+func (r *replica) Entries() []journal.Entry { return r.journal.Entries() }
 
-// Refresh is the call to Zoom over a network that loses things.
+// Refresh calls Zoom over a network that loses requests and responses.
 func (r *replica) Refresh(ctx context.Context, refresh secret.Text) (zoom.Tokens, error) {
 	r.step("before the call")
 	found, _ := r.claims.Load(refresh.Reveal())
@@ -326,10 +324,10 @@ func (r *replica) Refresh(ctx context.Context, refresh secret.Text) (zoom.Tokens
 		r.note("the request with %s is lost", refresh.Reveal())
 		return zoom.Tokens{}, zoom.ErrUncertain
 	}
-	off := sync.OnceFunc(r.judge.onTheWire(refresh.Reveal()))
+	off := sync.OnceFunc(r.oracle.onTheWire(refresh.Reveal()))
 	defer off()
 	time.Sleep(r.between(10*time.Millisecond, 500*time.Millisecond))
-	tokens, err := r.judge.spend(claim.ID, refresh.Reveal(), claim.Uncertain)
+	tokens, err := r.oracle.spend(claim.ID, refresh.Reveal(), claim.Uncertain)
 	r.note("Zoom takes %s: %s, %v", refresh.Reveal(), tokens.Refresh.Reveal(), err)
 	slow := r.between(10*time.Millisecond, 500*time.Millisecond)
 	if r.chance(r.zoomFails / 6) {
@@ -343,25 +341,25 @@ func (r *replica) Refresh(ctx context.Context, refresh secret.Text) (zoom.Tokens
 	off()
 	r.step("after the call")
 	if r.chance(r.zoomFails / 3) {
-		r.note("the answer to %s is lost", refresh.Reveal())
+		r.note("the response to %s is lost", refresh.Reveal())
 		return zoom.Tokens{}, zoom.ErrUncertain
 	}
 	return tokens, err
 }
 
-// live is a process from its start to its end.
+// live runs a process from its start to its end.
 func (r *replica) live(ctx context.Context) {
-	r.rotator = renewal.New(renewal.Config{
-		Store: r, Journal: r, Apps: map[string]renewal.Zoom{"default": r}, Log: zap.NewNop(),
+	r.renewer = renewal.New(renewal.Config{
+		Store: r, Journal: r, Apps: map[string]renewal.App{"default": {Zoom: r}}, Log: zap.NewNop(),
 		Metrics: prometheus.NewRegistry(), RefreshBefore: tokenLife - 30*time.Second,
 	})
 	var wg sync.WaitGroup
-	wg.Go(func() { r.rotator.Run(ctx) })
+	wg.Go(func() { r.renewer.Run(ctx) })
 	wg.Go(func() { // the refresher
 		for ctx.Err() == nil {
 			for _, id := range r.redis.due() {
-				if r.rotator.Capacity() > 0 {
-					r.rotator.RenewDue(id, func(error) {})
+				if r.renewer.Capacity("default") > 0 {
+					r.renewer.RenewDue("default", id, func(error) {})
 				}
 			}
 			sleep(ctx, 500*time.Millisecond)
@@ -373,7 +371,7 @@ func (r *replica) live(ctx context.Context) {
 			id := r.anyGrant()
 			wait, cancel := context.WithTimeout(ctx, 4*time.Second)
 			if serving, err := r.ReadServingRecord(wait, id); err == nil {
-				_, _ = r.rotator.EnsureFresh(wait, id, serving, grant.MinTTL)
+				_, _ = r.renewer.EnsureFresh(wait, id, serving, grant.MinTTL)
 			}
 			cancel()
 		}
@@ -382,7 +380,7 @@ func (r *replica) live(ctx context.Context) {
 	if !r.dead.Load() {
 		end, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		if err := r.rotator.Close(end); err != nil {
+		if err := r.renewer.Close(end); err != nil {
 			r.violate("%s cannot be stopped: %v", r.name, err)
 		}
 	}
@@ -403,34 +401,34 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// run plays one schedule and returns what went against the invariants.
+// run runs one schedule and returns the violated invariants.
 func run(t *testing.T, seed uint64, mutate func(*world)) (broken, trace []string) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		w := &world{schedule: draw(random), redis: newMemory(), rand: random, faulty: true}
-		w.judge = &judge{world: w, grants: map[grant.ID]*issuance{}, presents: map[string]int{}, wire: map[string]int{}, successors: map[string][]string{}}
+		w.oracle = &oracle{world: w, grants: map[grant.ID]*issuance{}, presents: map[string]int{}, wire: map[string]int{}, successors: map[string][]string{}}
 		for n := range w.grants {
 			g := &issuance{}
-			w.judge.nextLocked(g)
+			w.oracle.nextLocked(g)
 			issued := time.Now()
 			due := issued.Add(time.Duration(random.IntN(20)) * time.Second)
 			w.redis.records[grantID(n)] = record{app: "default", plan: due, due: due, planned: true, linked: true, tokens: grant.Tokens{
 				Access: secret.New(g.access), Refresh: secret.New(g.refresh), Issued: issued.Add(-time.Minute), Expires: g.expires,
 			}}
-			w.judge.grants[grantID(n)] = g
+			w.oracle.grants[grantID(n)] = g
 		}
 		if mutate != nil {
 			mutate(w)
 		}
 		w.note("%+v", w.schedule)
 		ctx, cancel := context.WithCancel(t.Context())
-		papers := make([]*paper, w.replicas)
+		journals := make([]*memoryJournal, w.replicas)
 		var wg sync.WaitGroup
 		for i := range w.replicas {
-			papers[i] = newPaper()
-			papers[i].vanishes = w.redis.pauses == nil
-			wg.Go(func() { w.keepAlive(ctx, i, papers[i]) })
+			journals[i] = newMemoryJournal()
+			journals[i].loses = w.redis.pauses == nil
+			wg.Go(func() { w.keepAlive(ctx, i, journals[i]) })
 		}
 		if w.redis.pauses == nil {
 			w.redis.pauses = map[string]time.Time{}
@@ -445,17 +443,17 @@ func run(t *testing.T, seed uint64, mutate func(*world)) (broken, trace []string
 		cancel()
 		wg.Wait()
 		w.examine()
-		time.Sleep(10 * time.Minute) // what is left of the dead ends
+		time.Sleep(10 * time.Minute) // for the goroutines of dead replicas to end
 		broken, trace = w.broken, w.trace
 	})
 	return broken, trace
 }
 
-// keepAlive starts a replica again whenever it has died.
-func (w *world) keepAlive(ctx context.Context, n int, p *paper) {
+// keepAlive restarts a replica whenever it has died.
+func (w *world) keepAlive(ctx context.Context, n int, j *memoryJournal) {
 	for life := 1; ctx.Err() == nil; life++ {
 		alive, cancel := context.WithCancel(ctx)
-		r := &replica{world: w, name: fmt.Sprintf("replica-%d.%d", n, life), paper: p, cancel: cancel}
+		r := &replica{world: w, name: fmt.Sprintf("replica-%d.%d", n, life), journal: j, cancel: cancel}
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -469,7 +467,7 @@ func (w *world) keepAlive(ctx context.Context, n int, p *paper) {
 	}
 }
 
-// disturbRedis takes Redis down, and brings it back as it was some time before.
+// disturbRedis stops Redis, and restores it with an earlier state.
 func (w *world) disturbRedis(ctx context.Context) {
 	old, at := w.redis.snapshot(), time.Now()
 	for ctx.Err() == nil {
@@ -494,35 +492,35 @@ func (w *world) disturbRedis(ctx context.Context) {
 	}
 }
 
-// examine holds the end of a run against the invariants.
+// examine checks the invariants at the end of a run.
 func (w *world) examine() {
 	for n := range w.grants {
 		id := grantID(n)
-		stored, issued := w.redis.records[id], w.judge.grants[id]
+		stored, issued := w.redis.records[id], w.oracle.grants[id]
 		newest := store.RefreshFingerprint(secret.New(issued.refresh))
 		first := issued.predecessor == ""
 		switch {
 		case stored.fingerprint() == newest:
 			if stored.gone {
-				w.violate("%.4s has the newest token and is called gone", id)
+				w.violate("%.4s has the newest token and is marked gone", id)
 			}
 			if stored.tokens.Expires.Before(time.Now()) || stored.tokens.Access.Reveal() != issued.access {
-				w.violate("%.4s is honoured by Zoom and not fresh", id)
+				w.violate("%.4s is alive at Zoom and not fresh", id)
 			}
-		case w.reached.has(newest) || first:
-			w.violate("the answer with %s reached a journal and is lost", issued.refresh)
+		case w.journaled.has(newest) || first:
+			w.violate("the response with %s was journaled and is lost", issued.refresh)
 		case w.lenient && !stored.gone:
 			w.violate("%.4s could have been saved by trying its old token", id)
 		case !stored.gone:
-			w.violate("%.4s is lost and nobody says so", id)
+			w.violate("%.4s is lost and not marked gone", id)
 		}
 	}
 	seconds := int((turmoil + calm) / time.Second)
 	if most := seconds * w.replicas * (w.grants + 2) * 4; w.redis.calls > most {
-		w.violate("%d calls to Redis, more than %d: something spins", w.redis.calls, most)
+		w.violate("%d calls to Redis, more than %d: a loop", w.redis.calls, most)
 	}
-	if most := seconds * w.grants; len(w.judge.presents) > most {
-		w.violate("%d tokens presented, more than %d: something spins", len(w.judge.presents), most)
+	if most := seconds * w.grants; len(w.oracle.presents) > most {
+		w.violate("%d tokens presented, more than %d: a loop", len(w.oracle.presents), most)
 	}
 }
 
@@ -544,15 +542,15 @@ func TestModel(t *testing.T) {
 // TestModelFindsBrokenProtocols breaks the protocol on purpose.
 func TestModelFindsBrokenProtocols(t *testing.T) {
 	for name, mutate := range map[string]func(*world){
-		"commit without a look at the predecessor": func(w *world) { w.redis.anyPredecessor = true },
-		"somebody else's lease is released": func(w *world) {
+		"commit by any predecessor": func(w *world) { w.redis.anyPredecessor = true },
+		"another replica's lease is released": func(w *world) {
 			w.redis.anyHolder = true
-			w.schedule = schedule{replicas: 4, grants: 1, zoomFails: 0.9, pauses: true} // it takes three who meet
+			w.schedule = schedule{replicas: 4, grants: 1, zoomFails: 0.9, pauses: true} // it takes three replicas
 		},
-		"a lease that does not hold":       func(w *world) { w.redis.leaseIsNoLease = true },
-		"no journal":                       func(w *world) { w.redis.pauses = nil },
-		"Redis forgets and nobody notices": func(w *world) { w.redis.breaksUnnoticed = true },
-		"an intent that is not told":       func(w *world) { w.redis.intentForgotten = true },
+		"a lease is ignored":         func(w *world) { w.redis.leaseIgnored = true },
+		"no journal":                 func(w *world) { w.redis.pauses = nil },
+		"failovers are not detected": func(w *world) { w.redis.failoversHidden = true },
+		"an intent is ignored":       func(w *world) { w.redis.intentIgnored = true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -562,7 +560,7 @@ func TestModelFindsBrokenProtocols(t *testing.T) {
 					return
 				}
 			}
-			t.Error("the model does not find it")
+			t.Error("the model does not detect it")
 		})
 	}
 }

@@ -15,118 +15,145 @@ import (
 	"tokenprovider/internal/journal"
 )
 
-// safety is what is known of answers that may have to be committed again.
-type safety struct {
-	mu     sync.Mutex
-	unsafe map[string]*answer // not known to be in Redis for good
-	breaks int64              // of Redis, as far as they were dealt with
-	resume time.Time          // no token is spent before
-	begun  bool               // the journal of the process before was looked at
+// uncommitted is the responses that may have to be committed, or committed again.
+// Its lock is never held during I/O.
+type uncommitted struct {
+	mu         sync.Mutex
+	responses  map[string]*response // by key; until they are verified
+	failovers  int64                // of Redis, that were handled
+	resumeTime time.Time            // no token is spent before it
+	replayed   bool                 // the journal of earlier processes was replayed
 }
 
-// answer is an answer of Zoom's on its way into Redis.
-type answer struct {
+// response is a response from Zoom that is not verified to be in Redis.
+type response struct {
 	journal.Entry
-	zoomUser, zoomAccount string    // of an answer to a consent, if Zoom has said
-	committed             time.Time // zero: not yet
-	had                   bool      // Redis has had it: if it is missing, Redis has forgotten it
-	tries                 int
+	zoomUser, zoomAccount string // of a consent, if known
+
+	// Guarded by uncommitted.mu.
+	committed    time.Time // when Redis acknowledged it; zero: not yet
+	acknowledged bool      // Redis has acknowledged it at some time: if it is missing, Redis has lost it
+	tries        int
 }
 
-func (e answer) key() string { return string(e.ID) + " " + e.Spent }
+func (a response) key() string { return string(a.ID) + " " + a.Spent }
 
-// start takes over what the process before has left.
-func (s *safety) start(entries []journal.Entry) {
-	s.unsafe = make(map[string]*answer)
+// load adds the responses of earlier processes.
+func (u *uncommitted) load(entries []journal.Entry) {
+	u.responses = make(map[string]*response)
 	for _, e := range entries {
-		a := &answer{Entry: e}
-		s.unsafe[a.key()] = a
+		a := &response{Entry: e}
+		u.responses[a.key()] = a
 	}
-	s.begun = len(entries) == 0
+	u.replayed = len(entries) == 0
 }
 
-func (s *safety) add(a *answer) *answer {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.unsafe[a.key()] = a
+func (u *uncommitted) add(a *response) *response {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.responses[a.key()] = a
 	return a
 }
 
-// waiting returns the answers that have to be looked at: those not committed,
-// and those committed before the given time, in the order in which they came.
-func (s *safety) waiting(before time.Time) []look {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var found []look
-	for _, a := range s.unsafe {
+// addAgain adds the entries of the journal after a failover.
+func (u *uncommitted) addAgain(entries []journal.Entry) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, e := range entries {
+		a := &response{Entry: e}
+		previous, ok := u.responses[a.key()]
+		a.acknowledged = u.replayed && (!ok || previous.acknowledged) // a verified one is not in responses
+		u.responses[a.key()] = a
+	}
+}
+
+func (u *uncommitted) remove(a *response) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.responses, a.key())
+}
+
+// pending is a response to commit, and whether it was committed before.
+type pending struct {
+	*response
+	again bool
+}
+
+// pending returns the responses that are not committed, and those that were committed
+// before the given time, oldest first.
+func (u *uncommitted) pending(before time.Time) []pending {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var found []pending
+	for _, a := range u.responses {
 		if a.committed.Before(before) {
-			found = append(found, look{a, !a.committed.IsZero()})
+			found = append(found, pending{a, !a.committed.IsZero()})
 		}
 	}
-	slices.SortFunc(found, func(a, b look) int {
+	slices.SortFunc(found, func(a, b pending) int {
 		return cmp.Or(a.Tokens.Issued.Compare(b.Tokens.Issued), cmp.Compare(a.ID, b.ID))
 	})
 	return found
 }
 
-// look is an answer to look at, and whether it has been committed before.
-type look struct {
-	*answer
-	again bool
+func (u *uncommitted) count() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.responses)
 }
 
-func (s *safety) left() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.unsafe)
-}
-
-// commit commits an answer once.
-func (r *Renewer) commit(ctx context.Context, a *answer) error {
-	r.safety.mu.Lock()
-	had := a.had
-	r.safety.mu.Unlock()
-	missing, err := r.store(ctx, a)
-	r.safety.mu.Lock()
-	defer r.safety.mu.Unlock()
+// record records the result of a commit. lost reports that Redis had lost the response;
+// obsolete, that no further commit can succeed.
+func (u *uncommitted) record(a *response, missing bool, err error) (lost, obsolete bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	lost = a.acknowledged && missing
 	a.tries++
-	if had && missing {
-		r.metrics.forgotten.Inc()
-		r.Log.Warn("Redis had forgotten an answer of Zoom's: it was committed again", zap.String("grant", string(a.ID)))
-	}
 	switch {
 	case err == nil:
-		a.committed, a.had = time.Now(), true
+		a.committed, a.acknowledged = time.Now(), true
 	case errors.Is(err, grant.ErrSuperseded), errors.Is(err, grant.ErrNotFound):
-		// Another replica may have to bring the one before it first. After two
-		// looks nobody will.
-		if a.tries >= 2 && r.safety.begun && !time.Now().Before(r.safety.resume) {
-			r.forgetLocked(a)
-		}
+		// Another replica may have to replay its predecessor first. After two tries
+		// and the pause none will.
+		obsolete = a.tries >= 2 && u.replayed && !time.Now().Before(u.resumeTime)
+	}
+	return lost, obsolete
+}
+
+// commit commits a response once.
+func (r *Renewer) commit(ctx context.Context, a *response) error {
+	missing, err := replay(ctx, r.Store, a, r.PlanRenewal(a.Tokens))
+	if errors.Is(err, errConsentTooOld) {
+		r.Log.Error("response to a consent replayed too late; the user must register again",
+			zap.String("grant", string(a.ID)), zap.Duration("age", time.Since(a.Tokens.Issued)))
+	}
+	lost, obsolete := r.uncommitted.record(a, missing, err)
+	if lost {
+		r.metrics.lostCommits.Inc()
+		r.Log.Warn("acknowledged response lost by Redis; committed again", zap.String("grant", string(a.ID)))
+	}
+	if obsolete {
+		r.finalize(a)
 	}
 	return err
 }
 
-// store brings an answer into Redis, by what it is the answer to, and reports
-// whether it was not there.
-func (r *Renewer) store(ctx context.Context, a *answer) (missing bool, err error) {
-	missing, err = bring(ctx, r.Store, a, r.PlanRenewal(a.Tokens))
-	if errors.Is(err, errTooLate) {
-		r.Log.Error("the journal has brought an answer to a consent too late: the user has to register again",
-			zap.String("grant", string(a.ID)), zap.Duration("age", time.Since(a.Tokens.Issued)))
-	}
-	return missing, err
+// finalize ends the care for a response. The journal retains it for a while.
+func (r *Renewer) finalize(a *response) {
+	r.uncommitted.remove(a)
+	r.Journal.MarkCommitted(a.ID, a.Spent)
 }
 
-// errTooLate means: nobody knows any more what came of the consent.
-var errTooLate = fmt.Errorf("the answer to a consent comes too late: %w", grant.ErrSuperseded)
+// errConsentTooOld means that Redis no longer has the consent's outcome.
+var errConsentTooOld = fmt.Errorf("response to a consent too old: %w", grant.ErrSuperseded)
 
-func bring(ctx context.Context, grants Grants, a *answer, due time.Time) (missing bool, err error) {
+// replay commits a response by its kind, and reports whether Redis did not have it.
+func replay(ctx context.Context, grants Grants, a *response, due time.Time) (missing bool, err error) {
 	if !a.OfConsent() {
 		return grants.Commit(ctx, a.ID, a.Spent, a.Tokens, due)
 	}
 	if time.Since(a.Tokens.Issued) > grant.ConsentMemory {
-		return false, errTooLate
+		return false, errConsentTooOld
 	}
 	return grants.AcceptConsent(ctx, a.ID, grant.Consent{
 		App: a.App, User: a.User, Fingerprint: a.Spent, Tokens: a.Tokens,
@@ -134,65 +161,61 @@ func bring(ctx context.Context, grants Grants, a *answer, due time.Time) (missin
 	}, due)
 }
 
-// Replay brings an entry of a journal into Redis whose process does not run any
-// more. It may be repeated. It answers what [Grants] does; [grant.ErrSuperseded]
-// also to a consent that is too old.
+// Replay commits an entry of the journal of a process that is not running. It may be
+// repeated. It returns the errors of [Grants], and [grant.ErrSuperseded] for a consent
+// that is too old.
 func Replay(ctx context.Context, grants Grants, e journal.Entry) error {
-	_, err := bring(ctx, grants, &answer{Entry: e}, grant.MatureTime(e.Tokens.Issued, e.Tokens.Expires))
+	_, err := replay(ctx, grants, &response{Entry: e}, grant.MatureTime(e.Tokens.Issued, e.Tokens.Expires))
 	return err
 }
 
-// forget ends the care for an answer. The journal still has it for a while.
-func (r *Renewer) forget(a *answer) {
-	r.safety.mu.Lock()
-	defer r.safety.mu.Unlock()
-	r.forgetLocked(a)
-}
-
-func (r *Renewer) forgetLocked(a *answer) {
-	delete(r.safety.unsafe, a.key())
-	r.Journal.MarkCommitted(a.ID, a.Spent)
-}
-
-// holding returns for how long no token may be spent because Redis may have
-// forgotten which ones are spent already, or because this process has to stand
-// aside. In the first case every replica commits again what its journal has.
-func (r *Renewer) holding() time.Duration {
-	breaks, now := r.Store.Failovers(), time.Now()
-	r.safety.mu.Lock()
-	defer r.safety.mu.Unlock()
-	if breaks != r.safety.breaks {
-		r.safety.breaks = breaks
-		r.safety.resume = now.Add(r.PauseAfterFailover)
-		again := r.Journal.Entries()
-		for _, e := range again {
-			a := &answer{Entry: e}
-			before, known := r.safety.unsafe[a.key()]
-			a.had = r.safety.begun && (!known || before.had) // what nobody cares for any more was there
-			r.safety.unsafe[a.key()] = a
-		}
-		r.metrics.breaks.Inc()
-		r.Log.Warn("Redis may have forgotten what it had acknowledged: holding renewals, and committing again what the journal has",
-			zap.Duration("for", r.PauseAfterFailover), zap.Int("entries", len(again)))
-	}
-	if !r.safety.begun {
+// PauseRemaining returns for how long no token or code may be spent: because Redis may
+// have lost the record of what is spent, or because this process is suspended. During
+// the pause after a failover every replica replays its journal.
+func (r *Renewer) PauseRemaining() time.Duration {
+	r.handleFailover()
+	r.uncommitted.mu.Lock()
+	replayed, pause := r.uncommitted.replayed, time.Until(r.uncommitted.resumeTime)
+	r.uncommitted.mu.Unlock()
+	if !replayed {
 		return time.Second
 	}
-	hold := r.safety.resume.Sub(now)
 	if r.SuspendReason != nil && r.SuspendReason() != nil {
-		hold = max(hold, time.Second)
+		pause = max(pause, time.Second)
 	}
-	return max(0, hold)
+	return max(0, pause)
 }
 
-// Run keeps the rotator safe until ctx ends: it commits what the journal has
-// from an earlier process, what Redis did not take and what it has forgotten,
-// watches for Redis forgetting, and takes over other replicas' pauses.
+// handleFailover starts the pause after a failover, once for each, and adds the
+// journal's entries to those to be committed.
+func (r *Renewer) handleFailover() {
+	failovers := r.Store.Failovers()
+	u := &r.uncommitted
+	u.mu.Lock()
+	handled := failovers <= u.failovers // less: a reading from before another call's
+	if !handled {
+		u.failovers = failovers
+		u.resumeTime = time.Now().Add(r.PauseAfterFailover)
+	}
+	u.mu.Unlock()
+	if handled {
+		return
+	}
+	entries := r.Journal.Entries()
+	u.addAgain(entries)
+	r.metrics.failovers.Inc()
+	r.Log.Warn("Redis restarted or failed over; pausing renewals, replaying the journal",
+		zap.Duration("for", r.PauseAfterFailover), zap.Int("entries", len(entries)))
+}
+
+// Run maintains the renewer until ctx ends. It replays the journal of an earlier
+// process, commits and verifies responses, detects failovers, and adopts other
+// replicas' pauses.
 func (r *Renewer) Run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		r.tend(ctx)
+		r.maintain(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -201,56 +224,55 @@ func (r *Renewer) Run(ctx context.Context) {
 	}
 }
 
-func (r *Renewer) tend(ctx context.Context) {
+func (r *Renewer) maintain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, r.Lease)
 	defer cancel()
 	if err := r.Store.CheckFailover(ctx); err != nil {
-		return // Redis is down: nothing can be done, and nothing is spent
+		return // without Redis nothing can be committed, and nothing is spent
 	}
-	r.holding()
-	r.takePauses(ctx)
-	if err := r.settle(ctx, time.Now().Add(-r.VerifyDelay)); err == nil {
-		r.safety.mu.Lock()
-		r.safety.begun = true
-		r.safety.mu.Unlock()
+	r.handleFailover()
+	r.adoptPauses(ctx)
+	if err := r.verifyCommits(ctx, time.Now().Add(-r.VerifyDelay)); err == nil {
+		r.uncommitted.mu.Lock()
+		r.uncommitted.replayed = true
+		r.uncommitted.mu.Unlock()
 	}
 }
 
-// settle looks at the answers that are not known to be in Redis for good.
-// Committing is how one looks: it changes nothing if all is well.
-func (r *Renewer) settle(ctx context.Context, before time.Time) error {
-	breaks := r.Store.Failovers()
-	for _, a := range r.safety.waiting(before) {
-		err := r.commit(ctx, a.answer)
+// verifyCommits commits the responses that are not verified to be in Redis. A commit
+// of a response that is there changes nothing, and so verifies it.
+func (r *Renewer) verifyCommits(ctx context.Context, before time.Time) error {
+	failovers := r.Store.Failovers()
+	for _, a := range r.uncommitted.pending(before) {
+		err := r.commit(ctx, a.response)
 		switch {
 		case errors.Is(err, grant.ErrSuperseded), errors.Is(err, grant.ErrNotFound):
-			if a.again { // it was committed, and more has happened since
-				r.forget(a.answer)
+			if a.again { // it was committed, and the grant has changed since
+				r.finalize(a.response)
 			}
 		case errors.Is(err, grant.ErrUnreplicated):
-			return nil // the next round sees to the rest
-		case errors.Is(err, grant.ErrDeleting): // an answer to a consent waits for the removal
+			return nil // the next round continues
+		case errors.Is(err, grant.ErrDeleting): // a new consent waits for the removal
 		case err != nil:
 			return err
-		case a.again && r.Store.Failovers() == breaks:
-			r.forget(a.answer)
+		case a.again && r.Store.Failovers() == failovers:
+			r.finalize(a.response)
 		}
 	}
 	return nil
 }
 
-// settleAll waits until every answer is in Redis for good, as far as can be
-// known, or ctx ends.
-func (r *Renewer) settleAll(ctx context.Context) error {
+// awaitCommits waits until every response is verified, or ctx ends.
+func (r *Renewer) awaitCommits(ctx context.Context) error {
 	for {
-		err := r.settle(ctx, time.Now().Add(-r.VerifyDelay))
-		left := r.safety.left()
-		if left == 0 {
+		err := r.verifyCommits(ctx, time.Now().Add(-r.VerifyDelay))
+		n := r.uncommitted.count()
+		if n == 0 {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%d of Zoom's answers wait in the journal for Redis: %w", left, errors.Join(ctx.Err(), err))
+			return fmt.Errorf("%d responses remain in the journal, not verified in Redis: %w", n, errors.Join(ctx.Err(), err))
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

@@ -23,8 +23,8 @@ import (
 	"tokenprovider/internal/zoomtest"
 )
 
-// TestReplicasRenewEachGrantOnce runs two replicas on a real Redis against the
-// strict Zoom.
+// TestReplicasRenewEachGrantOnce runs two replicas on a real Redis, with the strict
+// stand-in for Zoom.
 func TestReplicasRenewEachGrantOnce(t *testing.T) {
 	keyset := testkit.Keyset(t)
 	stand := zoomtest.New(zoomtest.Options{Latency: 20 * time.Millisecond})
@@ -45,10 +45,10 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 		return renewal.New(renewal.Config{
 			Store: grants, Journal: kept, Log: zap.NewNop(), Metrics: prometheus.NewRegistry(), RefreshBefore: 5 * time.Minute,
 			PauseAfterFailover: time.Nanosecond, VerifyDelay: time.Nanosecond,
-			Apps: map[string]renewal.Zoom{"default": zoom.New(zoom.Config{
+			Apps: map[string]renewal.App{"default": {Zoom: zoom.New(zoom.Config{
 				ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret),
 				OAuthURL: base, APIURL: base, HTTP: &http.Client{Transport: &http.Transport{}},
-			})},
+			})}},
 		}), grants
 	}
 	one, grants := replica()
@@ -71,20 +71,20 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	for _, id := range ids {
-		for _, rotator := range []*renewal.Renewer{one, two} {
+		for _, renewer := range []*renewal.Renewer{one, two} {
 			wg.Go(func() {
-				landed := make(chan error, 1)
-				if rotator.RenewDue(id, func(err error) { landed <- err }) {
-					t.Log("a flight by plan ended with:", <-landed)
+				done := make(chan error, 1)
+				if renewer.RenewDue("default", id, func(err error) { done <- err }) {
+					t.Log("a scheduled renewal ended with:", <-done)
 				}
 			})
 			wg.Go(func() {
 				serving, err := grants.ReadServingRecord(t.Context(), id)
 				if err == nil {
-					serving, err = rotator.EnsureFresh(t.Context(), id, serving, time.Minute)
+					serving, err = renewer.EnsureFresh(t.Context(), id, serving, time.Minute)
 				}
 				if err != nil || !serving.HasTTL(time.Minute, time.Now()) {
-					t.Errorf("handed out a token until %v, %v", serving.Expires, err)
+					t.Errorf("served a token until %v, %v", serving.Expires, err)
 				}
 			})
 		}
@@ -99,9 +99,9 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 			t.Errorf("the stored token of %s is dead, or %v", id, err)
 		}
 	}
-	for _, rotator := range []*renewal.Renewer{one, two} {
+	for _, renewer := range []*renewal.Renewer{one, two} {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		if err := rotator.Close(ctx); err != nil {
+		if err := renewer.Close(ctx); err != nil {
 			t.Error(err)
 		}
 		cancel()

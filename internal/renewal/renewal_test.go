@@ -22,40 +22,40 @@ import (
 	"tokenprovider/internal/zoom"
 )
 
-// script is a Zoom that answers as it is told.
+// script is a Zoom with scripted responses.
 type script struct {
-	mu     sync.Mutex
-	calls  []time.Time
-	takes  time.Duration
-	answer func(n int) (zoom.Tokens, error) // nil: always the next tokens
+	mu      sync.Mutex
+	calls   []time.Time
+	takes   time.Duration
+	respond func(n int) (zoom.Tokens, error) // nil: always the next tokens
 }
 
 func (s *script) Refresh(ctx context.Context, _ secret.Text) (zoom.Tokens, error) {
 	s.mu.Lock()
 	s.calls = append(s.calls, time.Now())
-	n, answer := len(s.calls), s.answer
+	n, respond := len(s.calls), s.respond
 	s.mu.Unlock()
 	select {
 	case <-time.After(s.takes):
 	case <-ctx.Done():
 		return zoom.Tokens{}, zoom.ErrUncertain
 	}
-	if answer != nil {
-		return answer(n)
+	if respond != nil {
+		return respond(n)
 	}
 	return next(n), nil
 }
 
-func (s *script) asked() int {
+func (s *script) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.calls)
 }
 
-func (s *script) say(answer func(n int) (zoom.Tokens, error)) {
+func (s *script) say(respond func(n int) (zoom.Tokens, error)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.answer = answer
+	s.respond = respond
 }
 
 func next(n int) zoom.Tokens {
@@ -73,7 +73,7 @@ type bench struct {
 	zoom    *script
 	logs    *observer.ObservedLogs
 	metrics *prometheus.Registry
-	aside   func() error // of replicas to come
+	suspend func() error // SuspendReason of replicas that are started later
 }
 
 // bubble runs a test on virtual time.
@@ -93,13 +93,13 @@ func bubble(t *testing.T, test func(*bench)) {
 	})
 }
 
-// replica starts a rotator, and ends it with the test.
+// replica starts a renewer, and ends it with the test.
 func (b *bench) replica() *renewal.Renewer {
 	core, logs := observer.New(zap.DebugLevel)
 	b.logs = logs
 	r := renewal.New(renewal.Config{
-		Store: b.memory, Journal: newPaper(), Apps: map[string]renewal.Zoom{"default": b.zoom},
-		Log: zap.New(core), Metrics: b.metrics, RefreshBefore: 5 * time.Minute, SuspendReason: b.aside,
+		Store: b.memory, Journal: newMemoryJournal(), Apps: map[string]renewal.App{"default": {Zoom: b.zoom}},
+		Log: zap.New(core), Metrics: b.metrics, RefreshBefore: 5 * time.Minute, SuspendReason: b.suspend,
 	})
 	b.metrics = prometheus.NewRegistry()
 	ctx, cancel := context.WithCancel(b.t.Context())
@@ -140,8 +140,8 @@ func (b *bench) record(id grant.ID) record {
 	return b.records[id]
 }
 
-// handOut asks for a token as a callback does.
-func (b *bench) handOut(r *renewal.Renewer, id grant.ID, ttl time.Duration) (grant.ServingRecord, error) {
+// ensureFresh requests a token as a callback does.
+func (b *bench) ensureFresh(r *renewal.Renewer, id grant.ID, ttl time.Duration) (grant.ServingRecord, error) {
 	ctx, cancel := context.WithTimeout(b.t.Context(), 4500*time.Millisecond)
 	defer cancel()
 	serving, err := b.ReadServingRecord(ctx, id)
@@ -153,115 +153,115 @@ func (b *bench) handOut(r *renewal.Renewer, id grant.ID, ttl time.Duration) (gra
 
 func (b *bench) wantToken(r *renewal.Renewer, id grant.ID, want string) {
 	b.t.Helper()
-	got, err := b.handOut(r, id, grant.MinTTL)
+	got, err := b.ensureFresh(r, id, grant.MinTTL)
 	if err != nil || got.Access.Reveal() != want {
-		b.t.Errorf("handed out another token than %s, %v", want, err)
+		b.t.Errorf("served another token than %s, %v", want, err)
 	}
 }
 
-func TestTokenWithTimeLeftIsHandedOutAsItIs(t *testing.T) {
+func TestValidTokenIsServed(t *testing.T) {
 	bubble(t, func(b *bench) {
 		r, id := b.replica(), b.put("ann", 30*time.Minute)
 		b.wantToken(r, id, "plain-access-of-ann")
-		if b.zoom.asked() != 0 {
+		if b.zoom.count() != 0 {
 			t.Error("it was renewed")
 		}
 	})
 }
 
-func TestTokenThatIsDueIsRenewedBeforeItIsHandedOut(t *testing.T) {
+func TestDueTokenIsRenewedBeforeItIsServed(t *testing.T) {
 	bubble(t, func(b *bench) {
 		one, two := b.replica(), b.replica()
-		id := b.put("ann", 55*time.Minute-4*time.Second) // within moments
+		id := b.put("ann", 55*time.Minute-4*time.Second) // due within moments
 		var wg sync.WaitGroup
 		for _, r := range []*renewal.Renewer{one, two, one, two, one} {
 			wg.Go(func() { b.wantToken(r, id, "plain-access-1") })
 		}
 		wg.Wait()
-		if b.zoom.asked() != 1 {
-			t.Errorf("%d renewals, want 1 for all who asked", b.zoom.asked())
+		if b.zoom.count() != 1 {
+			t.Errorf("%d renewals, want 1 for all callers", b.zoom.count())
 		}
 	})
 }
 
-func TestOldTokenIsHandedOutWhileZoomIsDownAndThenLeftAlone(t *testing.T) {
+func TestOldTokenIsServedWhileZoomIsDownAndThenGuarded(t *testing.T) {
 	bubble(t, func(b *bench) {
 		r, id := b.replica(), b.put("ann", 56*time.Minute-10*time.Second)
 		b.zoom.say(always(zoom.ErrUnsent))
 		b.wantToken(r, id, "plain-access-of-ann")
 		b.zoom.say(nil)
-		handed := time.Now()
-		for b.zoom.asked() < 2 { // the renewal by plan
-			r.RenewDue(id, func(error) {})
+		served := time.Now()
+		for b.zoom.count() < 2 { // the renewal by plan
+			r.RenewDue("default", id, func(error) {})
 			time.Sleep(100 * time.Millisecond)
 		}
-		if since := time.Since(handed); since < 5*time.Second || since > 7*time.Second {
-			t.Errorf("renewed %v after it was handed out, want 5s", since)
+		if since := time.Since(served); since < 5*time.Second || since > 7*time.Second {
+			t.Errorf("renewed %v after it was served, want 5s", since)
 		}
 	})
 }
 
-func TestTokenThatIsTooOldIsNotHandedOut(t *testing.T) {
+func TestExpiringTokenIsNotServed(t *testing.T) {
 	bubble(t, func(b *bench) {
 		r, id := b.replica(), b.put("ann", 59*time.Minute)
 		b.zoom.say(always(&zoom.RefusedError{Status: 429, RetryAfter: 20 * time.Second}))
-		_, err := b.handOut(r, id, grant.MinTTL)
+		_, err := b.ensureFresh(r, id, grant.MinTTL)
 		var backoff *grant.BackoffError
 		if !errors.As(err, &backoff) || backoff.For < 19*time.Second || backoff.For > 26*time.Second {
-			t.Errorf("handed out: %v, want a wait of 20 s", err)
+			t.Errorf("served: %v, want a wait of 20 s", err)
 		}
-		// Everybody leaves Zoom alone for as long as it asked.
+		// No replica calls Zoom during the pause that it requested.
 		other, bob := b.replica(), b.put("bob", 59*time.Minute)
 		time.Sleep(2 * time.Second)
 		for _, r := range []*renewal.Renewer{r, other} {
-			if _, err := b.handOut(r, bob, grant.MinTTL); !errors.As(err, &backoff) {
-				t.Errorf("handed out: %v, want a wait", err)
+			if _, err := b.ensureFresh(r, bob, grant.MinTTL); !errors.As(err, &backoff) {
+				t.Errorf("served: %v, want a wait", err)
 			}
 		}
-		if b.zoom.asked() != 1 {
-			t.Errorf("Zoom was asked %d times", b.zoom.asked())
+		if b.zoom.count() != 1 {
+			t.Errorf("Zoom was called %d times", b.zoom.count())
 		}
 		b.zoom.say(nil)
 		time.Sleep(25 * time.Second)
-		if _, err := b.handOut(r, bob, grant.MinTTL); err != nil {
+		if _, err := b.ensureFresh(r, bob, grant.MinTTL); err != nil {
 			t.Errorf("after the wait: %v", err)
 		}
 	})
 }
 
-func TestMoreThanZoomGives(t *testing.T) {
+func TestTTLBeyondTheTokensLifetime(t *testing.T) {
 	bubble(t, func(b *bench) {
 		r, id := b.replica(), b.put("ann", time.Minute)
-		got, err := b.handOut(r, id, 2*time.Hour)
-		if !errors.Is(err, renewal.ErrTTLTooLong) || got.Access.Reveal() != "plain-access-of-ann" || b.zoom.asked() != 0 {
-			t.Errorf("handed out: %v after %d renewals, want ErrShort and the token there is", err, b.zoom.asked())
+		got, err := b.ensureFresh(r, id, 2*time.Hour)
+		if !errors.Is(err, renewal.ErrTTLTooLong) || got.Access.Reveal() != "plain-access-of-ann" || b.zoom.count() != 0 {
+			t.Errorf("served: %v after %d renewals, want ErrTTLTooLong and the present token", err, b.zoom.count())
 		}
 	})
 }
 
-func TestGrantThatIsGoneIsToldOnce(t *testing.T) {
+func TestGoneGrantIsLoggedOnce(t *testing.T) {
 	bubble(t, func(b *bench) {
 		r, id := b.replica(), b.put("ann", 59*time.Minute)
 		b.zoom.say(always(zoom.ErrInvalidGrant))
 		for range 3 {
-			if _, err := b.handOut(r, id, grant.MinTTL); !errors.Is(err, grant.ErrReauthorize) {
-				t.Errorf("handed out: %v, want ErrReauthorize", err)
+			if _, err := b.ensureFresh(r, id, grant.MinTTL); !errors.Is(err, grant.ErrReauthorize) {
+				t.Errorf("served: %v, want ErrReauthorize", err)
 			}
 		}
-		if b.zoom.asked() != 1 || b.logs.FilterMessage("the user must authorize again").Len() != 1 {
-			t.Errorf("Zoom was asked %d times", b.zoom.asked())
+		if b.zoom.count() != 1 || b.logs.FilterMessage("the user must authorize again").Len() != 1 {
+			t.Errorf("Zoom was called %d times", b.zoom.count())
 		}
 	})
 }
 
-// TestWhoStandsAsideSpendsNothing: neither by plan nor for a callback; what is good
-// is handed out, and afterwards everything goes on.
-func TestWhoStandsAsideSpendsNothing(t *testing.T) {
+// TestSuspendedReplicaSpendsNothing: neither by plan nor for a callback. Valid tokens
+// are served, and renewals resume afterwards.
+func TestSuspendedReplicaSpendsNothing(t *testing.T) {
 	bubble(t, func(b *bench) {
-		var aside atomic.Bool
-		aside.Store(true)
-		b.aside = func() error {
-			if aside.Load() {
+		var suspended atomic.Bool
+		suspended.Store(true)
+		b.suspend = func() error {
+			if suspended.Load() {
 				return errors.New("the clock is wrong")
 			}
 			return nil
@@ -269,69 +269,69 @@ func TestWhoStandsAsideSpendsNothing(t *testing.T) {
 		r := b.replica()
 		time.Sleep(time.Minute)
 		due, old := b.put("ann", 57*time.Minute), b.put("bob", 59*time.Minute)
-		if r.Capacity() != 0 {
-			t.Error("there is room for renewals")
+		if r.Capacity("default") != 0 {
+			t.Error("there is capacity for renewals")
 		}
-		if _, err := b.handOut(r, old, grant.MinTTL); err == nil {
-			t.Error("a token is handed out that is too old")
+		if _, err := b.ensureFresh(r, old, grant.MinTTL); err == nil {
+			t.Error("a token was served that is too old")
 		}
 		b.wantToken(r, due, "plain-access-of-ann")
-		if b.zoom.asked() != 0 {
-			t.Errorf("Zoom was asked %d times", b.zoom.asked())
+		if b.zoom.count() != 0 {
+			t.Errorf("Zoom was called %d times", b.zoom.count())
 		}
-		aside.Store(false)
+		suspended.Store(false)
 		b.wantToken(r, old, "plain-access-1")
-		time.Sleep(10 * time.Second) // whoever was given ann's token has used it
-		if err := b.byPlan(r, due); err != nil || b.zoom.asked() != 2 {
-			t.Errorf("Zoom was asked %d times, %v", b.zoom.asked(), err)
+		time.Sleep(10 * time.Second) // the hand-off guard ends
+		if err := b.renewDue(r, due); err != nil || b.zoom.count() != 2 {
+			t.Errorf("Zoom was called %d times, %v", b.zoom.count(), err)
 		}
 	})
 }
 
-func TestCallerWhoLeavesDoesNotEndTheFlight(t *testing.T) {
+func TestRenewalContinuesWithoutItsCaller(t *testing.T) {
 	bubble(t, func(b *bench) {
 		r, id := b.replica(), b.put("ann", 59*time.Minute)
 		ctx, cancel := context.WithTimeout(b.t.Context(), 50*time.Millisecond)
 		defer cancel()
 		serving, _ := b.ReadServingRecord(ctx, id)
 		if _, err := r.EnsureFresh(ctx, id, serving, grant.MinTTL); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("handed out: %v", err)
+			t.Errorf("served: %v", err)
 		}
 		time.Sleep(time.Second)
 		if got := b.record(id); got.tokens.Access.Reveal() != "plain-access-1" {
-			t.Error("the renewal was given up with its caller")
+			t.Error("the renewal ended with its caller")
 		}
 	})
 }
 
-func TestInvalidClientTouchesNoGrant(t *testing.T) {
+func TestInvalidClientChangesNoGrant(t *testing.T) {
 	bubble(t, func(b *bench) {
 		r := b.replica()
 		ids := []grant.ID{b.put("ann", 56*time.Minute), b.put("bob", 56*time.Minute), b.put("cid", 56*time.Minute)}
 		b.zoom.say(always(zoom.ErrInvalidClient))
 		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 			for _, id := range ids {
-				if r.Capacity() > 0 {
-					r.RenewDue(id, func(error) {})
+				if r.Capacity("default") > 0 {
+					r.RenewDue("default", id, func(error) {})
 				}
 			}
 		}
-		if n := b.zoom.asked(); n < 3 || n > 8 {
-			t.Errorf("Zoom was asked %d times in a minute, want a probe every 15 s", n)
+		if n := b.zoom.count(); n < 3 || n > 8 {
+			t.Errorf("Zoom was called %d times in a minute, want a probe every 15 s", n)
 		}
 		for _, id := range ids {
 			if got := b.record(id); got.failures != 0 || got.reason != "" || got.gone || got.uncertain || got.lease != "" {
-				t.Errorf("the grant was touched: %+v", got)
+				t.Errorf("the grant was changed: %+v", got)
 			}
 		}
 		if b.logs.FilterLevelExact(zap.ErrorLevel).Len() == 0 {
-			t.Error("nobody tells the operator")
+			t.Error("no error is logged")
 		}
 		b.zoom.say(nil)
 		time.Sleep(20 * time.Second)
 		for _, id := range ids {
-			if _, err := b.handOut(r, id, grant.MinTTL); err != nil {
-				t.Errorf("after it was mended: %v", err)
+			if _, err := b.ensureFresh(r, id, grant.MinTTL); err != nil {
+				t.Errorf("after the fix: %v", err)
 			}
 		}
 	})
@@ -345,17 +345,17 @@ func TestUnknownAppIsReleased(t *testing.T) {
 		rec.app = "removed"
 		b.records[id] = rec
 		b.mu.Unlock()
-		if _, err := b.handOut(r, id, grant.MinTTL); !errors.Is(err, renewal.ErrUnknownApp) {
-			t.Errorf("handed out: %v, want ErrUnknownApp", err)
+		if _, err := b.ensureFresh(r, id, grant.MinTTL); !errors.Is(err, renewal.ErrUnknownApp) {
+			t.Errorf("served: %v, want ErrUnknownApp", err)
 		}
 		if got := b.record(id); got.failures != 0 || got.lease != "" {
-			t.Errorf("the grant was touched: %+v", got)
+			t.Errorf("the grant was changed: %+v", got)
 		}
 	})
 }
 
-// TestOutage is ten seconds of Zoom answering 500 to three replicas with 1,000
-// grants that are due.
+// TestOutage: for ten seconds Zoom responds 500 to three replicas with 1,000 due
+// grants.
 func TestOutage(t *testing.T) {
 	bubble(t, func(b *bench) {
 		const n = 1000
@@ -369,17 +369,17 @@ func TestOutage(t *testing.T) {
 			go func() {
 				for b.t.Context().Err() == nil {
 					for _, id := range b.due() {
-						if r.Capacity() == 0 {
+						if r.Capacity("default") == 0 {
 							break
 						}
-						r.RenewDue(id, func(error) {})
+						r.RenewDue("default", id, func(error) {})
 					}
 					sleep(b.t.Context(), 20*time.Millisecond)
 				}
 			}()
 		}
 		time.Sleep(10 * time.Second)
-		if asked := b.zoom.asked(); asked >= 100 {
+		if asked := b.zoom.count(); asked >= 100 {
 			t.Errorf("%d requests during the outage, want fewer than 100", asked)
 		}
 		b.zoom.say(nil)
@@ -395,7 +395,7 @@ func TestOutage(t *testing.T) {
 				}
 			}
 		}
-		t.Logf("all fresh after %v, by %d requests", time.Since(back), b.zoom.asked())
+		t.Logf("all fresh after %v, by %d requests", time.Since(back), b.zoom.count())
 	})
 }
 
@@ -403,41 +403,41 @@ func TestNothingIsRenewedOnceClosed(t *testing.T) {
 	bubble(t, func(b *bench) {
 		r, id := b.replica(), b.put("ann", 59*time.Minute)
 		b.zoom.takes = 3 * time.Second
-		landed := make(chan error, 1)
-		if !r.RenewDue(id, func(err error) { landed <- err }) {
+		done := make(chan error, 1)
+		if !r.RenewDue("default", id, func(err error) { done <- err }) {
 			t.Fatal("not started")
 		}
-		if r.RenewDue(id, func(error) {}) {
+		if r.RenewDue("default", id, func(error) {}) {
 			t.Error("started twice")
 		}
 		time.Sleep(time.Second)
 		short, cancel := context.WithTimeout(b.t.Context(), time.Second)
 		defer cancel()
 		if err := r.Close(short); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("closed with a flight in the air: %v", err)
+			t.Errorf("closed with a renewal in flight: %v", err)
 		}
 		if err := r.Close(b.t.Context()); err != nil {
 			t.Error(err)
 		}
-		if err := <-landed; err != nil || b.record(id).tokens.Access.Reveal() != "plain-access-1" {
-			t.Errorf("the flight did not come to its end: %v", err)
+		if err := <-done; err != nil || b.record(id).tokens.Access.Reveal() != "plain-access-1" {
+			t.Errorf("the renewal did not end: %v", err)
 		}
-		if _, err := b.handOut(r, b.put("bob", 59*time.Minute), grant.MinTTL); !errors.Is(err, renewal.ErrClosed) {
-			t.Errorf("handed out after the end: %v, want ErrClosed", err)
+		if _, err := b.ensureFresh(r, b.put("bob", 59*time.Minute), grant.MinTTL); !errors.Is(err, renewal.ErrClosed) {
+			t.Errorf("served after the end: %v, want ErrClosed", err)
 		}
-		if r.RenewDue(id, func(error) {}) {
+		if r.RenewDue("default", id, func(error) {}) {
 			t.Error("started after the end")
 		}
 	})
 }
 
-// TestHandOffGuard counts renewals that end a token within 3 seconds of its
-// hand-off, where a grant is called for now and then, at either of two replicas.
+// TestHandOffGuard counts renewals that end a token within 3 seconds of its hand-off,
+// with callbacks at random times at either of two replicas.
 func TestHandOffGuard(t *testing.T) {
 	bubble(t, func(b *bench) {
 		const grants, days = 20, 6
 		var mu sync.Mutex
-		handed := map[string]time.Time{} // access token -> when
+		served := map[string]time.Time{} // access token -> when
 		ended, rotations := 0, 0
 		live := map[grant.ID]string{}
 		one, two := b.replica(), b.replica()
@@ -446,7 +446,7 @@ func TestHandOffGuard(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			rotations++
-			if at, ok := handed[live[id]]; ok && time.Since(at) < 3*time.Second {
+			if at, ok := served[live[id]]; ok && time.Since(at) < 3*time.Second {
 				ended++
 			}
 			live[id] = access
@@ -457,14 +457,14 @@ func TestHandOffGuard(t *testing.T) {
 		for i := range grants {
 			id := b.put(fmt.Sprint("user-", i), time.Duration(i)*2*time.Minute)
 			random := rand.New(rand.NewPCG(uint64(i), 0))
-			// Some are called for all the time, some rarely; never twice in 5 s.
+			// Some grants have frequent callbacks, some rare ones; never two in 5 s.
 			often := time.Duration(i+1) * 10 * time.Second
 			wg.Go(func() {
 				for ctx.Err() == nil {
 					r := []*renewal.Renewer{one, two}[random.IntN(2)]
-					if got, err := b.handOut(r, id, grant.MinTTL); err == nil {
+					if got, err := b.ensureFresh(r, id, grant.MinTTL); err == nil {
 						mu.Lock()
-						handed[got.Access.Reveal()] = time.Now()
+						served[got.Access.Reveal()] = time.Now()
 						mu.Unlock()
 					} else if ctx.Err() == nil {
 						t.Error(err)
@@ -477,7 +477,7 @@ func TestHandOffGuard(t *testing.T) {
 			wg.Go(func() {
 				for ctx.Err() == nil {
 					for _, id := range b.due() {
-						r.RenewDue(id, func(error) {})
+						r.RenewDue("default", id, func(error) {})
 					}
 					sleep(ctx, time.Second)
 				}

@@ -15,10 +15,9 @@ import (
 	"tokenprovider/internal/testkit"
 )
 
-// TestMemoryIsTheStore holds the model's store against the scripts: the same
-// calls at the same times get the same answers. The model is worth no more than
-// this.
-func TestMemoryIsTheStore(t *testing.T) {
+// TestMemoryMatchesTheStore compares the model's store with the scripts: the same
+// calls at the same times have the same results.
+func TestMemoryMatchesTheStore(t *testing.T) {
 	keyset := testkit.Keyset(t)
 	embedded := miniredis.RunT(t)
 	client := testkit.RedisClient(t, "redis://"+embedded.Addr())
@@ -46,13 +45,13 @@ func TestMemoryIsTheStore(t *testing.T) {
 		if _, err := real.AcceptConsent(ctx, id, grant.Consent{App: "default", User: "ann", Tokens: first}, due); err != nil {
 			t.Fatal(err)
 		}
-		claims := []grant.Claim{{ID: id, Owner: "nobody", Spent: "nothing"}}
-		answers := []grant.Tokens{first}
+		claims := []grant.Claim{{ID: id, Owner: "none", Spent: "none"}}
+		responses := []grant.Tokens{first}
 
 		same := func(what string, got, want error) {
 			t.Helper()
 			if fmt.Sprint(errors.Unwrap(got), got) != fmt.Sprint(errors.Unwrap(want), want) {
-				t.Fatalf("%s: the store says %v, the model %v", what, got, want)
+				t.Fatalf("%s: the store returns %v, the model %v", what, got, want)
 			}
 		}
 		t.Repeat(map[string]func(*rapid.T){
@@ -79,22 +78,22 @@ func TestMemoryIsTheStore(t *testing.T) {
 			"commit": func(t *rapid.T) {
 				claim := rapid.SampledFrom(claims).Draw(t, "claim")
 				tokens := next()
-				switch rapid.IntRange(0, 3).Draw(t, "answer") {
+				switch rapid.IntRange(0, 3).Draw(t, "response") {
 				case 0:
-					tokens = rapid.SampledFrom(answers).Draw(t, "again")
+					tokens = rapid.SampledFrom(responses).Draw(t, "again")
 				case 1:
 					tokens.Refresh = claim.Refresh // Zoom keeps it
 				}
 				if tokens.Refresh.IsZero() {
 					return
 				}
-				answers = append(answers, tokens)
+				responses = append(responses, tokens)
 				plan := now.Add(50 * time.Second)
 				missing, err := real.Commit(ctx, id, claim.Spent, tokens, plan)
 				wantMissing, modelErr := model.Commit(ctx, id, claim.Spent, tokens, plan)
 				same("commit", err, modelErr)
 				if missing != wantMissing {
-					t.Fatalf("the store says that the answer was missing: %v, the model: %v", missing, wantMissing)
+					t.Fatalf("the store returns missing: %v, the model: %v", missing, wantMissing)
 				}
 			},
 			"fail": func(t *rapid.T) {
@@ -103,8 +102,8 @@ func TestMemoryIsTheStore(t *testing.T) {
 				wait := time.Duration(rapid.IntRange(0, 60).Draw(t, "wait")) * time.Second
 				same("fail", real.Fail(ctx, claim, outcome, wait, "why"), model.Fail(ctx, claim, outcome, wait, "why"))
 			},
-			"hand out": func(*rapid.T) {
-				same("hand out", real.MarkServed(ctx, id), model.MarkServed(ctx, id))
+			"serve": func(*rapid.T) {
+				same("mark served", real.MarkServed(ctx, id), model.MarkServed(ctx, id))
 			},
 			"": func(t *rapid.T) {
 				got, err := real.ReadServingRecord(ctx, id)

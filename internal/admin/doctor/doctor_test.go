@@ -749,7 +749,7 @@ func TestJournal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := kept.Add(journal.Entry{ID: id, Spent: spent, Tokens: answer}); err != nil {
+	if err := kept.Add(t.Context(), journal.Entry{ID: id, Spent: spent, Tokens: answer}); err != nil {
 		t.Fatal(err)
 	}
 	w.want("journal", doctor.Fault, "1 answer, of which Redis is waiting for 1")
