@@ -167,7 +167,7 @@ func (s *sandbox) keepTelling(ctx context.Context, n *narrator) error {
 	}
 }
 
-// settings are the programs' settings for the stand-ins, which are nobody's secrets.
+// settings are the programs' settings for the stand-ins, which are not secret.
 func (s *sandbox) settings() []string {
 	return []string{
 		fmt.Sprintf("export ZOOM_OAUTH_URL=%s ZOOM_API_URL=%s RECALL_API_URL=%s", s.zoomURL, s.zoomURL, s.recallURL),

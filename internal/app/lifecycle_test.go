@@ -143,7 +143,7 @@ func TestReadinessEndsBeforeTheRest(t *testing.T) {
 	for {
 		status, text, closing := get("/readyz")
 		if status == 0 {
-			break // nobody listens any more
+			break // the server is closed
 		}
 		if status == 503 {
 			if drained = true; !closing || !strings.Contains(text, "stopping") {

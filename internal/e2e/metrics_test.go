@@ -41,10 +41,10 @@ func documented(t *testing.T) map[string]map[string]metric {
 		}
 		for _, program := range programs {
 			if all[program] == nil {
-				t.Fatalf("%s is told by %q", match[1], program)
+				t.Fatalf("%s is exported by %q", match[1], program)
 			}
 			if _, twice := all[program][match[1]]; twice {
-				t.Errorf("%s is explained twice", match[1])
+				t.Errorf("%s is documented twice", match[1])
 			}
 			all[program][match[1]] = m
 		}
@@ -55,7 +55,7 @@ func documented(t *testing.T) map[string]map[string]metric {
 	return all
 }
 
-// scraped reads what a program has told.
+// scraped returns the metrics in a scrape.
 func scraped(text string) map[string]metric {
 	all := map[string]metric{}
 	for _, match := range regexp.MustCompile(`(?m)^# TYPE (tokenprovider_[a-z_]+) ([a-z]+)$`).FindAllStringSubmatch(text, -1) {
@@ -113,14 +113,14 @@ func TestMetricsAreDocumented(t *testing.T) {
 	until(t, "a reconciliation has ended", 30*time.Second, func() bool {
 		return strings.Contains(texts()["registrar"], "\ntokenprovider_reconciliation_last_success_timestamp_seconds ")
 	})
-	told := texts()
+	exported := texts()
 	for program, explained := range documented(t) {
-		found := scraped(told[program])
+		found := scraped(exported[program])
 		for name, m := range explained {
 			got, ok := found[name]
 			switch {
 			case !ok:
-				t.Errorf("docs/metrics.md explains %s, which the %s does not tell", name, program)
+				t.Errorf("docs/metrics.md documents %s, which the %s does not export", name, program)
 			case got.kind != m.kind:
 				t.Errorf("%s is a %s, not a %s", name, got.kind, m.kind)
 			case !slices.Equal(got.labels, m.labels):
@@ -129,12 +129,12 @@ func TestMetricsAreDocumented(t *testing.T) {
 		}
 		for name := range found {
 			if _, ok := explained[name]; !ok {
-				t.Errorf("the %s tells %s, which docs/metrics.md does not explain", program, name)
+				t.Errorf("the %s exports %s, which docs/metrics.md does not document", program, name)
 			}
 		}
 		for _, secret := range []string{"zoom-ann", "/callback/", "eyJ", verification, "recall-key"} {
-			if strings.Contains(told[program], secret) {
-				t.Errorf("the %s tells %q", program, secret)
+			if strings.Contains(exported[program], secret) {
+				t.Errorf("the %s exports %q", program, secret)
 			}
 		}
 	}

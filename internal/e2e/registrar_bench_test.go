@@ -32,7 +32,7 @@ func BenchmarkRegistrations(b *testing.B) {
 	zoom := zoomtest.New(zoomtest.Options{Latency: latency})
 	zoomServer := httptest.NewServer(zoom)
 	defer zoomServer.Close()
-	// A URL that gives anybody's token, as this Recall asks nobody whose it is.
+	// This Recall does not check the owner of a token, so any URL serves any token.
 	token := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain")
 		_, _ = w.Write([]byte("token"))

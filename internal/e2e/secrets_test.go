@@ -47,8 +47,8 @@ func (f files) read(name string) []byte {
 	return content
 }
 
-// TestSecretsChangeUnderLoad changes every secret that there is while Recall calls
-// back all the time, tokens are renewed and users are registered. Nobody notices.
+// TestSecretsChangeUnderLoad changes every secret during callbacks, renewals and
+// registrations, without a failure.
 func TestSecretsChangeUnderLoad(t *testing.T) {
 	t.Parallel()
 	const users = 20

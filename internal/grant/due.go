@@ -2,15 +2,14 @@ package grant
 
 import "time"
 
-// youngest is the fraction of a token's life during which it is not renewed,
-// whatever the margin: it bounds the refreshes of a grant to ten a life, so
-// that a life shorter than the margin cannot make a hot loop.
+// youngest is the fraction of a token's lifetime during which it is not renewed, for
+// any margin. It limits a grant to ten refreshes per lifetime, so a lifetime below the
+// margin cannot cause a hot loop.
 const youngest = 10
 
-// ListDue returns when a token should be renewed: before its expiry by the margin
-// and some jitter, but not in the first tenth of its life. Jitter is a
-// fraction in [0, 1) of a twentieth of the life; it spreads grants that were
-// issued together.
+// RenewTime returns the due time of a token's renewal: its expiry less the margin and
+// some jitter, but not in the first tenth of its lifetime. Jitter is a fraction in
+// [0, 1) of a twentieth of the lifetime; it spreads grants that were issued together.
 func RenewTime(issued, expires time.Time, margin time.Duration, jitter float64) time.Time {
 	life := expires.Sub(issued)
 	due := expires.Add(-margin - time.Duration(jitter*float64(life)/20))

@@ -15,16 +15,15 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-// MinTTL is how long an access token must still be good when Recall is given
-// it: "at least 120 seconds" (docs.recall.ai, customer-managed OAuth).
+// MinTTL is the minimum remaining lifetime of an access token that is served to Recall: "at least 120 seconds" (docs.recall.ai, customer-managed OAuth).
 const MinTTL = 120 * time.Second
 
-// ConsentMemory is how long it is remembered what came of a user's consent. An
-// answer to it that comes later than that is not accepted: nobody knows any more
-// whether the user was removed since.
+// ConsentMemory is the time for which the outcome of a user's consent is stored. A
+// response that arrives later is not accepted, because it is then unknown whether the
+// user has been removed.
 const ConsentMemory = 24 * time.Hour
 
-// Shards is the fixed number of shards that grants are spread over. It is part
+// Shards is the fixed number of shards of the grants. It is part
 // of the storage format.
 const Shards = 64
 
@@ -90,10 +89,9 @@ func digit(c byte) int {
 	return -1
 }
 
-// State is what a user's grant can do now. It is derived, in this order, from
-// what is recorded: being removed, gone at Zoom, not yet at Recall, failing to
-// refresh, or none of these. The store derives it in the script that changes
-// the record, so it can be indexed.
+// State is the state of a user's grant. It is derived from the record, in this order:
+// being removed, ended at Zoom, not yet at Recall, failing to refresh, or none of these.
+// The store derives it in the script that changes the record, which also indexes it.
 type State string
 
 // The states, as the contract names them.
@@ -104,7 +102,7 @@ const (
 	Active State = "active"
 	// Degraded: refreshing fails, and will be retried.
 	Degraded State = "degraded"
-	// ReauthorizationRequired: the grant is gone; only the user can mend it.
+	// ReauthorizationRequired: the grant has ended; the user must consent again.
 	ReauthorizationRequired State = "reauthorization_required"
 	// Deleting: being removed.
 	Deleting State = "deleting"
@@ -115,7 +113,7 @@ func States() []State {
 	return []State{Pending, Active, Degraded, ReauthorizationRequired, Deleting}
 }
 
-// Grant is what is known of a user's grant, without its tokens.
+// Grant is the record of a user's grant, without its tokens.
 type Grant struct {
 	ID   ID
 	App  string // name of the Zoom app
@@ -124,43 +122,43 @@ type Grant struct {
 	State  State
 	Reason string // why the state is not Active; for people, without secrets
 
-	ZoomUser    string // empty until Zoom has been asked
+	ZoomUser    string // empty until Zoom has returned it
 	ZoomAccount string
 
 	Credential         string // id of the credential at Recall; empty until there is one
 	ReplacedCredential string // a credential at Recall that has to be removed; mostly empty
-	Consent            string // fingerprint of the code or refresh token it was registered with
+	Consent            string // fingerprint of the code or refresh token of its registration
 	Secrets            []CallbackSecret
 	Revoke             bool // revoke at Zoom when it is removed
-	OwnerUnverified    bool // whose grant it is has to be asked: the last consent may be another Zoom user's
+	OwnerUnverified    bool // the last consent may be another Zoom user's; Zoom must confirm the owner
 
-	// UnrecordedZoomUsers are Zoom users, replaced since, for whom a credential may have been made
-	// at Recall that was never recorded. Mostly empty.
+	// UnrecordedZoomUsers lists replaced Zoom users for whom Recall may have a
+	// credential that was never recorded. Mostly empty.
 	UnrecordedZoomUsers []string
 
-	Health     string    // what Recall finds wrong with the credential; for people, without secrets
-	Attempts   int       // of the registrar's, that have failed since it last went on
+	Health     string    // the defect of the credential that Recall reports; for people, without secrets
+	Attempts   int       // failed attempts of the registrar since its last completed step
 	ListedTime time.Time // when Recall was last seen to have the credential; zero: not yet
 
 	AccessExpires time.Time
 	Refreshed     time.Time // when the access token was issued
 	Created       time.Time
-	Consented     time.Time // when the consent was given here that the grant comes from
+	Consented     time.Time // when the grant's consent was registered
 	Updated       time.Time
 
 	Version int64 // grows with every change
 }
 
-// CallbackSecret is a callback secret that is accepted, known by its fingerprint.
+// CallbackSecret is an accepted callback secret, by its fingerprint.
 type CallbackSecret struct {
 	Fingerprint Fingerprint
-	NotAfter    time.Time // to the millisecond; zero: no end
+	NotAfter    time.Time // to the millisecond; zero: unlimited
 }
 
-// Fingerprint is what is kept of a callback secret.
+// Fingerprint identifies a callback secret without revealing it.
 type Fingerprint [sha256.Size]byte
 
-// Tokens is Zoom's answer to a code or to a refresh token.
+// Tokens is Zoom's response to a code or a refresh token.
 type Tokens struct {
 	Access  secret.Text
 	Refresh secret.Text
@@ -168,31 +166,30 @@ type Tokens struct {
 	Expires time.Time
 }
 
-// Consent is a user's consent to a Zoom app, and Zoom's answer to it.
+// Consent is a user's consent to a Zoom app, with Zoom's response to it.
 type Consent struct {
 	App, User   string
-	Fingerprint string // of the code or refresh token that it came from
+	Fingerprint string // of its code or refresh token
 	Tokens      Tokens
-	ZoomUser    string // whose grant it is, by Zoom; empty if Zoom has not said
+	ZoomUser    string // the owner according to Zoom; empty if unknown
 	ZoomAccount string
 }
 
-// ReadServingRecord is what the token server needs to answer a callback.
+// ServingRecord is the part of a grant that the token server needs for a callback.
 type ServingRecord struct {
 	State     State
 	Access    secret.Text
 	Expires   time.Time
-	RenewTime time.Time // when it is to be renewed
+	RenewTime time.Time // when the token is due for renewal
 	Secrets   []CallbackSecret
 }
 
-// HasTTL reports whether the token can be handed out at now to someone who
-// needs it for ttl.
+// HasTTL reports whether the token is valid for at least ttl from now on.
 func (s *ServingRecord) HasTTL(ttl time.Duration, now time.Time) bool {
 	return !s.Access.IsZero() && s.Expires.Sub(now) >= ttl
 }
 
-// CheckAlive says whether the grant may be served at all: nil, [ErrReauthorize] or
+// CheckAlive returns nil if the grant may be served, otherwise [ErrReauthorize] or
 // [ErrDeleting].
 func (s *ServingRecord) CheckAlive() error {
 	switch s.State {
@@ -205,24 +202,24 @@ func (s *ServingRecord) CheckAlive() error {
 	}
 }
 
-// DueGrant is a grant that is due to be renewed, and since when.
+// DueGrant is a grant that is due for renewal, and since when.
 type DueGrant struct {
 	ID      ID
 	Overdue time.Duration
 }
 
-// ClaimTerms are what a claim is made on.
+// ClaimTerms are the conditions of a claim.
 type ClaimTerms struct {
-	// ValidUntil is until when the access token has to be good, for who needs one
-	// now. Zero: the grant is to be renewed by its plan.
+	// ValidUntil is the required validity of the access token, for a caller that needs
+	// one now. Zero: a renewal by its due time.
 	ValidUntil time.Time
-	// Lease is how long the claim holds.
+	// Lease is the duration of the claim.
 	Lease time.Duration
-	// LateResponseWait is how long after the end of a lease the answer of its holder,
-	// who must have died, is waited for.
+	// LateResponseWait is the time after the end of a lease during which the response
+	// of its holder may still be committed by a replay.
 	LateResponseWait time.Duration
-	// HandOffGuard is for how long a renewal by plan leaves a token alone after it was
-	// handed out, while it is good.
+	// HandOffGuard is the time after a token was served during which it is not renewed
+	// by its due time, while it is valid.
 	HandOffGuard time.Duration
 }
 
@@ -232,49 +229,49 @@ type Claim struct {
 	Owner     string
 	App       string
 	Refresh   secret.Text
-	Spent     string // fingerprint of Refresh: the predecessor of what Zoom answers
+	Spent     string // fingerprint of Refresh, the predecessor of the token in Zoom's response
 	Uncertain bool   // an earlier attempt may have spent it already
 	Failures  int    // failed attempts since the last success
 
-	Overdue time.Duration // since the plan, which failures do not move; negative: it was claimed before
+	Overdue time.Duration // since the due time, which failures do not move; negative: claimed early
 }
 
-// Outcome says what a failed refresh has done to the refresh token.
+// Outcome is the effect of a failed refresh on the refresh token.
 type Outcome string
 
-// The outcomes of a refresh that brought no token.
+// The outcomes of a refresh without a token.
 const (
 	Unspent   Outcome = "unspent"   // Zoom did not take it
-	Uncertain Outcome = "uncertain" // nobody knows whether Zoom took it
+	Uncertain Outcome = "uncertain" // unknown whether Zoom took it
 	Gone      Outcome = "gone"      // Zoom refuses it: the user must authorize again
-	Released  Outcome = "released"  // not the grant's fault: as if it had not been claimed
+	Released  Outcome = "released"  // not the grant's fault: the claim is undone
 )
 
-// What a claim, a read or a change can be answered with.
+// Errors of claims, reads and changes.
 var (
 	// ErrNotFound means: there is no such grant.
 	ErrNotFound = errors.New("no such grant")
-	// ErrFresh means: the access token is good for long enough; nothing to renew.
+	// ErrFresh means: the access token is valid for long enough; nothing to renew.
 	ErrFresh = errors.New("access token is fresh")
-	// ErrReauthorize means: the grant is gone at Zoom; only the user can mend it.
+	// ErrReauthorize means: the grant has ended at Zoom; the user must consent again.
 	ErrReauthorize = errors.New("user must authorize again")
 	// ErrDeleting means: the grant is being removed.
 	ErrDeleting = errors.New("grant is being removed")
-	// ErrConflict means: the record was changed by somebody else meanwhile.
+	// ErrConflict means: the record was changed concurrently.
 	ErrConflict = errors.New("grant was changed meanwhile")
-	// ErrUnreplicated means: stored, but not on as many replicas as it should be.
+	// ErrUnreplicated means: stored, but not on the required number of replicas.
 	ErrUnreplicated = errors.New("not on enough replicas of Redis yet")
-	// ErrSuperseded means: the refresh token that was spent is not the stored one any
-	// more, or the claim not the newest, so what has come of it is of no use.
+	// ErrSuperseded means: the spent refresh token is no longer the stored one, or the
+	// claim is not the newest. The response must not be committed.
 	ErrSuperseded = errors.New("refresh token has been superseded")
 )
 
-// HeldError says that somebody else holds what was to be claimed.
+// HeldError reports that another caller holds the lease.
 type HeldError struct{ For time.Duration }
 
-func (e *HeldError) Error() string { return fmt.Sprintf("held by somebody else for %v", e.For) }
+func (e *HeldError) Error() string { return fmt.Sprintf("held by another caller for %v", e.For) }
 
-// BackoffError says that the last attempt failed and the next one is not due.
+// BackoffError reports that the last attempt failed and the next one is not due.
 type BackoffError struct{ For time.Duration }
 
 func (e *BackoffError) Error() string { return fmt.Sprintf("backing off for %v", e.For) }
