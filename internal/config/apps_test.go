@@ -125,7 +125,7 @@ func TestAnAppWithUsersIsNotRemovedByAccident(t *testing.T) {
 	write(one)
 	want("default", "second") // it has users
 	if n := logs.FilterLevelExact(zap.ErrorLevel).Len(); n != 1 {
-		t.Errorf("told %d times", n)
+		t.Errorf("logged %d times", n)
 	}
 	users.Store(0)
 	want("default") // now it has none
@@ -133,13 +133,13 @@ func TestAnAppWithUsersIsNotRemovedByAccident(t *testing.T) {
 	want("default", "second")
 	users.Store(-1)
 	write(one)
-	want("default", "second") // nobody knows
+	want("default", "second") // the number of users is unknown
 	write(one + "removed: [second]\n")
 	want("default") // on purpose
 	write("apps: nonsense")
 	for end := time.Now().Add(10 * time.Second); logs.FilterMessageSnippet("not reloaded").Len() == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("a file that is of no use is not told of")
+			t.Fatal("an invalid file is not logged")
 		}
 	}
 	if got := names(apps.List()); !slices.Equal(got, []string{"default"}) {

@@ -57,6 +57,6 @@ func TestSecretsAreTakenAgain(t *testing.T) {
 	cancel()
 	<-ended
 	if faults := logs.FilterLevelExact(zap.ErrorLevel); faults.Len() != 1 || faults.All()[0].ContextMap()["setting"] != "THE_SECRET" {
-		t.Errorf("told: %v", faults.All())
+		t.Errorf("logged: %v", faults.All())
 	}
 }

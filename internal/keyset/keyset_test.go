@@ -113,9 +113,9 @@ func TestKeysetIsReadAgain(t *testing.T) {
 		good := f.json
 		logs.TakeAll()
 		f.write(useless)
-		until(t, "it is told", func() bool { return logs.FilterLevelExact(zap.ErrorLevel).Len() > 0 })
+		until(t, "the error is logged", func() bool { return logs.FilterLevelExact(zap.ErrorLevel).Len() > 0 })
 		if keys.Primary() != id {
-			t.Error("a keyset of no use was taken")
+			t.Error("an invalid keyset was applied")
 		}
 		if entry := logs.FilterLevelExact(zap.ErrorLevel).All()[0]; strings.Contains(entry.Message, "hunter2") {
 			t.Error("the keyset is quoted")
@@ -180,7 +180,7 @@ func TestEverythingIsSealedByThePromotedKey(t *testing.T) {
 		t.Errorf("sealed by %v, %v, want 3 by %d", counts, err, id)
 	}
 	if n := logs.FilterMessage("re-encryption complete").Len(); n != 2 {
-		t.Errorf("told %d times, want once for each key", n)
+		t.Errorf("logged %d times, want once for each key", n)
 	}
 }
 

@@ -20,9 +20,9 @@ func Create(path string, json []byte) error {
 	return errors.Join(file.Sync(), file.Close())
 }
 
-// Replace puts another keyset into a file, in one step: whoever reads it reads the
-// one or the other. It keeps the one before in a file beside it, and returns its
-// path. Where the file is a link, what it leads to is replaced.
+// Replace replaces the keyset in a file atomically: a reader gets the old or the new
+// one. It keeps the old keyset in a file beside it, and returns that path. If the file
+// is a symbolic link, Replace replaces the link's target.
 func Replace(path string, json []byte) (backup string, err error) {
 	path, err = filepath.EvalSymlinks(path)
 	if err != nil {

@@ -43,7 +43,7 @@ type memory struct {
 	committed func(id grant.ID, access string) // called for every commit that changes something; may be nil
 
 	// Faults that break the protocol on purpose.
-	anyPredecessor  bool // commit whatever was spent
+	anyPredecessor  bool // commit any spent token
 	anyHolder       bool // any replica may end a lease
 	leaseIgnored    bool // claim a grant that is held
 	failoversHidden bool // failovers are not counted

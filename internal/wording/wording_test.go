@@ -29,10 +29,7 @@ var pending = []string{
 	"cmd/tokenctl/",
 	"docs/",
 	"internal/admin/",
-	"internal/config/",
 	"internal/e2e/",
-	"internal/keyset/",
-	"internal/renewal/",
 	"internal/store/",
 	"internal/zoom/",
 	"internal/zoomtest/",
@@ -49,6 +46,7 @@ func TestBannedWords(t *testing.T) {
 		t.Fatalf("locating the repository: %v", err)
 	}
 	dir := strings.TrimSpace(string(root))
+	_, _ = os.Stat(filepath.Join(dir, ".git/index")) // a cached result of this test depends on it
 	list, err := exec.Command("git", "-C", dir, "ls-files", "-z", "--cached", "--others", "--exclude-standard").Output()
 	if err != nil {
 		t.Fatalf("listing files: %v", err)
