@@ -64,7 +64,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	registrar.MeasureCertificates(c.certificates, metrics)
 	client, zoomMetrics := instrument.Client(app.Outbound(20*time.Second)), zoom.NewMetrics(metrics)
 	clocks := app.WatchClocks(&c.Zoom, grants, client, log)
-	rotator := renewal.New(renewal.Config{
+	renewer := renewal.New(renewal.Config{
 		Store: grants, Journal: responses, Log: log.Named("rotation"), Metrics: metrics,
 		SuspendReason: clocks.CheckSkew, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
@@ -87,7 +87,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Wait: 12 * c.ReloadInterval, // Kubernetes takes a minute to update the file, and each process an interval to reload it
 	}
 	service := registrar.New(registrar.Config{
-		Store: grants, Renewer: rotator, Vendor: recallvendor.New(recallClient), Log: log.Named("registrar"), Audit: c.Audit(stderr), Metrics: metrics,
+		Store: grants, Renewer: renewer, Vendor: recallvendor.New(recallClient), Log: log.Named("registrar"), Audit: c.Audit(stderr), Metrics: metrics,
 		CallbackBase: c.CallbackBaseURL, OldBases: c.OldBases(),
 	})
 	reconciler := &registrar.Reconciler{
@@ -99,7 +99,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			zoomClient := app.ZoomClient(one, client, zoomMetrics)
 			atZoom[one.Name], known[one.Name] = renewal.App{Zoom: zoomClient}, registrar.App{Zoom: zoomClient, OAuthApp: one.OAuthApp}
 		}
-		rotator.SetApps(atZoom)
+		renewer.SetApps(atZoom)
 		service.SetApps(known)
 	}
 	setApps(apps.List())
@@ -117,8 +117,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		app.Part{Name: "traces", Stop: endTraces},
 		app.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(responses) }},
 		app.HTTP("ops", log, ops, app.Ops(ready, metrics)),
-		app.Loop("recovery", rotator.Run),
-		app.Part{Name: "renewals", Stop: rotator.Close},
+		app.Loop("recovery", renewer.Run),
+		app.Part{Name: "renewals", Stop: renewer.Close},
 		app.Part{Name: "registrations", Stop: service.Close},
 		app.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.CountByApp, setApps) }),
 		app.Loop("storage secrets", func(ctx context.Context) { c.Follow(ctx, log) }),

@@ -99,7 +99,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		OAuthURL: zoomURL, APIURL: zoomURL, HTTP: outbound,
 	})
 	metrics := app.Metrics("sandbox")
-	rotator := renewal.New(renewal.Config{
+	renewer := renewal.New(renewal.Config{
 		Store: grants, Journal: kept, Log: log, Metrics: metrics, RefreshBefore: refreshBefore,
 		Apps: map[string]renewal.App{config.DefaultApp: {Zoom: zoomClient}},
 	})
@@ -107,10 +107,10 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	handler := tokenserver.New(tokenserver.Config{Cache: cache, Tokens: rotator, Log: log, Metrics: metrics})
-	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log, Poll: 500 * time.Millisecond}
+	handler := tokenserver.New(tokenserver.Config{Cache: cache, Tokens: renewer, Log: log, Metrics: metrics})
+	refresher := &tokenserver.Refresher{Index: grants, Renewer: renewer, Log: log, Poll: 500 * time.Millisecond}
 	service := registrar.New(registrar.Config{
-		Store: grants, Renewer: rotator, Log: log, CallbackBase: mustURL(s.tokens),
+		Store: grants, Renewer: renewer, Log: log, CallbackBase: mustURL(s.tokens),
 		Apps: map[string]registrar.App{config.DefaultApp: {Zoom: zoomClient, OAuthApp: recalltest.DefaultOAuthApp}},
 		Vendor: recallvendor.New(recall.New(recall.Config{
 			APIURL: recallURL, APIKey: secret.New(recallKey), HTTP: outbound,
@@ -125,8 +125,8 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		app.HTTP("zoom", log, listeners[0], s.zoom),
 		app.HTTP("recall", log, listeners[1], s.recall),
 		app.HTTP("ops", log, listeners[3], app.Ops(ready, metrics)),
-		app.Loop("recovery", rotator.Run),
-		app.Part{Name: "renewals", Stop: rotator.Close},
+		app.Loop("recovery", renewer.Run),
+		app.Part{Name: "renewals", Stop: renewer.Close},
 		app.Part{Name: "registrations", Stop: service.Close},
 		app.Loop("refresher", refresher.Run),
 		app.Loop("heartbeat", func(ctx context.Context) { grants.Heartbeat(ctx, "tokenserver", config.Version()) }),

@@ -10,14 +10,13 @@ import (
 	"time"
 )
 
-// check asks programs over HTTP, for images that have nothing else to do it
-// with.
+// check requests URLs, in images without another HTTP client.
 type check struct {
-	Timeout time.Duration `default:"30s" help:"How long to go on asking, over all."`
-	Want    []string      `arg:"" name:"url=status" help:"What to ask, and the status to wait for: http://host:9090/readyz=200."`
+	Timeout time.Duration `default:"30s" help:"Maximum time for all URLs together."`
+	Want    []string      `arg:"" name:"url=status" help:"URL and expected status: http://host:9090/readyz=200."`
 }
 
-// run returns nil when every URL has answered as wanted.
+// run returns nil when every URL has returned its expected status.
 func (c *check) run(ctx context.Context, s *session) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
@@ -33,22 +32,21 @@ func (c *check) run(ctx context.Context, s *session) error {
 			faults = append(faults, fmt.Errorf("check: %w", err))
 			continue
 		}
-		s.say("%s answers %d, as it should", want[:at], status)
+		s.say("%s returned %d, as expected", want[:at], status)
 		faults = append(faults, s.object(map[string]any{"url": want[:at], "status": status}))
 	}
 	return errors.Join(faults...)
 }
 
-// await asks a URL every second until it answers with the status. It asks at
-// least once, so that whoever comes last is asked too.
+// await requests a URL every second, and at least once, until it returns the status.
 func await(ctx context.Context, url string, status int) error {
 	for {
-		got, err := ask(context.WithoutCancel(ctx), url)
+		got, err := get(context.WithoutCancel(ctx), url)
 		switch {
 		case err == nil && got == status:
 			return nil
 		case err == nil:
-			err = fmt.Errorf("%s answers %d, not %d", url, got, status)
+			err = fmt.Errorf("%s returned %d, want %d", url, got, status)
 		}
 		select {
 		case <-ctx.Done():
@@ -58,7 +56,7 @@ func await(ctx context.Context, url string, status int) error {
 	}
 }
 
-func ask(ctx context.Context, url string) (status int, err error) {
+func get(ctx context.Context, url string) (status int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

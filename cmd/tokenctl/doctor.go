@@ -16,8 +16,8 @@ import (
 )
 
 type doctorCommand struct {
-	Timeout time.Duration `default:"10s" help:"How long a check may take."`
-	Verbose bool          `short:"v" help:"Also say how long each check took."`
+	Timeout time.Duration `default:"10s" help:"Maximum time of a check."`
+	Verbose bool          `short:"v" help:"Duration of each check in the output."`
 
 	app.Storage
 	config.Zoom
@@ -30,7 +30,7 @@ type doctorCommand struct {
 
 // Help implements [kong.HelpProvider].
 func (*doctorCommand) Help() string {
-	return `All checks are made at the same time. None changes anything that lasts, spends a token, or creates anything at Recall: Zoom is asked with a refresh token that is none, and the callback URL with a secret that nobody has. What is not set is not checked, so run it with the settings of a token server, and again with those of a registrar.
+	return `All checks run concurrently. None makes a lasting change, spends a token, or creates anything at Recall: the checks send Zoom an invalid refresh token, and the callback URL an unknown secret. Settings that are not set are not checked: run it with the settings of a token server, and again with those of a registrar.
 
 Examples:
 
@@ -49,13 +49,12 @@ func (d *doctorCommand) Check(fault func(setting, text string)) {
 	d.Registrar.Check(fault)
 }
 
-// Spares implements [config.OptionalSettings]: what a program does not have, it may not
-// need.
+// IsOptional implements [config.OptionalSettings]: each program lacks some settings.
 func (*doctorCommand) IsOptional(setting string) bool {
 	return setting != "REDIS_URL" && setting != "KEYSET_FILE"
 }
 
-// Tolerate implements [config.IgnoresSettings]: a wrong setting is a finding.
+// Tolerate implements [config.IgnoresSettings]: an invalid setting is a finding.
 func (d *doctorCommand) Tolerate(faults config.Faults) { d.faults = faults }
 
 func (d *doctorCommand) config() (doctor.Config, func()) {
@@ -99,7 +98,7 @@ type finding struct {
 	Check   string         `json:"check"`
 	Verdict doctor.Verdict `json:"verdict"`
 	Found   string         `json:"found"`
-	Mend    string         `json:"mend,omitempty"`
+	Mend    string         `json:"fix,omitempty"`
 	TookMS  int64          `json:"took_ms"`
 }
 
@@ -108,7 +107,7 @@ var marks = map[doctor.Verdict]string{
 }
 
 func (d *doctorCommand) run(ctx context.Context, s *session) error {
-	logging.Disable() // the checks say what is wrong
+	logging.Disable() // the checks report what matters
 	config, closing := d.config()
 	defer closing()
 	findings := doctor.Examine(ctx, config.Checks(), d.Timeout)

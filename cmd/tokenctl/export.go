@@ -15,13 +15,13 @@ import (
 )
 
 type export struct {
-	File string `arg:"" help:"File to write; it must not exist. -: standard output."`
+	File string `arg:"" help:"File to write. Must not exist. -: standard output."`
 	app.Records
 }
 
 // Help implements [kong.HelpProvider].
 func (*export) Help() string {
-	return `Each grant is a line that the keyset has sealed as a whole: it opens only with the key that seals now, so keep that keyset, elsewhere. Such a backup grows old quickly: Zoom's refresh tokens work once, and each is replaced within the hour. What it keeps is which user has which credential at Recall and which URLs are answered, so that users who have to consent again keep theirs. See tokenctl restore.
+	return `Each grant is a line, encrypted with the current primary key: keep the keyset too, in another place. A backup ages quickly: Zoom's refresh tokens work once, and each is replaced within the hour. Its value is each user's credential at Recall and callback URL: users who must consent again keep theirs. See tokenctl restore.
 
 Example:
 
@@ -44,19 +44,15 @@ func (e *export) run(ctx context.Context, s *session) (err error) {
 		}
 		defer func() {
 			err = errors.Join(err, file.Sync(), file.Close())
-			if err != nil { // half a backup is none
+			if err != nil { // an incomplete backup is worthless
 				err = errors.Join(err, os.Remove(e.File))
 			}
 		}()
 		target = file
 	}
-	states, err := grants.CountByState(ctx)
+	total, err := countGrants(ctx, grants)
 	if err != nil {
 		return err
-	}
-	all := 0
-	for _, n := range states {
-		all += n
 	}
 	progress := s.progress("grants")
 	defer progress.done()
@@ -66,7 +62,7 @@ func (e *export) run(ctx context.Context, s *session) (err error) {
 		return fmt.Errorf("export: %w", err)
 	}
 	if err := grants.ReadBackup(ctx, func(dumped []store.BackupRecord) error {
-		progress.at(writer.Grants(), all)
+		progress.at(writer.Grants(), total)
 		return writer.Add(dumped)
 	}); err != nil {
 		return fmt.Errorf("export: %w", err)
@@ -78,27 +74,27 @@ func (e *export) run(ctx context.Context, s *session) (err error) {
 	if e.File == "-" {
 		return nil
 	}
-	s.say("Wrote %s to %s, sealed by key %d.", count(writer.Grants(), "grant"), e.File, writer.Header.Key)
+	s.say("Wrote %s to %s, encrypted with key %d.", count(writer.Grants(), "grant"), e.File, writer.Header.Key)
 	return s.object(map[string]any{"file": e.File, "grants": writer.Grants(), "key": writer.Header.Key, "time": writer.Header.Time})
 }
 
 type restore struct {
-	File      string `arg:"" help:"Backup to put back. -: standard input."`
-	OnlyCheck bool   `name:"check" help:"Only see whether the backup is whole and opens."`
-	Resume    bool   `help:"Go on with a restore that was broken off: what is there already stays as it is."`
+	File      string `arg:"" help:"Backup to restore. -: standard input."`
+	OnlyCheck bool   `name:"check" help:"Check that the backup is complete and can be decrypted, without a change."`
+	Resume    bool   `help:"Continuation of an interrupted restore. Existing grants stay unchanged."`
 	confirmed
 	app.Records
 }
 
 // Help implements [kong.HelpProvider].
 func (*restore) Help() string {
-	return `For when Redis and its disk are lost. Read this first:
+	return `For the loss of Redis and its disk. Read this first:
 
-Zoom's refresh tokens work once. A grant that was renewed since the backup has a spent token in it, and its user is lost until consenting again. So every grant comes back uncertain and degraded: its refresh token is tried once, and if Zoom refuses it the user has to consent again, keeping the credential at Recall and its URL. Access tokens are not put back at all.
+Zoom's refresh tokens work once. If a grant was renewed after the backup, its token in the backup is spent, and the user must consent again. So every grant is restored as uncertain and degraded: its refresh token is tried once, and if Zoom rejects it the user must consent again, and keeps the credential at Recall and its URL. Access tokens are not restored.
 
-Never restore a backup beside a system that still lives, as into a staging environment with the same Zoom app: the two would end each other's tokens, and users of both would be lost.
+Never restore a backup while its system still runs, for example into a staging environment with the same Zoom app: the two would end each other's tokens, and the users of both would have to consent again.
 
-Before it: stop every token server and registrar, and keep their journals. After it: start them; what their journals hold comes in where the backup has the token before it. Then tokenctl doctor; deregister again who was removed since the backup (the audit log says who); tokenctl reconcile --dry-run.
+Before: stop every token server and registrar, and keep their journals. After: start them; they replay the journal entries that follow a token of the backup. Then run tokenctl doctor; deregister the users removed since the backup (they are in the audit log); run tokenctl reconcile --dry-run.
 
 Examples:
 
@@ -112,8 +108,8 @@ Examples:
 // Spares implements [config.OptionalSettings].
 func (r *restore) IsOptional(setting string) bool { return r.OnlyCheck && setting == "REDIS_URL" }
 
-// backup opens the backup, which is read twice: once to see that it is whole. What
-// comes by standard input is therefore kept in memory, sealed as it is.
+// backup opens the backup. It is read twice, first to check that it is complete, so
+// standard input is kept in memory, encrypted as it is.
 func (r *restore) backup(s *session) (io.ReadSeeker, func(), error) {
 	if r.File == "-" {
 		text, err := io.ReadAll(s.stdin)
@@ -138,7 +134,7 @@ func (r *restore) run(ctx context.Context, s *session) error {
 	}
 	when := header.Time.Format("2006-01-02 15:04") + " UTC"
 	if r.OnlyCheck {
-		s.say("The backup of %s is whole: %s, sealed by key %d.", when, count(all, "grant"), header.Key)
+		s.say("The backup of %s is complete: %s, encrypted with key %d.", when, count(all, "grant"), header.Key)
 		return s.object(map[string]any{"grants": all, "key": header.Key, "time": header.Time})
 	}
 	grants, err := r.Open(ctx)
@@ -151,12 +147,12 @@ func (r *restore) run(ctx context.Context, s *session) error {
 	case err != nil:
 		return err
 	case !empty && !r.Resume:
-		return errors.New("restore: there are grants in this Redis, newer than any backup. If they are of a restore that was broken off, say --resume")
+		return errors.New("restore: this Redis has grants, which are newer than the backup. Use --resume if an interrupted restore wrote them")
 	}
-	if err := r.confirm(ctx, s, fmt.Sprintf("%d grants of %s (%s) are put back. Their refresh tokens may be spent: each is tried once, and who was renewed since has to consent again. Is the system that the backup is of dead?", all, when, ago(header.Time))); err != nil {
+	if err := r.confirm(ctx, s, fmt.Sprintf("Restoring %s of %s (%s). Their refresh tokens may be spent: each is tried once, and users whose token was renewed since must consent again. The system of the backup must not be running.", count(all, "grant"), when, ago(header.Time))); err != nil {
 		return err
 	}
-	if err := grants.CheckKeyset(ctx); err != nil { // its mark comes first
+	if err := grants.CheckKeyset(ctx); err != nil { // it records the keyset, before all grants
 		return fmt.Errorf("restore: %w", err)
 	}
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
@@ -164,17 +160,17 @@ func (r *restore) run(ctx context.Context, s *session) error {
 	}
 	progress := s.progress("grants")
 	defer progress.done()
-	reason := "restored from a backup of " + when + ": whether its refresh token still works is not known yet"
-	seen, revived := 0, 0
+	reason := "restored from a backup of " + when + ": the refresh token has not been tried yet"
+	seen, restored := 0, 0
 	if _, _, err := backup.Read(file, r.Keyset(), func(_ backup.Header, dumped []store.BackupRecord) error {
 		n, err := grants.Restore(ctx, dumped, reason)
-		seen, revived = seen+len(dumped), revived+n
+		seen, restored = seen+len(dumped), restored+n
 		progress.at(seen, all)
 		return errors.Join(err, ctx.Err())
 	}); err != nil {
-		return fmt.Errorf("restore: after %d grants: %w; run it again with --resume to go on", seen, err)
+		return fmt.Errorf("restore: after %d grants: %w; run it again with --resume to continue", seen, err)
 	}
 	progress.done()
-	s.say("%d grants are back, %d were there. Each is degraded until its refresh token was tried; see: tokenctl users list --state degraded, and --state reauthorization_required.", revived, seen-revived)
-	return s.object(map[string]any{"grants": seen, "restored": revived, "present": seen - revived, "time": header.Time})
+	s.say("%d grants restored, %d already present. Each is degraded until its refresh token is tried; see tokenctl users list --state degraded, and --state reauthorization_required.", restored, seen-restored)
+	return s.object(map[string]any{"grants": seen, "restored": restored, "present": seen - restored, "time": header.Time})
 }

@@ -11,14 +11,14 @@ import (
 )
 
 type grantsDue struct {
-	Within time.Duration `default:"5m" help:"Only those due within this time. 0: only what is overdue."`
-	Limit  int           `default:"50" help:"How many grants, at most."`
+	Within time.Duration `default:"5m" help:"Time within which the grants are due. 0: only overdue grants."`
+	Limit  int           `default:"50" help:"Maximum number of grants."`
 	app.Records
 }
 
 // Help implements [kong.HelpProvider].
 func (*grantsDue) Help() string {
-	return `The soonest first. What is overdue waits for a token server: a second or so is normal.
+	return `Sorted by time. Overdue grants wait for a token server; a second or so is normal.
 
 Example:
 
@@ -77,7 +77,7 @@ func (g *grantsDue) run(ctx context.Context, s *session) error {
 	return nil
 }
 
-// apiState is a state by the name that the API has for it.
+// apiState returns the API's name of a state.
 func apiState(state grant.State) string {
 	if state == "" {
 		return ""
@@ -86,14 +86,14 @@ func apiState(state grant.State) string {
 }
 
 type grantsStuck struct {
-	Late  time.Duration `default:"2m" help:"For how long something must not have got on."`
-	Limit int           `default:"100" help:"How many grants, at most."`
+	Late  time.Duration `default:"2m" help:"Minimum time without progress."`
+	Limit int           `default:"100" help:"Maximum number of grants."`
 	app.Records
 }
 
 // Help implements [kong.HelpProvider].
 func (*grantsStuck) Help() string {
-	return `How a grant can be stuck: overdue (nobody renews it), uncertain (an answer of Zoom's was lost, its refresh token may be spent), failing (its renewal fails and is tried again), unfinished (the registrar cannot bring a registration or removal to its end). Users who have to consent again are not listed: only they can mend it (users list --state reauthorization_required).
+	return `A stuck grant is overdue (no token server renews it), uncertain (a response from Zoom was lost, and the refresh token may be spent), failing (its renewal fails and is retried), or unfinished (the registrar cannot complete a registration or removal). Users who must consent again are not listed: only they can act (users list --state reauthorization_required).
 
 Example:
 
@@ -130,12 +130,12 @@ func (g *grantsStuck) run(ctx context.Context, s *session) error {
 	case n == 0:
 		s.say("nothing is stuck")
 	case more:
-		s.say("and more: see --limit")
+		s.say("and more (see --limit)")
 	}
 	return nil
 }
 
-// nullable is a time in JSON, null if there is none.
+// nullable returns a time for JSON: null if it is zero.
 func nullable(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil

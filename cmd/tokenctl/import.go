@@ -15,19 +15,19 @@ import (
 )
 
 type importing struct {
-	File        string        `arg:"" help:"CSV with a first line of names, or JSON lines: user_id, zoom_app (may be missing) and refresh_token."`
-	Format      string        `enum:"auto,csv,jsonl" default:"auto" help:"How the file is written: csv or jsonl. auto: by its name."`
-	State       string        `placeholder:"FILE" help:"File that remembers which lines are done. Empty: the file's name and .done."`
-	PerMinute   int           `default:"240" help:"Registrations a minute, at most. Each takes one of RECALL_RATE_LIMIT, which is for everybody."`
-	Concurrency int           `default:"8" help:"Registrations at once."`
-	Patience    time.Duration `default:"5m" help:"How long to go on with one line while the registrar cannot be reached."`
+	File        string        `arg:"" help:"CSV file with a header line, or JSON lines: user_id, zoom_app (optional) and refresh_token."`
+	Format      string        `enum:"auto,csv,jsonl" default:"auto" help:"Format of the file: csv or jsonl. auto: by its name."`
+	State       string        `placeholder:"FILE" help:"File with the completed lines. Empty: the file's name with .done."`
+	PerMinute   int           `default:"240" help:"Maximum registrations per minute. Each uses one of RECALL_RATE_LIMIT, which all clients share."`
+	Concurrency int           `default:"8" help:"Maximum concurrent registrations."`
+	Patience    time.Duration `default:"5m" help:"Maximum time of retries for one line while the registrar is unavailable."`
 	confirmed
 	config.Registrar
 }
 
 // Help implements [kong.HelpProvider].
 func (*importing) Help() string {
-	return `Each refresh token is spent at once, as Zoom's work once: whoever has kept them until now must not use them any more, before or after. Break it off when you like, and run it again: what is done is remembered, and a line whose answer was lost is asked for again, which is safe. Lines that are refused are reported by their number, never with their token, and tried again by the next run.
+	return `The import spends each refresh token, because Zoom's work once: their previous holder must not use them any more, neither before nor after. It can be interrupted and repeated: completed lines are recorded, and a line whose response was lost is sent again, which is safe. Rejected lines are reported by number, never with their token, and sent again by the next run.
 
 Examples:
 
@@ -41,13 +41,13 @@ func (i *importing) Check(fault func(setting, text string)) {
 	i.Registrar.Check(fault)
 	for setting, n := range map[string]int{"--per-minute": i.PerMinute, "--concurrency": i.Concurrency} {
 		if n < 1 {
-			fault(setting, "less than 1")
+			fault(setting, "must be at least 1")
 		}
 	}
 }
 
 func (i *importing) run(ctx context.Context, s *session) error {
-	if err := i.confirm(ctx, s, "Every refresh token in the file is spent: nobody else can use it after that."); err != nil {
+	if err := i.confirm(ctx, s, "Every refresh token in the file is spent. No other holder can use it afterwards."); err != nil {
 		return err
 	}
 	file, err := os.Open(i.File)
@@ -83,7 +83,7 @@ func (i *importing) run(ctx context.Context, s *session) error {
 	}
 	report, err := run.Run(ctx, file, func(r bulkimport.Report) { progress.at(r.Seen(), r.Lines) })
 	progress.done()
-	rows := s.table("LINE", "USER", "REFUSED BECAUSE")
+	rows := s.table("LINE", "USER", "REJECTED BECAUSE")
 	for _, r := range report.Refusals {
 		if err := s.object(map[string]any{"line": r.Line, "user_id": r.User, "reason": r.Reason}); err != nil {
 			return err
@@ -92,24 +92,24 @@ func (i *importing) run(ctx context.Context, s *session) error {
 	}
 	rows.flush()
 	if !errors.Is(err, bulkimport.ErrFile) {
-		s.say("%d lines: %d registered and active, %d pending, %d done before, %d refused",
+		s.say("%d lines: %d registered and active, %d pending, %d completed before, %d rejected",
 			report.Lines, report.Active, report.Pending, report.Before, len(report.Refusals))
 	}
 	if printing := s.object(map[string]any{
-		"lines": report.Lines, "active": report.Active, "pending": report.Pending, "before": report.Before,
-		"refused": len(report.Refusals), "complete": err == nil,
+		"lines": report.Lines, "active": report.Active, "pending": report.Pending, "completed_before": report.Before,
+		"rejected": len(report.Refusals), "complete": err == nil,
 	}); printing != nil {
 		return printing
 	}
 	switch {
 	case errors.Is(err, context.Canceled):
-		return errors.New("import: broken off; run it again to go on")
+		return errors.New("import: interrupted; run it again to continue")
 	case errors.Is(err, bulkimport.ErrFile):
 		return fmt.Errorf("import: %w; nothing was done", err)
 	case err != nil:
-		return fmt.Errorf("import: %w; run it again to go on", err)
+		return fmt.Errorf("import: %w; run it again to continue", err)
 	case len(report.Refusals) > 0:
-		return fmt.Errorf("import: refused: %s", count(len(report.Refusals), "line"))
+		return fmt.Errorf("import: rejected: %s", count(len(report.Refusals), "line"))
 	}
 	return nil
 }

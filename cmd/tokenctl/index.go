@@ -11,7 +11,7 @@ type indexRebuild struct{ app.Records }
 
 // Help implements [kong.HelpProvider].
 func (*indexRebuild) Help() string {
-	return `For when grants are not renewed although token servers run: after a restore, or a write to Redis by hand. Everything goes on meanwhile, and it may be broken off and repeated.
+	return `For grants that are not renewed although token servers run, for example after a manual write to Redis. The system keeps running. The command can be interrupted and repeated.
 
 Example:
 

@@ -14,14 +14,14 @@ import (
 	"tokenprovider/internal/store"
 )
 
-// folder is the journal that a command is about.
-type folder struct {
-	JournalDir string `arg:"" optional:"" name:"folder" env:"JOURNAL_DIR" default:"journal" help:"The journal's folder: JOURNAL_DIR of the process that it is of."`
+// directory is the argument of a journal's directory.
+type directory struct {
+	JournalDir string `arg:"" optional:"" name:"directory" env:"JOURNAL_DIR" default:"journal" help:"Directory of the journal: JOURNAL_DIR of its process."`
 }
 
 type journalShow struct {
-	folder
-	Offline bool `help:"Do not ask Redis whether it has them."`
+	directory
+	Offline bool `help:"No check of Redis for the responses."`
 	app.Records
 }
 
@@ -38,7 +38,7 @@ func (j *journalShow) IsOptional(setting string) bool { return j.Offline && sett
 
 // Help implements [kong.HelpProvider].
 func (*journalShow) Help() string {
-	return `Whose answers they are, and whether Redis has them: stored, wanted (it is missing, and has to be committed), superseded (a later one is stored), absent (the user was removed). It may be run while a process has the folder. No token is shown.
+	return `Lists the responses with their users, and their status in Redis: stored, wanted (missing, and to be committed), superseded (Redis has a later one), absent (the user was removed). It can run while a process uses the journal. No token is shown.
 
 Example:
 
@@ -57,8 +57,8 @@ type entry struct {
 	Error   string               `json:"error,omitempty"`
 }
 
-// describe says what entries are of, and what Redis has of them, unless there is
-// none to ask.
+// describe returns the users of entries, and their status in Redis. grants may be
+// nil: there is no Redis to check.
 func describe(ctx context.Context, grants *store.Store, entries []journal.Entry) ([]entry, error) {
 	if grants == nil {
 		described := make([]entry, len(entries))
@@ -67,7 +67,7 @@ func describe(ctx context.Context, grants *store.Store, entries []journal.Entry)
 		}
 		return described, nil
 	}
-	standings, err := grants.CheckResponses(ctx, doctor.Answers(entries))
+	statuses, err := grants.CheckResponses(ctx, doctor.Answers(entries))
 	if err != nil {
 		return nil, err
 	}
@@ -89,19 +89,19 @@ func describe(ctx context.Context, grants *store.Store, entries []journal.Entry)
 		if e.OfConsent() {
 			user, app = e.User, e.App
 		}
-		described[i] = describeOne(e, user, app, standings[i])
+		described[i] = describeOne(e, user, app, statuses[i])
 	}
 	return described, nil
 }
 
-func describeOne(e journal.Entry, user, app string, standing store.ResponseStatus) entry {
+func describeOne(e journal.Entry, user, app string, status store.ResponseStatus) entry {
 	kind := "renewal"
 	if e.OfConsent() {
 		kind = "consent"
 	}
 	return entry{
 		Grant: e.ID, Kind: kind, User: user, App: app,
-		Issued: e.Tokens.Issued.UTC(), Expires: e.Tokens.Expires.UTC(), InRedis: standing,
+		Issued: e.Tokens.Issued.UTC(), Expires: e.Tokens.Expires.UTC(), InRedis: status,
 	}
 }
 
@@ -133,19 +133,19 @@ func (j *journalShow) run(ctx context.Context, s *session) error {
 	case len(entries) == 0:
 		s.say("the journal is empty")
 	case running:
-		s.say("a process has the folder: it brings what is wanted by itself")
+		s.say("a process uses this journal, and commits the missing responses itself")
 	}
 	return nil
 }
 
 type journalReplay struct {
-	folder
+	directory
 	app.Records
 }
 
 // Help implements [kong.HelpProvider].
 func (*journalReplay) Help() string {
-	return `For the folder of a process that will not start again: a volume that was left behind. It is refused while a process has the folder. An answer is committed only if the stored refresh token is the one that it is the answer to, so this may be repeated, and may come late; an answer to a consent is taken for a day. The folder stays as it is: remove it when nothing in it is wanted any more.
+	return `For the journal of a process that will not start again, on a volume left behind. It refuses while a process uses the journal. A response is committed only if Redis has the refresh token that was spent for it, so the command can be repeated, and run late; a response to a consent is accepted for a day. The directory stays unchanged: remove it when no entry is wanted.
 
 Example:
 
@@ -161,7 +161,7 @@ func (j *journalReplay) run(ctx context.Context, s *session) error {
 	unlock, err := journal.Lock(j.JournalDir)
 	switch {
 	case errors.Is(err, journal.ErrLocked):
-		return errors.New("journal replay: another process has this journal, and brings by itself what Redis is missing (see tokenctl journal show). To do it here, stop that process first")
+		return errors.New("journal replay: another process uses this journal, and commits the missing responses itself (see tokenctl journal show). Stop that process to replay it here")
 	case err != nil:
 		return fmt.Errorf("journal replay: %w", err)
 	}
@@ -174,7 +174,7 @@ func (j *journalReplay) run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	failed, brought := 0, 0
+	failed, committed := 0, 0
 	faults := make([]string, len(entries))
 	for i, e := range entries {
 		err := renewal.Replay(ctx, grants, e)
@@ -192,7 +192,7 @@ func (j *journalReplay) run(ctx context.Context, s *session) error {
 	rows := s.table("ISSUED", "KIND", "USER", "APP", "IN REDIS BEFORE", "NOW", "GRANT")
 	for i, e := range after {
 		if before[i].InRedis != store.Stored && e.InRedis == store.Stored {
-			brought++
+			committed++
 		}
 		e.Error = faults[i]
 		if err := s.object(struct {
@@ -204,9 +204,9 @@ func (j *journalReplay) run(ctx context.Context, s *session) error {
 		rows.row(ago(e.Issued), e.Kind, e.User, e.App, string(before[i].InRedis), string(e.InRedis), string(e.Grant))
 	}
 	rows.flush()
-	s.say("%s, of which Redis was missing %d", count(len(entries), "answer"), brought)
+	s.say("%s, of which Redis was missing %d", count(len(entries), "response"), committed)
 	if failed > 0 {
-		return fmt.Errorf("journal replay: %d answers could not be committed: repeat it; the first: %s", failed, first(faults))
+		return fmt.Errorf("journal replay: %s not committed; run it again. The first error: %s", count(failed, "response"), first(faults))
 	}
 	return nil
 }

@@ -20,8 +20,8 @@ import (
 )
 
 type reconcile struct {
-	DryRun    bool `help:"Only tell; change nothing, here or at Recall."`
-	AnyNumber bool `help:"Do it however much is amiss. Otherwise it stops where that may rather be the wrong Redis or workspace."`
+	DryRun    bool `help:"Report of the findings, without a change here or at Recall."`
+	AnyNumber bool `help:"No limit on the number of discrepancies. By default, too many stop it, because Redis or the workspace may be the wrong one."`
 	confirmed
 
 	app.Records
@@ -31,7 +31,7 @@ type reconcile struct {
 
 // Help implements [kong.HelpProvider].
 func (*reconcile) Help() string {
-	return `What the registrar does every RECONCILE_INTERVAL, now, with each finding told: credentials that are missing are made again, those of ours that are nobody's are removed, old URLs are replaced. It keeps within Recall's limits, which it shares with the registrars (60 pages a minute), and begins from the start. It needs the registrar's settings.
+	return `Does now, from the beginning, what the registrar does every RECONCILE_INTERVAL, and reports each finding: missing credentials are created again, credentials of ours without a user are removed, old URLs are replaced. It keeps within Recall's limits, which it shares with the registrars (60 pages a minute). It needs the registrar's settings.
 
 Examples:
 
@@ -60,7 +60,7 @@ type reconciled struct {
 
 func (r *reconcile) run(ctx context.Context, s *session) error {
 	if !r.DryRun {
-		if err := r.confirm(ctx, s, "Credentials at Recall are created, replaced and removed as the grants in this Redis say. --dry-run tells which."); err != nil {
+		if err := r.confirm(ctx, s, "Credentials at Recall are created, replaced and removed to match the grants in this Redis. --dry-run lists them."); err != nil {
 			return err
 		}
 	}
@@ -75,7 +75,7 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 		case err != nil:
 			return err
 		case !ok:
-			return errors.New("reconcile: a registrar is reconciling at this moment; its log tells what it finds")
+			return errors.New("reconcile: a registrar is reconciling now; see its log for the findings")
 		}
 		defer unlock()
 	}
@@ -84,9 +84,9 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 	background := gate
 	background.MaxWait, background.Background = 10*time.Minute, true
 	recallClient := recall.New(recall.Config{APIURL: r.RecallAPIURL, APIKey: r.RecallAPIKey, HTTP: client, Gate: &gate})
-	// It renews nothing: an answer of Zoom's would need a journal.
-	rotator := renewal.New(renewal.Config{Store: grants, Journal: noJournal{}, Log: log, Metrics: prometheus.NewRegistry()})
-	if err := rotator.Close(ctx); err != nil {
+	// The renewer is closed: renewals would need a journal.
+	renewer := renewal.New(renewal.Config{Store: grants, Journal: noJournal{}, Log: log, Metrics: prometheus.NewRegistry()})
+	if err := renewer.Close(ctx); err != nil {
 		return err
 	}
 	apps := map[string]registrar.App{}
@@ -94,7 +94,7 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 		apps[one.Name] = registrar.App{Zoom: app.ZoomClient(one, client, nil), OAuthApp: one.OAuthApp}
 	}
 	service := registrar.New(registrar.Config{
-		Store: grants, Renewer: rotator, Apps: apps, Vendor: recallvendor.New(recallClient), Log: log,
+		Store: grants, Renewer: renewer, Apps: apps, Vendor: recallvendor.New(recallClient), Log: log,
 		CallbackBase: r.CallbackBaseURL, OldBases: r.OldBases(),
 	})
 	reconciler := &registrar.Reconciler{
@@ -109,7 +109,7 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 	})
 	if err != nil {
 		if errors.Is(err, registrar.ErrTooMany) {
-			err = fmt.Errorf("%w. If it is right, say --any-number", err)
+			err = fmt.Errorf("%w. If this is intended, use --any-number", err)
 		}
 		return fmt.Errorf("reconcile: %w", err)
 	}
@@ -117,15 +117,15 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 	for _, found := range counts {
 		n += found
 	}
-	did := "done"
+	result := "changes made"
 	if r.DryRun {
-		did = "nothing was changed"
+		result = "no changes made"
 	}
-	s.say("%s; %s", count(n, "finding"), did)
+	s.say("%s; %s", count(n, "finding"), result)
 	return printing
 }
 
-// noJournal is the journal of a rotator that never has an answer to keep.
+// noJournal is the journal of a renewer that renews nothing.
 type noJournal struct{ renewal.Journal }
 
 func (noJournal) Entries() []journal.Entry { return nil }

@@ -19,21 +19,21 @@ import (
 	"tokenprovider/internal/config"
 )
 
-// session is what a command has around it.
+// session has the streams of a command.
 type session struct {
 	stdin          *os.File
 	stdout, stderr io.Writer
 	json           bool
 }
 
-// say prints a line for people; not where the result is for machines.
+// say prints a line of text output; not with --output json.
 func (s *session) say(format string, values ...any) {
 	if !s.json {
 		_, _ = fmt.Fprintf(s.stdout, format+"\n", values...)
 	}
 }
 
-// object prints one result for machines, on a line.
+// object prints a result as a line of JSON; only with --output json.
 func (s *session) object(value any) error {
 	if !s.json {
 		return nil
@@ -43,8 +43,8 @@ func (s *session) object(value any) error {
 	return encoder.Encode(value)
 }
 
-// table prints rows for people, aligned. A row is not printed before the next
-// flush, so long lists flush now and then.
+// table prints aligned rows of text output, at each flush. Long lists flush by
+// themselves.
 type table struct {
 	writer *tabwriter.Writer
 	head   []string
@@ -75,8 +75,7 @@ func (t *table) row(cells ...string) {
 
 func (t *table) flush() { _ = t.writer.Flush() }
 
-// printable is text that does nothing to a terminal: a user's id is whatever a
-// caller has given.
+// printable replaces what would control the terminal: callers choose user ids.
 func printable(text string) string {
 	if text == "" {
 		return "-"
@@ -89,7 +88,7 @@ func printable(text string) string {
 	}, text)
 }
 
-// ago says how far a time is from now, for people.
+// ago returns the distance of a time from now, for text output.
 func ago(t time.Time) string {
 	switch d := time.Until(t); {
 	case t.IsZero():
@@ -101,7 +100,7 @@ func ago(t time.Time) string {
 	}
 }
 
-// short is a duration as people say it.
+// short returns a duration in one unit.
 func short(d time.Duration) string {
 	switch {
 	case d < time.Minute:
@@ -114,7 +113,7 @@ func short(d time.Duration) string {
 	return fmt.Sprintf("%d d", int(d.Hours()/24))
 }
 
-// count is "1 finding" or "2 findings".
+// count returns "1 finding" or "2 findings".
 func count(n int, one string) string {
 	if n == 1 {
 		return "1 " + one
@@ -125,12 +124,12 @@ func count(n int, one string) string {
 // adviseIfExists adds advice to the error of a file that exists.
 func adviseIfExists(err error) error {
 	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("%w: choose another name, as no file is ever overwritten", err)
+		return fmt.Errorf("%w: choose another name; no file is overwritten", err)
 	}
 	return err
 }
 
-// moment is a time for people who compare it with others.
+// moment returns a time and its distance from now.
 func moment(t time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -138,58 +137,57 @@ func moment(t time.Time) string {
 	return t.UTC().Format("2006-01-02 15:04:05") + " UTC (" + ago(t) + ")"
 }
 
-// confirmed is a flag of commands that cannot be taken back.
+// confirmed is the flag of commands whose effects cannot be reverted.
 type confirmed struct {
-	Yes bool `help:"Do it without asking."`
+	Yes bool `help:"No confirmation prompt."`
 }
 
-// confirm asks whoever sits at the terminal. Where nobody does, only --yes will
-// do.
+// confirm prompts at the terminal. Without a terminal, --yes is required.
 func (c confirmed) confirm(ctx context.Context, s *session, what string) error {
 	if c.Yes {
 		return nil
 	}
 	if !term.IsTerminal(int(s.stdin.Fd())) {
-		return config.Faults{"--yes: not given, and there is no terminal to ask at: " + what}
+		return config.Faults{"--yes: is required without a terminal: " + what}
 	}
-	_, _ = fmt.Fprintf(s.stderr, "%s\nType yes to do it: ", what)
-	answer := make(chan string, 1)
+	_, _ = fmt.Fprintf(s.stderr, "%s\nType yes to continue: ", what)
+	typed := make(chan string, 1)
 	go func() {
 		line, _ := bufio.NewReader(s.stdin).ReadString('\n')
-		answer <- strings.TrimSpace(line)
+		typed <- strings.TrimSpace(line)
 	}()
 	select {
 	case <-ctx.Done():
-		return fmt.Errorf("nothing was done: %w", ctx.Err())
-	case text := <-answer:
+		return fmt.Errorf("no changes made: %w", ctx.Err())
+	case text := <-typed:
 		if text != "yes" {
-			return fmt.Errorf("nothing was done")
+			return errors.New("no changes made")
 		}
 		return nil
 	}
 }
 
-// progress tells how far long work has come, on standard error: as a bar where
-// that is a terminal, else a line now and then.
+// progress reports the progress of long work on standard error: as a bar on a
+// terminal, or else as a line every ten seconds. It is safe for concurrent use.
 type progress struct {
 	w     io.Writer
 	bar   bool
 	what  string
 	begun time.Time
 
-	mu   sync.Mutex
-	told time.Time
+	mu      sync.Mutex
+	printed time.Time
 }
 
 func (s *session) progress(what string) *progress {
-	p := &progress{w: s.stderr, what: what, begun: time.Now(), told: time.Now()}
+	p := &progress{w: s.stderr, what: what, begun: time.Now(), printed: time.Now()}
 	if file, ok := s.stderr.(*os.File); ok {
 		p.bar = term.IsTerminal(int(file.Fd()))
 	}
 	return p
 }
 
-// at tells that n of all is done; all may be 0 if nobody knows. Many may call it.
+// at reports that n of all are done. all is 0 if it is unknown.
 func (p *progress) at(n, all int) {
 	now := time.Now()
 	every := 10 * time.Second
@@ -198,10 +196,10 @@ func (p *progress) at(n, all int) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if now.Sub(p.told) < every {
+	if now.Sub(p.printed) < every {
 		return
 	}
-	p.told = now
+	p.printed = now
 	p.print(n, all)
 }
 
@@ -225,7 +223,7 @@ func (p *progress) print(n, all int) {
 	_, _ = fmt.Fprintf(p.w, "\r\x1b[K[%s%s] %s", strings.Repeat("#", full), strings.Repeat(".", width-full), text)
 }
 
-// done ends the bar.
+// done removes the bar.
 func (p *progress) done() {
 	if p.bar {
 		_, _ = fmt.Fprint(p.w, "\r\x1b[K")

@@ -51,7 +51,7 @@ func TestEveryCommandIsWhole(t *testing.T) {
 		if _, checked := target.(config.Checker); !checked {
 			for _, flag := range leaf.Flags {
 				if len(flag.Envs) > 0 && flag.Name != "keyset-kms-uri" {
-					t.Errorf("%s has --%s, and nobody checks it", name, flag.Name)
+					t.Errorf("%s has --%s without a Check", name, flag.Name)
 				}
 			}
 		}
@@ -75,7 +75,7 @@ func doc(t *testing.T, name string) string {
 	return string(text)
 }
 
-// TestDocs holds the pages that tell of commands against the commands.
+// TestDocs compares the documented commands with the commands.
 func TestDocs(t *testing.T) {
 	text, all := doc(t, "tokenctl.md"), leaves(t)
 	for name := range all {
@@ -90,14 +90,15 @@ func TestDocs(t *testing.T) {
 	}
 }
 
-// line is a command line that a page tells of.
+// line is a documented command line.
 type line struct {
 	page, text string
 	prose      bool // in a sentence, where a command may be named without what it needs
 }
 
-// told finds the command lines of a page: in its blocks, and between backticks.
-func told(page, text string) (all []line) {
+// documented returns the command lines of a page: in its blocks, and between
+// backticks.
+func documented(page, text string) (all []line) {
 	add := func(text string, prose bool) {
 		for _, found := range regexp.MustCompile(`(?:^|[ (])(?:\S*bin/|/)?tokenctl ([^\n]*)`).FindAllStringSubmatch(text, -1) {
 			all = append(all, line{page, found[1], prose})
@@ -176,16 +177,16 @@ func TestDocsCommands(t *testing.T) {
 			t.Fatal(err)
 		}
 		page := filepath.Base(path)
-		for _, one := range told(page, string(text)) {
+		for _, one := range documented(page, string(text)) {
 			seen[page]++
 			if fault := one.fault(all); fault != "" {
-				t.Errorf("%s tells of tokenctl %s: %s", page, one.text, fault)
+				t.Errorf("%s documents tokenctl %s: %s", page, one.text, fault)
 			}
 		}
 	}
 	for _, page := range []string{"README.md", "tokenctl.md", "runbooks.md", "operations.md", "deploy.md"} {
 		if seen[page] < 2 {
-			t.Errorf("%s tells of %d commands", page, seen[page])
+			t.Errorf("%s documents %d commands", page, seen[page])
 		}
 	}
 	for text, wrong := range map[string]bool{
@@ -222,7 +223,7 @@ func terminal(t *testing.T) (keyboard, screen *os.File) {
 	return keyboard, screen
 }
 
-func TestWhatCannotBeTakenBackIsAsked(t *testing.T) {
+func TestConfirmation(t *testing.T) {
 	ask := func(c confirmed, typed string) (string, error) {
 		t.Helper()
 		keyboard, screen := terminal(t)
@@ -244,13 +245,13 @@ func TestWhatCannotBeTakenBackIsAsked(t *testing.T) {
 	if said, err := ask(confirmed{Yes: true}, ""); err != nil || said != "" {
 		t.Errorf("--yes: %v, %q", err, said)
 	}
-	nobody, err := os.Open(os.DevNull)
+	null, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = nobody.Close() }()
+	defer func() { _ = null.Close() }()
 	var faults config.Faults
-	if err := (confirmed{}).confirm(t.Context(), &session{stdin: nobody}, "All is lost."); !errors.As(err, &faults) {
+	if err := (confirmed{}).confirm(t.Context(), &session{stdin: null}, "All is lost."); !errors.As(err, &faults) {
 		t.Errorf("without a terminal: %v", err)
 	}
 	// Ctrl-C while it asks.
@@ -269,14 +270,14 @@ func TestProgress(t *testing.T) {
 	if said.Len() > 0 {
 		t.Errorf("too soon: %q", said.String())
 	}
-	lines.told = time.Now().Add(-time.Minute)
+	lines.printed = time.Now().Add(-time.Minute)
 	lines.at(5, 10)
 	if got := said.String(); !strings.HasPrefix(got, "grants: 5 of 10, ") || !strings.HasSuffix(got, " left\n") {
 		t.Errorf("a line: %q", got)
 	}
 	keyboard, screen := terminal(t)
 	bar := (&session{stderr: screen}).progress("grants")
-	bar.told = time.Time{}
+	bar.printed = time.Time{}
 	bar.at(5, 10)
 	shown := make([]byte, 200)
 	n, err := keyboard.Read(shown)
@@ -304,6 +305,6 @@ func TestTimesForPeople(t *testing.T) {
 		}
 	}
 	if ago(time.Time{}) != "" || moment(time.Time{}) != "" {
-		t.Error("no time is told as one")
+		t.Error("the zero time is printed")
 	}
 }

@@ -35,7 +35,7 @@ func (r *reading) Check(fault func(setting, text string)) {
 	r.Records.Check(fault)
 }
 
-// Spares implements [config.OptionalSettings].
+// IsOptional implements [config.OptionalSettings].
 func (r *reading) IsOptional(setting string) bool {
 	return setting == "REGISTRAR_ADDR" || r.RegistrarAddr != ""
 }
@@ -102,7 +102,7 @@ type direct struct {
 }
 
 func (d direct) get(ctx context.Context, n named) (*registrarv1.User, error) {
-	g, err := theOne(ctx, d.grants, n)
+	g, err := findGrant(ctx, d.grants, n)
 	if err != nil {
 		return nil, err
 	}
@@ -149,18 +149,18 @@ func toUser(u *registrarv1.User) user {
 	}
 }
 
-// word is a state for people.
+// word returns a state for text output.
 func word(state string) string {
 	return strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(state, "STATE_"), "_", " "))
 }
 
-// fromState reads a state that a flag names; any is none in particular.
+// fromState returns the state that a flag names. any: STATE_UNSPECIFIED.
 func fromState(text string) registrarv1.State {
 	return registrarv1.State(registrarv1.State_value["STATE_"+strings.ToUpper(text)])
 }
 
-// called is what an answer of the registrar's means, in words for people.
-func called(err error) error {
+// explain returns an error of the registrar in the words of text output.
+func explain(err error) error {
 	if errors.Is(err, grant.ErrNotFound) {
 		return errors.New("there is no such user")
 	}
@@ -172,22 +172,22 @@ func called(err error) error {
 	case codes.NotFound:
 		return errors.New(st.Message())
 	case codes.PermissionDenied, codes.Unauthenticated:
-		return fmt.Errorf("the registrar does not let this client: %s (see GRPC_POLICY_FILE)", st.Message())
+		return fmt.Errorf("the registrar denies this client: %s (see GRPC_POLICY_FILE)", st.Message())
 	case codes.Unavailable:
-		return fmt.Errorf("the registrar cannot do it now: %s", st.Message())
+		return fmt.Errorf("the registrar is unavailable: %s", st.Message())
 	}
-	return fmt.Errorf("the registrar answers %s: %s", st.Code(), st.Message())
+	return fmt.Errorf("the registrar returned %s: %s", st.Code(), st.Message())
 }
 
 type usersList struct {
-	State string `enum:"any,pending,active,degraded,reauthorization_required,deleting" default:"any" help:"Only users in this state: pending, active, degraded, reauthorization_required or deleting. any: all of them."`
-	Limit int    `default:"0" help:"How many users, at most. 0: all of them."`
+	State string `enum:"any,pending,active,degraded,reauthorization_required,deleting" default:"any" help:"State of the users: pending, active, degraded, reauthorization_required or deleting. any: all states."`
+	Limit int    `default:"0" help:"Maximum number of users. 0: no limit."`
 	reading
 }
 
 // Help implements [kong.HelpProvider].
 func (*usersList) Help() string {
-	return `Users are read from the registrar if REGISTRAR_ADDR is set, and straight from Redis if not.
+	return `Reads from the registrar if REGISTRAR_ADDR is set, or else from Redis.
 
 Examples:
 
@@ -212,7 +212,7 @@ func (u *usersList) run(ctx context.Context, s *session) error {
 		}
 		page, err := users.list(ctx, &registrarv1.ListUsersRequest{State: fromState(u.State), PageSize: int32(size), PageToken: token})
 		if err != nil {
-			return called(err)
+			return explain(err)
 		}
 		for _, one := range page.GetUsers() {
 			seen++
@@ -233,10 +233,10 @@ func (u *usersList) run(ctx context.Context, s *session) error {
 	return nil
 }
 
-// named is a user that a command is about.
+// named has the arguments that name a user.
 type named struct {
-	User string `arg:"" help:"The user's id, as internal services call the user."`
-	App  string `name:"zoom-app" help:"Name of the Zoom app, where there are several."`
+	User string `arg:"" help:"Id of the user, as internal services use it."`
+	App  string `name:"zoom-app" help:"Name of the Zoom app. Empty: the only app."`
 }
 
 type usersGet struct {
@@ -246,14 +246,14 @@ type usersGet struct {
 
 // Help implements [kong.HelpProvider].
 func (*usersGet) Help() string {
-	return `Read from the registrar if REGISTRAR_ADDR is set, and straight from Redis if not; from Redis it also tells when the token is renewed next, and what stands in the way.
+	return `Reads from the registrar if REGISTRAR_ADDR is set, or else from Redis. From Redis it also shows the next renewal and what delays it.
 
 Example:
 
   tokenctl users get ann`
 }
 
-// renewalStatus is how a renewal stands, in JSON.
+// renewalStatus is the state of the renewal in JSON.
 type renewalStatus struct {
 	Due        time.Time `json:"due_time,omitzero"`
 	Failures   int       `json:"failures"`
@@ -271,7 +271,7 @@ func (u *usersGet) run(ctx context.Context, s *session) error {
 	defer closing()
 	found, err := users.get(ctx, u.named)
 	if err != nil {
-		return called(err)
+		return explain(err)
 	}
 	one := toUser(found)
 	result := struct {
@@ -305,10 +305,10 @@ func (u *usersGet) run(ctx context.Context, s *session) error {
 			rows.row("failed", fmt.Sprintf("%d times; next try %s", r.Failures, ago(r.RetryAt)))
 		}
 		if r.Uncertain {
-			rows.row("uncertain", "an earlier answer of Zoom's was lost: the refresh token may be spent")
+			rows.row("uncertain", "a response from Zoom was lost: the refresh token may be spent")
 		}
 		if !r.Unfinished.IsZero() {
-			rows.row("registrar", "not finished; goes on "+ago(r.Unfinished))
+			rows.row("registrar", "work pending; continues "+ago(r.Unfinished))
 		}
 	}
 	rows.row("registered", moment(one.Created))
@@ -319,13 +319,13 @@ func (u *usersGet) run(ctx context.Context, s *session) error {
 }
 
 type usersWatch struct {
-	State string `enum:"any,pending,active,degraded,reauthorization_required,deleting" default:"any" help:"Only users in this state after the change. any: all of them."`
+	State string `enum:"any,pending,active,degraded,reauthorization_required,deleting" default:"any" help:"State of the users after the change. any: all states."`
 	reading
 }
 
 // Help implements [kong.HelpProvider].
 func (*usersWatch) Help() string {
-	return `Read from the registrar if REGISTRAR_ADDR is set, and straight from Redis if not. A renewed token is no change. When the connection breaks it goes on where it was.
+	return `Reads from the registrar if REGISTRAR_ADDR is set, or else from Redis. A renewed token is not a change. After a lost connection it continues without a gap.
 
 Example:
 
@@ -352,7 +352,7 @@ func (u *usersWatch) run(ctx context.Context, s *session) error {
 		case ctx.Err() != nil:
 			return nil
 		case resume == "" || !resumable:
-			return called(err)
+			return explain(err)
 		}
 		select {
 		case <-ctx.Done():
@@ -376,7 +376,7 @@ func (u *usersWatch) watch(ctx context.Context, s *session, users reader, resume
 	request := &registrarv1.WatchUsersRequest{State: fromState(u.State), ResumeToken: *resume}
 	err = users.watch(ctx, request, func(message *registrarv1.WatchUsersResponse) error {
 		if *resume == "" { // the first message: later changes are not missed
-			s.say("watching; every change is a line")
+			s.say("watching for changes")
 		}
 		*resume = message.GetResumeToken()
 		printing = u.print(s, message, last)
@@ -409,14 +409,14 @@ func (*usersWatch) print(s *session, message *registrarv1.WatchUsersResponse, la
 
 type usersDeregister struct {
 	named
-	Revoke bool `name:"revoke-grant" help:"Also end the grant at Zoom. Not if internal services use it themselves."`
+	Revoke bool `name:"revoke-grant" help:"Revocation of the grant at Zoom too. Not if internal services use it themselves."`
 	confirmed
 	config.Registrar
 }
 
 // Help implements [kong.HelpProvider].
 func (*usersDeregister) Help() string {
-	return `It is the registrar that does it, under its policy and with a line in its audit log. The user has to consent again to come back.
+	return `The registrar removes the user, under its policy and with a line in its audit log. To return, the user must consent again.
 
 Example:
 
@@ -424,7 +424,7 @@ Example:
 }
 
 func (u *usersDeregister) run(ctx context.Context, s *session) error {
-	if err := u.confirm(ctx, s, fmt.Sprintf("The user %s is removed: the credential at Recall, the grant and its secrets.", printable(u.User))); err != nil {
+	if err := u.confirm(ctx, s, fmt.Sprintf("Removing user %s: the credential at Recall, the grant and its secrets.", printable(u.User))); err != nil {
 		return err
 	}
 	connection, err := u.Connect()
@@ -435,21 +435,21 @@ func (u *usersDeregister) run(ctx context.Context, s *session) error {
 	_, err = registrarv1.NewRegistrarServiceClient(connection).DeregisterUser(ctx,
 		&registrarv1.DeregisterUserRequest{UserId: u.User, ZoomApp: u.App, RevokeGrant: u.Revoke})
 	if err != nil {
-		return called(err)
+		return explain(err)
 	}
-	s.say("%s is removed", printable(u.User))
+	s.say("%s removed", printable(u.User))
 	return s.object(map[string]any{"user_id": u.User, "removed": true})
 }
 
 type usersRefresh struct {
 	named
-	Wait time.Duration `default:"30s" help:"How long to wait for a token server to do it. 0: not at all."`
+	Wait time.Duration `default:"30s" help:"Maximum wait for the renewal. 0: no wait."`
 	app.Records
 }
 
 // Help implements [kong.HelpProvider].
 func (*usersRefresh) Help() string {
-	return `It makes the grant due now, and takes back what it backs off for; a token server renews it then as it always does. No token passes through here. The access token before it ends at once. It says no in the first tenth of a token's life, so that nobody makes a loop of it, and where the user has to consent again.
+	return `Makes the grant due now and ends its backoff; a token server then renews the token as usual. tokenctl handles no token. The previous access token ends immediately. It refuses in the first tenth of a token's lifetime, to prevent loops, and if the user must consent again.
 
 Example:
 
@@ -462,7 +462,7 @@ func (u *usersRefresh) run(ctx context.Context, s *session) error {
 		return err
 	}
 	defer func() { _ = u.Close() }()
-	before, err := theOne(ctx, grants, u.named)
+	before, err := findGrant(ctx, grants, u.named)
 	if err != nil {
 		return err
 	}
@@ -470,7 +470,7 @@ func (u *usersRefresh) run(ctx context.Context, s *session) error {
 	switch {
 	case errors.Is(err, grant.ErrFresh):
 		again := grant.MatureTime(before.Refreshed, before.AccessExpires)
-		return fmt.Errorf("users refresh: %w: it was renewed %s, and can be again %s", err, ago(before.Refreshed), ago(again))
+		return fmt.Errorf("users refresh: %w: it was renewed %s, and can be renewed again %s", err, ago(before.Refreshed), ago(again))
 	case err != nil:
 		return fmt.Errorf("users refresh: %w", err)
 	}
@@ -492,19 +492,19 @@ func (u *usersRefresh) run(ctx context.Context, s *session) error {
 			s.say("renewed; the token expires %s", moment(now.AccessExpires))
 			return s.object(result)
 		case now.Version != before.Version && now.State != grant.Active && now.State != grant.Pending:
-			return fmt.Errorf("users refresh: it did not work: the user is %s: %s", word(string(now.State)), now.Reason)
+			return fmt.Errorf("users refresh: renewal failed: the user is %s: %s", word(string(now.State)), now.Reason)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("users refresh: no token server has renewed it within %v: see tokenctl doctor", u.Wait)
+			return fmt.Errorf("users refresh: no renewal by a token server within %v: see tokenctl doctor", u.Wait)
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
 }
 
-// theOne finds the grant of a user, whose Zoom app may be left out where there is
-// only one.
-func theOne(ctx context.Context, grants *store.Store, n named) (grant.Grant, error) {
+// findGrant returns the grant of a user. The Zoom app may be empty if there is only
+// one.
+func findGrant(ctx context.Context, grants *store.Store, n named) (grant.Grant, error) {
 	app := n.App
 	if app == "" {
 		apps, err := grants.CountByApp(ctx)
@@ -512,7 +512,7 @@ func theOne(ctx context.Context, grants *store.Store, n named) (grant.Grant, err
 			return grant.Grant{}, err
 		}
 		if len(apps) > 1 {
-			return grant.Grant{}, config.Faults{"--zoom-app: not given, and there are several Zoom apps"}
+			return grant.Grant{}, config.Faults{"--zoom-app: is required with several Zoom apps"}
 		}
 		for app = range apps {
 		}

@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	c.RegisterMetrics(grants, responses, metrics)
 	client, zoomMetrics := instrument.Client(app.Outbound(0)), zoom.NewMetrics(metrics)
 	clocks := app.WatchClocks(&c.Zoom, grants, client, log)
-	rotator := renewal.New(renewal.Config{
+	renewer := renewal.New(renewal.Config{
 		Store: grants, Journal: responses, Log: log.Named("rotation"), Metrics: metrics,
 		SuspendReason: clocks.CheckSkew, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
@@ -70,7 +70,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		for _, one := range list {
 			atZoom[one.Name] = renewal.App{Zoom: app.ZoomClient(one, client, zoomMetrics)}
 		}
-		rotator.SetApps(atZoom)
+		renewer.SetApps(atZoom)
 	}
 	setApps(apps.List())
 	var secrets config.Secrets
@@ -85,10 +85,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	cache.RegisterMetrics(metrics)
 	handler := tokenserver.New(tokenserver.Config{
-		Cache: cache, Tokens: rotator, Log: log.Named("callback"), Metrics: metrics,
+		Cache: cache, Tokens: renewer, Log: log.Named("callback"), Metrics: metrics,
 		Verifier: c.verifier, Events: c.events(apps, grants, log, metrics), MaxWaiting: c.MaxWaiting,
 	})
-	refresher := &tokenserver.Refresher{Index: grants, Renewer: rotator, Log: log.Named("refresher")}
+	refresher := &tokenserver.Refresher{Index: grants, Renewer: renewer, Log: log.Named("refresher")}
 	ready := &app.Readiness{Drain: c.DrainDelay, Check: func(ctx context.Context) error {
 		if err := clocks.CheckSkew(); err != nil {
 			return err
@@ -107,8 +107,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		app.Part{Name: "traces", Stop: endTraces},
 		app.Part{Name: "storage", Stop: func(context.Context) error { return c.Close(responses) }},
 		app.HTTP("ops", log, ops, app.Ops(ready, metrics)),
-		app.Loop("recovery", rotator.Run),
-		app.Part{Name: "renewals", Stop: rotator.Close},
+		app.Loop("recovery", renewer.Run),
+		app.Part{Name: "renewals", Stop: renewer.Close},
 		app.Loop("apps", func(ctx context.Context) { apps.Follow(ctx, c.ReloadInterval, log, grants.CountByApp, setApps) }),
 		app.Loop("storage secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
 		app.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),

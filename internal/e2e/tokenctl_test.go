@@ -308,8 +308,8 @@ func TestOperatorLooksAtAStack(t *testing.T) {
 		o.said.WriteString(watch.said())
 	}
 
-	o.refused(2, "--yes: not given, and there is no terminal", "users", "deregister", "dan")
-	contains(t, o.ok("users", "deregister", "dan", "--yes"), "dan is removed")
+	o.refused(2, "--yes: is required without a terminal", "users", "deregister", "dan")
+	contains(t, o.ok("users", "deregister", "dan", "--yes"), "dan removed")
 	if n := len(o.recall.Credentials()); n != 3 {
 		t.Errorf("%d credentials at Recall, want 3", n)
 	}
@@ -355,7 +355,7 @@ func TestOperatorMendsIndexes(t *testing.T) {
 	if err := client.HSet(t.Context(), shard+"grant:"+string(id), "refreshed", "1000").Err(); err != nil { // long ago
 		t.Fatal(err)
 	}
-	o.refused(1, "it did not work: the user is degraded", "users", "refresh", "ann")
+	o.refused(1, "renewal failed: the user is degraded", "users", "refresh", "ann")
 	out := o.ok("grants", "stuck", "-o", "json")
 	if all := objects(t, out); len(all) != 1 || all[0]["stuck"] != "uncertain" && all[0]["stuck"] != "failing" || all[0]["user_id"] != "ann" {
 		t.Errorf("stuck: %s", out)
@@ -400,8 +400,8 @@ func TestOperatorReplaysAJournal(t *testing.T) {
 	if err := errors.Join(kept.Add(t.Context(), entry), kept.Add(t.Context(), consent)); err != nil {
 		t.Fatal(err)
 	}
-	contains(t, o.ok("journal", "show"), "a process has the folder", "wanted", "renewal", "ann", "consent", "bob")
-	o.refused(1, "another process has this journal, and brings by itself what Redis is missing", "journal", "replay", folder)
+	contains(t, o.ok("journal", "show"), "a process uses this journal", "wanted", "renewal", "ann", "consent", "bob")
+	o.refused(1, "another process uses this journal, and commits the missing responses itself", "journal", "replay", folder)
 	if err := kept.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -412,7 +412,7 @@ func TestOperatorReplaysAJournal(t *testing.T) {
 	if status, out, fault := o.run(o.without("REDIS_URL"), "journal", "show", "--offline", folder); status != 0 || !strings.Contains(out, "renewal") {
 		t.Errorf("without Redis: exit status %d, %s%s", status, out, fault)
 	}
-	contains(t, o.ok("journal", "replay", folder), "2 answers, of which Redis was missing 2")
+	contains(t, o.ok("journal", "replay", folder), "2 responses, of which Redis was missing 2")
 	all := objects(t, o.ok("journal", "replay", folder, "-o", "json"))
 	if len(all) != 2 || all[0]["in_redis"] != "stored" || all[0]["in_redis_before"] != "stored" {
 		t.Errorf("replayed again: %v", all)
@@ -439,11 +439,11 @@ func TestOperatorReconciles(t *testing.T) {
 		}
 	}
 	out := o.ok("reconcile", "--dry-run")
-	contains(t, out, "missing", "ann", "1 finding; nothing was changed")
+	contains(t, out, "missing", "ann", "1 finding; no changes made")
 	if n := len(o.recall.Credentials()); n != 1 {
 		t.Fatalf("a dry run has changed Recall: %d credentials", n)
 	}
-	o.refused(2, "--yes: not given", "reconcile")
+	o.refused(2, "--yes: is required", "reconcile")
 	all := objects(t, o.ok("reconcile", "--yes", "-o", "json"))
 	if len(all) != 1 || all[0]["kind"] != "missing" || all[0]["user_id"] != "ann" || all[0]["done"] != true {
 		t.Errorf("findings: %v", all)
@@ -484,7 +484,7 @@ func TestOperatorReplacesAKey(t *testing.T) {
 		t.Errorf("after rotate: %v", all)
 	}
 	contains(t, o.ok("keyset", "rotate"), "Next, after every token server", "tokenctl keyset promote")
-	o.refused(2, "--yes: not given", "keyset", "promote", young)
+	o.refused(2, "--yes: is required", "keyset", "promote", young)
 	contains(t, o.ok("keyset", "promote", young, "--yes"), "tokenctl keyset disable "+old)
 	o.refused(1, "is primary already", "keyset", "promote", young, "--yes")
 	o.refused(1, "encrypts records of 2 grants and the record that identifies the keyset: run tokenctl reencrypt first", "keyset", "disable", old, "--yes")
@@ -494,7 +494,7 @@ func TestOperatorReplacesAKey(t *testing.T) {
 	if again := objects(t, o.ok("reencrypt", "-o", "json"))[0]; again["reencrypted"] != 0.0 || again["grants"] != 2.0 || again["undecryptable"] != 0.0 {
 		t.Errorf("again: %v", again)
 	}
-	o.refused(2, "--yes: not given", "keyset", "disable", old)
+	o.refused(2, "--yes: is required", "keyset", "disable", old)
 	// Redis in one place, the file in another, which is a Secret's where Redis is.
 	file, err := os.ReadFile(o.keyset())
 	if err != nil {
@@ -550,17 +550,17 @@ func TestOperatorImports(t *testing.T) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o.refused(2, "--yes: not given", "import", path)
+	o.refused(2, "--yes: is required", "import", path)
 	status, _, fault := o.run(append(o.env, "REGISTRAR_ADDR=127.0.0.1:1"), "import", path, "--yes", "--patience", "100ms")
-	if status != 1 || !strings.Contains(fault, "run it again to go on") {
+	if status != 1 || !strings.Contains(fault, "run it again to continue") {
 		t.Errorf("a registrar that is away: exit status %d, %s", status, fault)
 	}
 
 	status, out, fault := o.run(o.env, "import", path, "--yes", "--per-minute", "6000")
-	if status != 1 || !strings.Contains(fault, "import: refused: 6 lines") {
+	if status != 1 || !strings.Contains(fault, "import: rejected: 6 lines") {
 		t.Errorf("exit status %d, %s", status, fault)
 	}
-	contains(t, out, "9 lines: 3 registered and active, 0 pending, 0 done before, 6 refused",
+	contains(t, out, "9 lines: 3 registered and active, 0 pending, 0 completed before, 6 rejected",
 		"4     -      2 fields, not 3", "5     -      user_id is empty", "6     spent  refresh_token: Zoom refuses it",
 		"7     ann    the same user as in line 2", "8     -      not CSV", "9     lost   zoom_app: there is no Zoom app")
 	for _, c := range o.recall.Credentials() {
@@ -584,7 +584,7 @@ func TestOperatorImports(t *testing.T) {
 	}
 	_, out, _ = o.run(o.env, "import", path, "--yes", "-o", "json")
 	all := objects(t, out)
-	if last := all[len(all)-1]; len(all) != 6 || last["before"] != 3.0 || last["active"] != 1.0 || last["refused"] != 5.0 || last["complete"] != true {
+	if last := all[len(all)-1]; len(all) != 6 || last["completed_before"] != 3.0 || last["active"] != 1.0 || last["rejected"] != 5.0 || last["complete"] != true {
 		t.Errorf("again: %v", all)
 	}
 	if now := o.zoom.Counts().Refreshes; now != refreshes+1 {
@@ -644,26 +644,26 @@ func TestOperatorRestores(t *testing.T) {
 	if err := spendBehind(o, grants, "bob"); err != nil {
 		t.Fatal(err)
 	}
-	o.refused(1, "there are grants in this Redis", "restore", backup, "--yes")
+	o.refused(1, "this Redis has grants", "restore", backup, "--yes")
 	o.redis.Kill()
 
 	fresh := testkit.StartRedis(t)
 	o.env = append(o.without("REDIS_URL"), "REDIS_URL="+fresh.URL())
 	o.stack.env = append(o.stack.env, "REDIS_URL="+fresh.URL())
-	contains(t, o.ok("restore", backup, "--check"), "is whole: 3 grants")
+	contains(t, o.ok("restore", backup, "--check"), "is complete: 3 grants")
 	piped := func(text []byte, args ...string) (int, string, string) {
 		return o.feed(bytes.NewReader(text), o.env, append([]string{"restore", "-"}, args...)...)
 	}
-	if status, out, fault := piped(text, "--check"); status != 0 || !strings.Contains(out, "is whole: 3 grants") {
+	if status, out, fault := piped(text, "--check"); status != 0 || !strings.Contains(out, "is complete: 3 grants") {
 		t.Errorf("from standard input: exit status %d, %s%s", status, out, fault)
 	}
 	if status, _, fault := piped(text[:len(text)-9], "--yes"); status != 1 || !strings.Contains(fault, "the backup is not whole") {
 		t.Errorf("half of it from standard input: exit status %d, %s", status, fault)
 	}
-	if status, _, fault := piped(text); status != 2 || !strings.Contains(fault, "--yes: not given") {
+	if status, _, fault := piped(text); status != 2 || !strings.Contains(fault, "--yes: is required") {
 		t.Errorf("from standard input, without being asked: exit status %d, %s", status, fault)
 	}
-	o.refused(2, "--yes: not given", "restore", backup)
+	o.refused(2, "--yes: is required", "restore", backup)
 	for name, change := range map[string]func([]byte) []byte{
 		"cut off": func(b []byte) []byte { return b[:len(b)/2] },
 		"a line less": func(b []byte) []byte {
@@ -686,7 +686,7 @@ func TestOperatorRestores(t *testing.T) {
 		t.Errorf("with another keyset: exit status %d, %s", status, fault)
 	}
 
-	if status, out, fault := piped(text, "--yes"); status != 0 || !strings.Contains(out, "3 grants are back") {
+	if status, out, fault := piped(text, "--yes"); status != 0 || !strings.Contains(out, "3 grants restored") {
 		t.Fatalf("from standard input: exit status %d, %s%s", status, out, fault)
 	}
 	again := objects(t, o.ok("restore", backup, "--yes", "--resume", "-o", "json"))[0]
