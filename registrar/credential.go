@@ -126,7 +126,7 @@ func (s *Service) storeCredential(ctx context.Context, g grant.Grant, c Credenti
 		}
 	}
 	change := store.Change{Credential: &c.ID, Secrets: &secrets, Reason: &none}
-	setReport(&change, c, "")
+	setReport(&change, g, c, "")
 	if created { // the replaced one is deleted
 		change.ReplacedCredential = &none
 	}
@@ -138,10 +138,12 @@ func (s *Service) storeCredential(ctx context.Context, g grant.Grant, c Credenti
 	return g, nil
 }
 
-// setReport adds to a change what the vendor reports about a grant's credential. The
-// health is text for people, "" if the vendor reports no defect.
-func setReport(change *store.Change, _ Credential, health string) {
+// setReport adds to a change what the vendor reports about a grant's credential, and
+// reports whether that differs from what is stored. The health is the credential's
+// defect for people, "" if it has none.
+func setReport(change *store.Change, g grant.Grant, _ Credential, health string) (differs bool) {
 	change.Health = &health
+	return health != g.Health
 }
 
 // deleteReplaced deletes a credential that was replaced.

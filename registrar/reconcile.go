@@ -330,22 +330,31 @@ func (p *pass) check(ctx context.Context, g grant.Grant, c Credential, current, 
 		return p.act(f, func() error { return p.replace(ctx, f, "CALLBACK_BASE_URL has changed") })
 	}
 	health, err := p.health(ctx, c)
-	if err != nil || health == g.Health {
+	if err != nil {
 		return err
 	}
-	f.Kind, f.Detail = Unhealthy, health
-	if health == "" {
-		f.Kind, f.Detail = Healthy, "was: "+g.Health
+	var change store.Change
+	if !setReport(&change, g, c, health) {
+		return nil
 	}
-	return p.act(f, func() error {
-		var change store.Change
-		setReport(&change, c, health)
+	save := func() error {
 		_, err := p.Service.change(ctx, g, change)
 		if errors.Is(err, errLostLock) || errors.Is(err, grant.ErrNotFound) {
 			return nil // left to the next pass
 		}
 		return err
-	})
+	}
+	switch {
+	case health == g.Health && p.dry:
+		return nil
+	case health == g.Health: // another part of the report
+		return save()
+	case health == "":
+		f.Kind, f.Detail = Healthy, "was: "+g.Health
+	default:
+		f.Kind, f.Detail = Unhealthy, health
+	}
+	return p.act(f, save)
 }
 
 // act reports a finding, and calls do unless this is a dry run.
@@ -511,7 +520,7 @@ func (p *pass) checkUnlisted(ctx context.Context, g grant.Grant) error {
 				return ignore(err, grant.ErrNotFound)
 			}
 			none, why := "", "its credential is missing at Recall"
-			now, err = p.Service.change(ctx, now, store.Change{Credential: &none, Health: &none, Reason: &why, Secrets: &[]grant.CallbackSecret{}})
+			now, err = p.Service.change(ctx, now, store.Change{Credential: &none, Reason: &why, Secrets: &[]grant.CallbackSecret{}})
 			if err != nil {
 				return ignore(err, errLostLock)
 			}

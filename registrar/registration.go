@@ -91,7 +91,7 @@ func (s *Service) identify(ctx context.Context, g grant.Grant) (grant.Grant, err
 	case g.ZoomUser == "" || g.ZoomUser == owner.ID:
 	case g.Credential != "":
 		none := ""
-		change.Credential, change.ReplacedCredential, change.Health, change.Secrets = &none, &g.Credential, &none, &[]grant.CallbackSecret{}
+		change.Credential, change.ReplacedCredential, change.Secrets = &none, &g.Credential, &[]grant.CallbackSecret{}
 	case len(g.Secrets) > 0:
 		unrecorded := append(slices.Clone(g.UnrecordedZoomUsers), g.ZoomUser)
 		change.UnrecordedZoomUsers = &unrecorded

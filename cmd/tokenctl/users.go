@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"tokenprovider/internal/app"
@@ -117,36 +118,56 @@ func (d direct) watch(ctx context.Context, r *registrarv1.WatchUsersRequest, sen
 	return d.users.Watch(ctx, r, send)
 }
 
-// user is a user in JSON, by the names of the API.
-type user struct {
-	UserID        string    `json:"user_id"`
-	ZoomApp       string    `json:"zoom_app"`
-	Grant         grant.ID  `json:"grant"`
-	State         string    `json:"state"`
-	Reason        string    `json:"reason,omitempty"`
-	ZoomUserID    string    `json:"zoom_user_id,omitempty"`
-	ZoomAccountID string    `json:"zoom_account_id,omitempty"`
-	CredentialID  string    `json:"recall_credential_id,omitempty"`
-	Expires       time.Time `json:"access_token_expire_time,omitzero"`
-	Refreshed     time.Time `json:"last_refresh_time,omitzero"`
-	Created       time.Time `json:"create_time,omitzero"`
-	Updated       time.Time `json:"update_time,omitzero"`
+// userObject returns a user in JSON: the fields of the API's User that are set, by
+// their names there, and the grant's id.
+func userObject(u *registrarv1.User) map[string]any {
+	object := map[string]any{"state": u.GetState().String(), "grant": grantOf(u)}
+	u.ProtoReflect().Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
+		switch {
+		case field.Enum() != nil:
+			object[string(field.Name())] = string(field.Enum().Values().ByNumber(value.Enum()).Name())
+		case field.Message() != nil:
+			object[string(field.Name())] = asTime(value)
+		default:
+			object[string(field.Name())] = value.Interface()
+		}
+		return true
+	})
+	return object
 }
 
-func toUser(u *registrarv1.User) user {
-	when := func(t *timestamppb.Timestamp) time.Time {
-		if t == nil {
-			return time.Time{}
+// userRows prints the fields of the API's User, each in a row.
+func userRows(rows *table, u *registrarv1.User) {
+	fields := u.ProtoReflect().Descriptor().Fields()
+	for i := range fields.Len() {
+		field, value := fields.Get(i), u.ProtoReflect().Get(fields.Get(i))
+		text := ""
+		switch {
+		case field.Enum() != nil:
+			text = word(string(field.Enum().Values().ByNumber(value.Enum()).Name()))
+		case field.Message() == nil:
+			text = value.String()
+		case u.ProtoReflect().Has(field):
+			text = moment(asTime(value))
 		}
-		return t.AsTime()
+		rows.row(strings.ReplaceAll(string(field.Name()), "_", " "), text)
 	}
-	return user{
-		UserID: u.GetUserId(), ZoomApp: u.GetZoomApp(), Grant: grant.NewID(u.GetZoomApp(), u.GetUserId()),
-		State: u.GetState().String(), Reason: u.GetReason(),
-		ZoomUserID: u.GetZoomUserId(), ZoomAccountID: u.GetZoomAccountId(), CredentialID: u.GetRecallCredentialId(),
-		Expires: when(u.GetAccessTokenExpireTime()), Refreshed: when(u.GetLastRefreshTime()),
-		Created: when(u.GetCreateTime()), Updated: when(u.GetUpdateTime()),
+}
+
+// asTime returns a field of type Timestamp; a User has no other messages.
+func asTime(value protoreflect.Value) time.Time {
+	at, _ := value.Message().Interface().(*timestamppb.Timestamp)
+	return at.AsTime()
+}
+
+func grantOf(u *registrarv1.User) grant.ID { return grant.NewID(u.GetZoomApp(), u.GetUserId()) }
+
+// agoOf returns how far a time is from now, "" if it is not set.
+func agoOf(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return ""
 	}
+	return ago(t.AsTime())
 }
 
 // word returns a state for text output.
@@ -216,11 +237,11 @@ func (u *usersList) run(ctx context.Context, s *session) error {
 		}
 		for _, one := range page.GetUsers() {
 			seen++
-			one := toUser(one)
-			if err := s.object(one); err != nil {
+			if err := s.object(userObject(one)); err != nil {
 				return err
 			}
-			rows.row(one.UserID, one.ZoomApp, word(one.State), ago(one.Refreshed), ago(one.Expires), one.Reason)
+			rows.row(one.GetUserId(), one.GetZoomApp(), word(one.GetState().String()),
+				agoOf(one.GetLastRefreshTime()), agoOf(one.GetAccessTokenExpireTime()), one.GetReason())
 		}
 		if token = page.GetNextPageToken(); token == "" || seen == u.Limit {
 			break
@@ -273,33 +294,23 @@ func (u *usersGet) run(ctx context.Context, s *session) error {
 	if err != nil {
 		return explain(err)
 	}
-	one := toUser(found)
-	result := struct {
-		user
-		Renewal *renewalStatus `json:"renewal,omitempty"`
-	}{user: one}
+	object := userObject(found)
+	var renewal *renewalStatus
 	if grants != nil {
-		found, err := grants.ReadRenewals(ctx, []grant.ID{one.Grant})
+		renewals, err := grants.ReadRenewals(ctx, []grant.ID{grantOf(found)})
 		if err != nil {
 			return err
 		}
-		r := found[0]
-		result.Renewal = &renewalStatus{r.Due, r.Failures, r.RetryAt, r.LeaseUntil, r.Uncertain, r.Work}
+		r := renewals[0]
+		renewal = &renewalStatus{r.Due, r.Failures, r.RetryAt, r.LeaseUntil, r.Uncertain, r.Work}
+		object["renewal"] = renewal
 	}
-	if err := s.object(result); err != nil {
+	if err := s.object(object); err != nil {
 		return err
 	}
 	rows := s.table()
-	rows.row("user", one.UserID)
-	rows.row("zoom app", one.ZoomApp)
-	rows.row("state", word(one.State))
-	rows.row("reason", one.Reason)
-	rows.row("zoom user", one.ZoomUserID)
-	rows.row("zoom account", one.ZoomAccountID)
-	rows.row("recall credential", one.CredentialID)
-	rows.row("token refreshed", moment(one.Refreshed))
-	rows.row("token expires", moment(one.Expires))
-	if r := result.Renewal; r != nil {
+	userRows(rows, found)
+	if r := renewal; r != nil {
 		rows.row("next renewal", moment(r.Due))
 		if r.Failures > 0 {
 			rows.row("failed", fmt.Sprintf("%d times; next try %s", r.Failures, ago(r.RetryAt)))
@@ -311,9 +322,7 @@ func (u *usersGet) run(ctx context.Context, s *session) error {
 			rows.row("registrar", "work pending; continues "+ago(r.Unfinished))
 		}
 	}
-	rows.row("registered", moment(one.Created))
-	rows.row("changed", moment(one.Updated))
-	rows.row("grant", string(one.Grant))
+	rows.row("grant", string(grantOf(found)))
 	rows.flush()
 	return nil
 }
@@ -330,13 +339,6 @@ func (*usersWatch) Help() string {
 Example:
 
   tokenctl users watch --state degraded`
-}
-
-// change is a change of a user in JSON.
-type change struct {
-	user
-	Time    time.Time `json:"time"`
-	Removed bool      `json:"removed"`
 }
 
 func (u *usersWatch) run(ctx context.Context, s *session) error {
@@ -390,17 +392,18 @@ func (*usersWatch) print(s *session, message *registrarv1.WatchUsersResponse, la
 	if message.GetUser() == nil {
 		return nil
 	}
-	one, now := toUser(message.GetUser()), time.Now()
-	state := word(one.State)
+	user, now := message.GetUser(), time.Now()
+	object, state := userObject(user), word(user.GetState().String())
+	object["time"], object["removed"] = now.UTC(), message.GetRemoved()
 	if message.GetRemoved() {
-		state, one.State = "removed", ""
+		state, object["state"] = "removed", ""
 	}
-	line := fmt.Sprintf("%s (%s)  %s  %s", printable(one.UserID), printable(one.ZoomApp), state, strings.TrimPrefix(printable(one.Reason), "-"))
+	line := fmt.Sprintf("%s (%s)  %s  %s", printable(user.GetUserId()), printable(user.GetZoomApp()), state, strings.TrimPrefix(printable(user.GetReason()), "-"))
 	if line == *last {
 		return nil
 	}
 	*last = line
-	if err := s.object(change{one, now.UTC(), message.GetRemoved()}); err != nil {
+	if err := s.object(object); err != nil {
 		return err
 	}
 	s.say("%s  %s", now.UTC().Format("15:04:05"), line)

@@ -261,7 +261,7 @@ func TestOperatorLooksAtAStack(t *testing.T) {
 		_, out, _ = o.run(env, "users", "list", "--state", "degraded")
 		contains(t, out, "no users")
 		_, out, _ = o.run(env, "users", "get", "ann")
-		contains(t, out, "zoom-ann", "active", "token expires")
+		contains(t, out, "zoom-ann", "active", "access token expire time")
 		if status, _, fault := o.run(env, "users", "get", "nobody"); status != 1 || !strings.Contains(fault, "tokenctl: there is no such user") {
 			t.Errorf("a user that there is not: exit status %d, %s", status, fault)
 		}

@@ -106,19 +106,6 @@ func (s *Store) ReadRefreshToken(ctx context.Context, id grant.ID) (secret.Text,
 	return s.openText(id, &d, fieldRefresh, sealed), d.err
 }
 
-// Change is what to change in a grant. Nil and zero leave things as they are.
-type Change struct {
-	Identity            *Identity
-	Credential          *string // id at Recall; "" if there is none any more
-	ReplacedCredential  *string
-	UnrecordedZoomUsers *[]string
-	Secrets             *[]grant.CallbackSecret
-	Reason              *string
-	Health              *string
-	Deleting            bool // cannot be taken back
-	Revoke              bool // when it is removed, also revoke it at Zoom
-}
-
 // Identity is whose grant it is, by Zoom's ids.
 type Identity struct{ ZoomUser, ZoomAccount string }
 
@@ -129,16 +116,15 @@ func (s *Store) Change(ctx context.Context, id grant.ID, version int64, c Change
 	var fields []any
 	set := func(field, value string) { fields = append(fields, field, value) }
 	if c.Identity != nil {
-		set("zoom_user", c.Identity.ZoomUser)
-		set("zoom_account", c.Identity.ZoomAccount)
 		set("ask", "")
 	}
-	for field, value := range map[string]*string{
-		"credential": c.Credential, "former": c.ReplacedCredential, "reason": c.Reason, "health": c.Health,
-	} {
-		if value != nil {
-			set(field, *value)
+	for _, f := range userFields {
+		if value := f.changed(&c); value != nil {
+			set(f.name, *value)
 		}
+	}
+	if c.ReplacedCredential != nil {
+		set("former", *c.ReplacedCredential)
 	}
 	if c.UnrecordedZoomUsers != nil {
 		text := ""
@@ -203,17 +189,12 @@ func (s *Store) decode(id grant.ID, fields map[string]string) (grant.Grant, erro
 		App:                 fields["app"],
 		User:                fields["user"],
 		State:               grant.State(fields["state"]),
-		Reason:              fields["reason"],
-		ZoomUser:            fields["zoom_user"],
-		ZoomAccount:         fields["zoom_account"],
-		Credential:          fields["credential"],
 		ReplacedCredential:  fields["former"],
 		Consent:             fields["consent"],
 		Secrets:             s.openKeys(id, &d, fields[fieldKeys]),
 		Revoke:              fields["revoke"] != "",
 		OwnerUnverified:     fields["ask"] != "",
 		UnrecordedZoomUsers: strings.FieldsFunc(fields["strays"], func(r rune) bool { return r == 0 }),
-		Health:              fields["health"],
 		Attempts:            int(d.int("attempts", fields["attempts"])),
 		ListedTime:          d.time("seen", fields["seen"]),
 		AccessExpires:       d.time("expires", fields["expires"]),
@@ -222,6 +203,9 @@ func (s *Store) decode(id grant.ID, fields map[string]string) (grant.Grant, erro
 		Consented:           d.time("consented", fields["consented"]),
 		Updated:             d.time("updated", fields["updated"]),
 		Version:             d.int("version", fields["version"]),
+	}
+	for _, f := range userFields {
+		*f.of(&g) = fields[f.name]
 	}
 	if d.err != nil {
 		return grant.Grant{}, fmt.Errorf("reading grant %s: %w", id, d.err)

@@ -227,8 +227,8 @@ type recordScript struct{ server, cluster *redis.Script }
 
 func record(name string) recordScript {
 	return recordScript{
-		server:  script(name, "local publish = 'PUBLISH'\n", "record"),
-		cluster: script(name, "local publish = 'SPUBLISH'\n", "record"),
+		server:  script(name, luaUserFields()+"local publish = 'PUBLISH'\n", "record"),
+		cluster: script(name, luaUserFields()+"local publish = 'SPUBLISH'\n", "record"),
 	}
 }
 

@@ -41,7 +41,7 @@ else
   if credential and was ~= ARGV[5] then
     -- Another Zoom user's: from here on the old URL would give that user's tokens.
     redis.call('HSET', grant, 'former', credential)
-    redis.call('HDEL', grant, 'credential', 'keys', 'health')
+    redis.call('HDEL', grant, 'credential', 'keys', unpack(credential_fields))
   end
   redis.call('HSET', grant, 'zoom_user', ARGV[5], 'zoom_account', ARGV[6])
   move_zoom_user(before)

@@ -114,9 +114,10 @@ local function settle()
   elseif redis.call('ZREM', work, id) == 1 then
     redis.call('HDEL', grant, 'attempts')
   end
-  -- A renewal changes times only, which is no news.
-  local visible = redis.call('HMGET', grant, 'state', 'reason', 'health', 'zoom_user', 'zoom_account', 'credential')
-  for i = 1, 6 do visible[i] = visible[i] or '' end
+  -- user_fields come from fields.go. A renewal changes times only, so it publishes no
+  -- change of the user.
+  local visible = redis.call('HMGET', grant, unpack(user_fields))
+  for i = 1, #user_fields do visible[i] = visible[i] or '' end
   visible = redis.sha1hex(table.concat(visible, '\0'))
   if get('told') ~= visible then
     redis.call('HSET', grant, 'told', visible)
