@@ -1,7 +1,7 @@
-// Command register is an example of an internal service. It registers one user as
-// recommended: over mutual TLS, with a deadline for each attempt, and repeating the
-// same request until it gets a response. Repeating is safe: a code is exchanged once,
-// and repeated calls return the result of the first.
+// Command register is an example of an internal service. It registers one user over
+// mutual TLS, with a deadline for each attempt, and repeats the same request until
+// there is a response. That is safe: a code is spent once, and a repeated call returns
+// the result of the first.
 //
 //	register --addr registrar.internal:8443 --ca ca.pem --cert own.pem --key own-key.pem \
 //	  --user ann --redirect-uri https://app.example.com/oauth/zoom < code
@@ -36,21 +36,21 @@ func main() {
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "register:", err)
-		os.Exit(1) //nolint:gocritic // nothing is left to stop
+		os.Exit(1) //nolint:gocritic // stop only ends signal handling
 	}
 }
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
 	flags := flag.NewFlagSet("register", flag.ContinueOnError)
-	addr := flags.String("addr", "localhost:8443", "address of the registrar")
-	ca := flags.String("ca", "", "file with the authority of the registrar's certificate; empty: plaintext")
-	cert, key := flags.String("cert", "", "file with this client's certificate"), flags.String("key", "", "file with its key")
-	user, app := flags.String("user", "", "our own id of the user"), flags.String("zoom-app", "", "name of the Zoom app, if there are several")
-	redirect := flags.String("redirect-uri", "", "redirect_uri of the consent request, byte for byte")
+	addr := flags.String("addr", "localhost:8443", "Address of the registrar.")
+	ca := flags.String("ca", "", "File with the CA of the registrar's certificate. Empty: plaintext.")
+	cert, key := flags.String("cert", "", "File with this client's certificate."), flags.String("key", "", "File with its key.")
+	user, app := flags.String("user", "", "The caller's own id of the user."), flags.String("zoom-app", "", "Name of the Zoom app. Empty: the only one.")
+	redirect := flags.String("redirect-uri", "", "redirect_uri of the consent request, byte for byte.")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	// A valid code is a secret, so it is not an argument.
+	// A code is a secret until it expires, so it is not an argument.
 	code, err := io.ReadAll(io.LimitReader(stdin, 4096))
 	if err != nil {
 		return fmt.Errorf("reading the code: %w", err)
@@ -73,12 +73,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	if err != nil {
 		return err
 	}
-	// STATE_PENDING is a success too: the registrar finishes by itself what is left.
+	// STATE_PENDING is a success too: the registrar completes the registration later.
 	_, err = fmt.Fprintf(stdout, "%s is %s %s\n", registered.GetUserId(), registered.GetState(), registered.GetReason())
 	return err
 }
 
-// transport is mutual TLS, or plaintext if there is no authority.
+// transport returns credentials for mutual TLS, or for plaintext without a CA.
 func transport(ca, cert, key string) (credentials.TransportCredentials, error) {
 	if ca == "" {
 		return insecure.NewCredentials(), nil
@@ -89,7 +89,7 @@ func transport(ca, cert, key string) (credentials.TransportCredentials, error) {
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(authority) {
-		return nil, fmt.Errorf("%s: no certificate in PEM", ca)
+		return nil, fmt.Errorf("reading %s: no certificate in PEM", ca)
 	}
 	own, err := tls.LoadX509KeyPair(cert, key)
 	if err != nil {
@@ -99,16 +99,16 @@ func transport(ca, cert, key string) (credentials.TransportCredentials, error) {
 }
 
 const (
-	oneTry   = 20 * time.Second // Zoom and Recall are asked meanwhile
-	allTries = 4 * time.Minute  // a code lives for 5
+	attemptTimeout = 20 * time.Second // includes calls to Zoom and Recall
+	totalTimeout   = 4 * time.Minute  // a code expires after 5 minutes
 )
 
-// register repeats the call until it is answered, or the code has expired.
+// register repeats the call until it succeeds, fails for good, or the code expires.
 func register(ctx context.Context, c registrarv1.RegistrarServiceClient, r *registrarv1.RegisterUserRequest) (*registrarv1.User, error) {
-	ctx, cancel := context.WithTimeout(ctx, allTries)
+	ctx, cancel := context.WithTimeout(ctx, totalTimeout)
 	defer cancel()
 	for {
-		try, cancel := context.WithTimeout(ctx, oneTry)
+		try, cancel := context.WithTimeout(ctx, attemptTimeout)
 		response, err := c.RegisterUser(try, r)
 		cancel()
 		wait := time.Second
@@ -118,9 +118,9 @@ func register(ctx context.Context, c registrarv1.RegistrarServiceClient, r *regi
 		case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Aborted:
 			wait = retryDelay(err, wait)
 		case codes.InvalidArgument:
-			return nil, fmt.Errorf("send the user through consent again: %w", err)
+			return nil, fmt.Errorf("the user must consent again: %w", err)
 		case codes.AlreadyExists:
-			return nil, fmt.Errorf("the Zoom user has a credential at Recall already, and it is not this user's: %w", err)
+			return nil, fmt.Errorf("the Zoom user has a credential at Recall that is not this user's: %w", err)
 		default:
 			return nil, err
 		}
@@ -132,7 +132,7 @@ func register(ctx context.Context, c registrarv1.RegistrarServiceClient, r *regi
 	}
 }
 
-// retryDelay is how long the registrar wants the caller to wait.
+// retryDelay returns the delay in the registrar's RetryInfo, or otherwise.
 func retryDelay(err error, otherwise time.Duration) time.Duration {
 	for _, detail := range status.Convert(err).Details() {
 		if info, ok := detail.(*errdetails.RetryInfo); ok {
