@@ -206,6 +206,14 @@ func (r *Recall) AddCredential(c Credential) Credential {
 	return r.addLocked(c)
 }
 
+// SetMeetingSyncStatus sets a credential's meeting_sync_status. It panics if there is
+// no such credential.
+func (r *Recall) SetMeetingSyncStatus(credentialID, status string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.credentials[r.indexLocked(credentialID)].MeetingSyncStatus = status
+}
+
 func (r *Recall) addLocked(c Credential) Credential {
 	c.ID = cmp.Or(c.ID, newUUID())
 	c.OAuthApp = cmp.Or(c.OAuthApp, r.opts.OAuthApps[0])
