@@ -141,9 +141,9 @@ func (s *Service) storeCredential(ctx context.Context, g grant.Grant, c Credenti
 // setReport adds to a change what the vendor reports about a grant's credential, and
 // reports whether that differs from what is stored. The health is the credential's
 // defect for people, "" if it has none.
-func setReport(change *store.Change, g grant.Grant, _ Credential, health string) (differs bool) {
-	change.Health = &health
-	return health != g.Health
+func setReport(change *store.Change, g grant.Grant, c Credential, health string) (differs bool) {
+	change.Health, change.Status, change.MeetingSync = &health, &c.Status, &c.MeetingSync
+	return health != g.Health || c.Status != g.Status || c.MeetingSync != g.MeetingSync
 }
 
 // deleteReplaced deletes a credential that was replaced.

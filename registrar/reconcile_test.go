@@ -170,6 +170,40 @@ func (w *world) deleteAtRecall(credential string) {
 	}
 }
 
+// What Recall reports about a credential is stored, returned, and sent to watchers.
+func TestRecallStatusIsShown(t *testing.T) {
+	w := start(t)
+	user := w.register(byCode("ann", w.code("zoom-ann")))
+	check := func(when string, user *registrarv1.User, status, sync string) {
+		t.Helper()
+		if user.GetUserId() != "ann" || user.GetRecallStatus() != status || user.GetRecallMeetingSyncStatus() != sync {
+			t.Errorf("%s: %v, want %s and %s", when, user, status, sync)
+		}
+	}
+	check("after the registration", user, "healthy", "not_started")
+	all := w.replica.watch(t, registrarv1.State_STATE_UNSPECIFIED, "")
+
+	w.recall.SetMeetingSyncStatus(user.GetRecallCredentialId(), "in_progress")
+	w.wantFound(w.pass(w.reconciler(), true), nil)
+	check("after a dry run", w.get("ann"), "healthy", "not_started")
+	w.wantFound(w.pass(w.reconciler(), false), nil)
+	check("the watcher's", all.next().GetUser(), "healthy", "in_progress")
+	check("after a pass", w.get("ann"), "healthy", "in_progress")
+
+	response, err := w.RotateCallbackSecret(t.Context(), &registrarv1.RotateCallbackSecretRequest{UserId: "ann"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("a new credential's", response.GetUser(), "healthy", "not_started")
+
+	w.zoom.RevokeUser("zoom-ann")
+	if _, _, err := w.recall.Callback(t.Context(), response.GetUser().GetRecallCredentialId()); err == nil {
+		t.Fatal("a callback of a revoked grant succeeds")
+	}
+	w.wantFound(w.pass(w.reconciler(), false), map[string]registrar.FindingKind{"ann": registrar.Unhealthy})
+	check("an unhealthy credential's", w.get("ann"), "unhealthy", "not_started")
+}
+
 func TestReconcileAnotherBase(t *testing.T) {
 	w := start(t)
 	w.register(byCode("ann", w.code("zoom-ann")))

@@ -84,17 +84,19 @@ func (u *Users) List(ctx context.Context, r *registrarv1.ListUsersRequest) (*reg
 // field of User is set here and nowhere else.
 func toUser(g grant.Grant) *registrarv1.User {
 	return &registrarv1.User{
-		UserId:                g.User,
-		ZoomApp:               g.App,
-		State:                 toState[g.State],
-		Reason:                cmp.Or(g.Reason, g.Health),
-		ZoomUserId:            g.ZoomUser,
-		ZoomAccountId:         g.ZoomAccount,
-		RecallCredentialId:    g.Credential,
-		AccessTokenExpireTime: toTime(g.AccessExpires),
-		LastRefreshTime:       toTime(g.Refreshed),
-		CreateTime:            toTime(g.Created),
-		UpdateTime:            toTime(g.Updated),
+		UserId:                  g.User,
+		ZoomApp:                 g.App,
+		State:                   toState[g.State],
+		Reason:                  cmp.Or(g.Reason, g.Health),
+		ZoomUserId:              g.ZoomUser,
+		ZoomAccountId:           g.ZoomAccount,
+		RecallCredentialId:      g.Credential,
+		RecallStatus:            g.Status,
+		RecallMeetingSyncStatus: g.MeetingSync,
+		AccessTokenExpireTime:   toTime(g.AccessExpires),
+		LastRefreshTime:         toTime(g.Refreshed),
+		CreateTime:              toTime(g.Created),
+		UpdateTime:              toTime(g.Updated),
 	}
 }
 

@@ -136,6 +136,9 @@ type Grant struct {
 	// credential that was never recorded. Mostly empty.
 	UnrecordedZoomUsers []string
 
+	Status      string // of the credential, as the vendor reports it; empty without a credential
+	MeetingSync string // of the user's meetings, as the vendor reports it; empty without a credential
+
 	Health     string    // the defect of the credential that Recall reports; for people, without secrets
 	Attempts   int       // failed attempts of the registrar since its last completed step
 	ListedTime time.Time // when Recall was last seen to have the credential; zero: not yet

@@ -23,6 +23,8 @@ type userField struct {
 var userFields = []userField{
 	{name: "reason", of: func(g *grant.Grant) *string { return &g.Reason }, in: func(c *Change) *string { return c.Reason }},
 	{name: "health", of: func(g *grant.Grant) *string { return &g.Health }, in: func(c *Change) *string { return c.Health }, ofCredential: true},
+	{name: "status", of: func(g *grant.Grant) *string { return &g.Status }, in: func(c *Change) *string { return c.Status }, ofCredential: true},
+	{name: "meeting_sync", of: func(g *grant.Grant) *string { return &g.MeetingSync }, in: func(c *Change) *string { return c.MeetingSync }, ofCredential: true},
 	{name: "zoom_user", of: func(g *grant.Grant) *string { return &g.ZoomUser }, in: func(c *Change) *string { return c.zoomUser() }},
 	{name: "zoom_account", of: func(g *grant.Grant) *string { return &g.ZoomAccount }, in: func(c *Change) *string { return c.zoomAccount() }},
 	{name: "credential", of: func(g *grant.Grant) *string { return &g.Credential }, in: func(c *Change) *string { return c.Credential }},
@@ -38,6 +40,8 @@ type Change struct {
 	Secrets             *[]grant.CallbackSecret
 	Reason              *string
 	Health              *string // what the vendor finds wrong with the credential, for people
+	Status              *string // as the vendor reports it
+	MeetingSync         *string // as the vendor reports it
 	Deleting            bool    // final
 	Revoke              bool    // on removal, also revoke the grant at Zoom
 }

@@ -133,9 +133,15 @@ type User struct {
 	// When the user was first registered.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When the user last changed.
-	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// Recall's status of the credential: healthy or unhealthy. Empty while there is no
+	// credential. Updated at its creation and by each reconciliation.
+	RecallStatus string `protobuf:"bytes,12,opt,name=recall_status,json=recallStatus,proto3" json:"recall_status,omitempty"`
+	// Recall's meeting_sync_status of the credential: not_started, in_progress,
+	// completed or failed. Empty while there is no credential. Updated as recall_status.
+	RecallMeetingSyncStatus string `protobuf:"bytes,13,opt,name=recall_meeting_sync_status,json=recallMeetingSyncStatus,proto3" json:"recall_meeting_sync_status,omitempty"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *User) Reset() {
@@ -243,6 +249,20 @@ func (x *User) GetUpdateTime() *timestamppb.Timestamp {
 		return x.UpdateTime
 	}
 	return nil
+}
+
+func (x *User) GetRecallStatus() string {
+	if x != nil {
+		return x.RecallStatus
+	}
+	return ""
+}
+
+func (x *User) GetRecallMeetingSyncStatus() string {
+	if x != nil {
+		return x.RecallMeetingSyncStatus
+	}
+	return ""
 }
 
 // AuthorizationCode is a code from Zoom's consent page. It works once, within 5
@@ -1132,7 +1152,7 @@ var File_tokenprovider_registrar_v1_registrar_proto protoreflect.FileDescriptor
 
 const file_tokenprovider_registrar_v1_registrar_proto_rawDesc = "" +
 	"\n" +
-	"*tokenprovider/registrar/v1/registrar.proto\x12\x1atokenprovider.registrar.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\x04\n" +
+	"*tokenprovider/registrar/v1/registrar.proto\x12\x1atokenprovider.registrar.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x05\n" +
 	"\x04User\x12\x17\n" +
 	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x19\n" +
 	"\bzoom_app\x18\x02 \x01(\tR\azoomApp\x127\n" +
@@ -1148,7 +1168,9 @@ const file_tokenprovider_registrar_v1_registrar_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime\"\x9d\x01\n" +
+	"updateTime\x12#\n" +
+	"\rrecall_status\x18\f \x01(\tR\frecallStatus\x12;\n" +
+	"\x1arecall_meeting_sync_status\x18\r \x01(\tR\x17recallMeetingSyncStatus\"\x9d\x01\n" +
 	"\x11AuthorizationCode\x12!\n" +
 	"\x04code\x18\x01 \x01(\tB\r\xbaH\ar\x05\x10\x01\x18\x80 \x80\x01\x01R\x04code\x12.\n" +
 	"\fredirect_uri\x18\x02 \x01(\tB\v\xbaH\br\x06\x18\x80\x10\x88\x01\x01R\vredirectUri\x125\n" +
