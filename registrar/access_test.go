@@ -152,8 +152,8 @@ func secure(t *testing.T, policy string) *secured {
 	return s
 }
 
-// as returns a client with a certificate of these names; of nobody's if there are
-// none and bare is set.
+// as returns a client with a certificate of these names; of none if there are none
+// and bare is set.
 func (s *secured) as(from *authority, names ...string) registrarv1.RegistrarServiceClient {
 	s.t.Helper()
 	roots := x509.NewCertPool()
@@ -275,7 +275,7 @@ func TestClientOverItsLimit(t *testing.T) {
 	s := secure(t, policy)
 	client := s.as(s.authority, "meetings.internal")
 	ask := func() error {
-		_, err := client.GetAccessToken(t.Context(), &registrarv1.GetAccessTokenRequest{UserId: "nobody"})
+		_, err := client.GetAccessToken(t.Context(), &registrarv1.GetAccessTokenRequest{UserId: "unknown"})
 		return err
 	}
 	for range 2 {
@@ -325,7 +325,7 @@ func TestCertificatesAreReadAgain(t *testing.T) {
 	if changed, err := s.certificates.Check(); !changed || err != nil {
 		t.Fatal(changed, err)
 	}
-	wantFailure(t, get(t, client), codes.NotFound) // connections go on until they end
+	wantFailure(t, get(t, client), codes.NotFound) // open connections stay
 	s.authority = next
 	wantFailure(t, get(t, s.as(next, "bots.internal")), codes.NotFound)
 	if err := get(t, s.as(old, "bots.internal")); status.Code(err) != codes.Unavailable {

@@ -29,7 +29,7 @@ func TestSpentCodeIsAnsweredWithWhatCameOfIt(t *testing.T) {
 	w.register(first)
 	now := w.register(byCode("ann", w.code("zoom-ann")))
 	if again := w.register(first); !proto.Equal(again, now) {
-		t.Errorf("the code before the last is answered with %v, want %v", again, now)
+		t.Errorf("the code before the last returns %v, want %v", again, now)
 	}
 	w.wantNoSpentCodes()
 
@@ -48,7 +48,7 @@ func TestSpentCodeIsAnsweredWithWhatCameOfIt(t *testing.T) {
 
 func TestTakenIsAnsweredAgain(t *testing.T) {
 	w := start(t)
-	w.recall.AddCredential(recalltest.Credential{UserID: "zoom-ann", AccountID: "acc", AccessTokenCallbackURL: "https://somebody.example/x"})
+	w.recall.AddCredential(recalltest.Credential{UserID: "zoom-ann", AccountID: "acc", AccessTokenCallbackURL: "https://other.example/x"})
 	request := byCode("ann", w.code("zoom-ann"))
 	for range 3 {
 		_, err := w.RegisterUser(t.Context(), request)
@@ -66,7 +66,7 @@ func TestTakenIsAnsweredAgain(t *testing.T) {
 func TestAnotherZoomUserWhoIsTakenChangesNothing(t *testing.T) {
 	w := start(t)
 	before := w.register(byCode("ann", w.code("zoom-ann")))
-	w.recall.AddCredential(recalltest.Credential{UserID: "zoom-bob", AccountID: "acc", AccessTokenCallbackURL: "https://somebody.example/x"})
+	w.recall.AddCredential(recalltest.Credential{UserID: "zoom-bob", AccountID: "acc", AccessTokenCallbackURL: "https://other.example/x"})
 	request := byCode("ann", w.code("zoom-bob"))
 	for range 2 {
 		_, err := w.RegisterUser(t.Context(), request)
@@ -104,7 +104,7 @@ func TestAnotherZoomUserIsNoticedLate(t *testing.T) {
 	w.wantCredentials("zoom-bob")
 }
 
-// heirTo starts a registrar with the journal that a dead one has left.
+// heirTo starts a registrar with the journal of a dead one.
 func (w *world) heirTo(dead *replica) *replica {
 	w.t.Helper()
 	heir := w.join(replicaOptions{folder: w.bury(dead)})
@@ -125,16 +125,16 @@ func TestReplicaDiesWithTheAnswerInItsJournal(t *testing.T) {
 	w := start(t)
 	w.register(byCode("eve", w.code("zoom-eve")))
 	doomed := w.join(replicaOptions{workTime: 2 * time.Second})
-	doomed.life.endWith("POST /oauth/token") // the answer is on disk by then
+	doomed.life.endWith("POST /oauth/token") // the response is on disk by then
 	request := byCode("ann", w.code("zoom-ann"))
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	_, err := doomed.RegisterUser(ctx, request)
 	if err == nil {
-		t.Fatal("a dead registrar has answered")
+		t.Fatal("a dead registrar has responded")
 	}
 
-	// Until the answer comes, others wait for it, and say so.
+	// Other calls wait for the response, and return how long.
 	awaitUnlocked := func() failure {
 		for {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -146,7 +146,7 @@ func TestReplicaDiesWithTheAnswerInItsJournal(t *testing.T) {
 		}
 	}
 	if f := awaitUnlocked(); f.code != codes.Unavailable || f.retryIn <= 0 || f.retryIn > 2*time.Second {
-		t.Errorf("while the answer is awaited: %+v", f)
+		t.Errorf("while the response is awaited: %+v", f)
 	}
 	if n := w.zoom.Counts().Exchanges; n != 2 {
 		t.Fatalf("%d codes were exchanged, want 2", n)
@@ -177,20 +177,20 @@ func TestJournalDoesNotBringBackWhoWasRemoved(t *testing.T) {
 				w.RegistrarServiceClient = doomed.RegistrarServiceClient
 				w.register(byCode("ann", w.code("zoom-ann")))
 				w.RegistrarServiceClient = w.replica.RegistrarServiceClient
-				doomed.life.dead.Store(true) // its journal still has the answer
+				doomed.life.dead.Store(true) // its journal still has the response
 			} else {
 				doomed.life.endWith("POST /oauth/token")
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				defer cancel()
 				if _, err := doomed.RegisterUser(ctx, byCode("ann", w.code("zoom-ann"))); err == nil {
-					t.Fatal("a dead registrar has answered")
+					t.Fatal("a dead registrar has responded")
 				}
 			}
 			if _, err := w.DeregisterUser(t.Context(), &registrarv1.DeregisterUserRequest{UserId: "ann"}); err != nil {
 				t.Fatal(err)
 			}
 			heir := w.heirTo(doomed)
-			time.Sleep(1500 * time.Millisecond) // it looks at its journal at once, and each second
+			time.Sleep(1500 * time.Millisecond) // it replays its journal at once, and each second
 			if _, err := heir.GetUser(t.Context(), &registrarv1.GetUserRequest{UserId: "ann"}); status.Code(err) != codes.NotFound {
 				t.Errorf("the user is back: %v", err)
 			}
@@ -209,7 +209,7 @@ func TestReplicaDiesBeforeTheCodeIsSent(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if _, err := doomed.RegisterUser(ctx, request); err == nil {
-		t.Fatal("a dead registrar has answered")
+		t.Fatal("a dead registrar has responded")
 	}
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		response, err := w.RegisterUser(t.Context(), request)
@@ -231,7 +231,7 @@ func TestLostAnswerOfZoom(t *testing.T) {
 	request := byCode("ann", w.code("zoom-ann"))
 	_, err := w.RegisterUser(t.Context(), request)
 	wantFailure(t, err, codes.Unavailable)
-	_, err = w.RegisterUser(t.Context(), request) // nobody has the answer, so nobody is waited for
+	_, err = w.RegisterUser(t.Context(), request) // no replica has a response, so the call does not wait
 	if f := wantFailure(t, err, codes.InvalidArgument); f.fields["authorization_code.code"] == "" {
 		t.Errorf("details: %+v", f)
 	}
@@ -287,7 +287,7 @@ func TestUserOfAnAppThatWasGivenUp(t *testing.T) {
 	w.wantCredentials()
 }
 
-// One user who cannot be finished keeps no other from it.
+// A registration that cannot be completed does not delay another.
 func TestNobodyWaitsForOneUserForEver(t *testing.T) {
 	w := start(t)
 	w.recall.Fail(http.MethodPost, credentialsPath, -1, recalltest.Fault{Status: 503})
@@ -296,7 +296,7 @@ func TestNobodyWaitsForOneUserForEver(t *testing.T) {
 	}
 	w.recall.Heal()
 	w.zoom.RevokeUser("zoom-bob") // Recall refuses it: its callback gives no live token
-	w.recall.AddCredential(recalltest.Credential{UserID: "zoom-cid", AccessTokenCallbackURL: "https://somebody.example/x"})
+	w.recall.AddCredential(recalltest.Credential{UserID: "zoom-cid", AccessTokenCallbackURL: "https://other.example/x"})
 	w.finish(func() bool {
 		return w.get("ann").GetState() == registrarv1.State_STATE_ACTIVE && w.get("dan").GetState() == registrarv1.State_STATE_ACTIVE &&
 			w.get("cid").GetReason() == "not yet at Recall: the Zoom user belongs to a Recall credential that is not this user's"

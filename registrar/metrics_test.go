@@ -20,7 +20,7 @@ import (
 	"tokenprovider/registrar"
 )
 
-// measured is a registrar, and what it tells.
+// measured is a registrar with its metrics.
 func measured(t *testing.T) (*world, func(series string) float64) {
 	t.Helper()
 	w, registry := surroundings(t), prometheus.NewRegistry()
@@ -37,7 +37,7 @@ func TestCallsAreCounted(t *testing.T) {
 		t.Errorf("%v calls before the first", n)
 	}
 	w.register(byCode("ann", w.code("zoom-ann")))
-	if _, err := w.GetUser(t.Context(), &registrarv1.GetUserRequest{UserId: "nobody"}); status.Code(err) != codes.NotFound {
+	if _, err := w.GetUser(t.Context(), &registrarv1.GetUserRequest{UserId: "unknown"}); status.Code(err) != codes.NotFound {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -70,17 +70,17 @@ func until(t *testing.T, condition func() bool) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("it did not come to that")
+			t.Fatal("the condition does not hold in time")
 		}
 	}
 }
 
 // TestRegistrationsAreTimed: each new user once, from the consent to the credential,
-// whoever ends it and however often it is asked for.
+// whichever replica completes it, and however often the call is repeated.
 func TestRegistrationsAreTimed(t *testing.T) {
 	w, value := measured(t)
 	first := byCode("ann", w.code("zoom-ann"))
-	for range 2 { // the second is answered what came of the first
+	for range 2 { // the second returns the result of the first
 		w.register(first)
 	}
 	w.recall.Fail(http.MethodPost, credentialsPath, 2, recalltest.Fault{Status: 503})
@@ -125,7 +125,7 @@ func TestCausesOfWaitingAreTold(t *testing.T) {
 		c.fault()
 		w.register(byCode(fmt.Sprint("user-", i), w.code(fmt.Sprint("zoom-", i))))
 		if n := value(`registrations_postponed_total{cause="` + c.cause + `"}`); n != 1 {
-			t.Errorf("%v are put back because of %s, want 1", n, c.cause)
+			t.Errorf("%v are postponed because of %s, want 1", n, c.cause)
 		}
 	}
 }

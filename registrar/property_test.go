@@ -28,11 +28,11 @@ var (
 )
 
 // TestAnyInterleavingEndsRight plays random interleavings of calls for a few users
-// at two registrars that die at any step, while answers of Recall's are lost or
-// are errors. When it is quiet again, Recall has exactly one credential for each
-// user that there should be, its URL gives a token of the right Zoom user, and
-// there is nothing else; and no code was presented to Zoom twice, unless its answer
-// died with a registrar before it was on disk.
+// at two registrars that die at any step, while responses of Recall are lost or are
+// errors. In the end, Recall has exactly one credential for each user that should
+// exist, and its URL returns a token of the right Zoom user. There is no other
+// credential. No code was sent to Zoom twice, unless its response was lost with a
+// registrar before it was on disk.
 func TestAnyInterleavingEndsRight(t *testing.T) {
 	for i := range *interleavings {
 		seed := *firstSeed + uint64(i)
@@ -52,7 +52,7 @@ type interleaving struct {
 	loops     sync.WaitGroup
 	stop      context.CancelFunc
 	ctx       context.Context //nolint:containedctx // of the loops, which start and end with replicas
-	swallowed atomic.Int64    // Zoom's answers that did not reach a living registrar
+	swallowed atomic.Int64    // Zoom's responses that did not reach a living registrar
 	trace     []string
 	began     time.Time
 }
@@ -91,7 +91,7 @@ func play(t *testing.T, seed uint64) {
 		close(done)
 	}()
 	r.turmoil(done)
-	r.settle()
+	r.finish()
 	r.judge(expected)
 	if t.Failed() {
 		t.Log("\n" + strings.Join(r.trace, "\n"))
@@ -115,7 +115,7 @@ func (r *interleaving) any() *replica {
 	return r.replicas[n]
 }
 
-// turmoil makes things go wrong until done.
+// turmoil injects faults until done.
 func (r *interleaving) turmoil(done <-chan struct{}) {
 	for {
 		select {
@@ -140,8 +140,8 @@ func (r *interleaving) turmoil(done <-chan struct{}) {
 	}
 }
 
-// kill lets a registrar die at one of its next steps, and another take its place
-// and its journal.
+// kill ends a registrar at one of its next steps, and starts another with its
+// journal.
 func (r *interleaving) kill(i int) {
 	r.mu.Lock()
 	doomed := r.replicas[i]
@@ -166,8 +166,8 @@ func (r *interleaving) kill(i int) {
 	r.swallowed.Add(doomed.life.swallowed.Load())
 }
 
-// live makes calls for one user, one after the other, and returns what should come
-// of them.
+// live makes calls for one user, one after the other, and returns the expected
+// result.
 func (r *interleaving) live(user string, steps int) (expected string) {
 	zoomUsers := []string{"zoom-" + user, "zoom-" + user, "zoom-" + user + "-b"}
 	var last *registrarv1.RegisterUserRequest
@@ -182,31 +182,31 @@ func (r *interleaving) live(user string, steps int) (expected string) {
 			}) {
 			case codes.OK:
 				expected = zoomUser
-			default: // its answer has died with a registrar: nobody asks with that code again
+			default: // its response was lost with a registrar: no caller repeats that code
 				expected, last = "?", nil
 			}
 		case step == 3:
-			// Whatever was registered is answered again, unless the user was removed.
+			// A repeated registration succeeds, unless the user was removed.
 			code := r.call(user, "repeat", func(ctx context.Context, c *replica) error {
 				_, err := c.RegisterUser(ctx, last)
 				return err
 			})
 			if code != codes.OK && expected != "" && expected != "?" {
-				r.t.Errorf("%s: a repeated registration is answered %v", user, code)
+				r.t.Errorf("%s: a repeated registration returns %v", user, code)
 			}
 		case step == 4:
 			if code := r.call(user, "rotate", func(ctx context.Context, c *replica) error {
 				_, err := c.RotateCallbackSecret(ctx, &registrarv1.RotateCallbackSecretRequest{UserId: user})
 				return err
 			}); code != codes.OK && expected != "" && expected != "?" {
-				r.t.Errorf("%s: a rotation is answered %v", user, code)
+				r.t.Errorf("%s: a rotation returns %v", user, code)
 			}
 		case step == 5:
 			if code := r.call(user, "deregister", func(ctx context.Context, c *replica) error {
 				_, err := c.DeregisterUser(ctx, &registrarv1.DeregisterUserRequest{UserId: user})
 				return err
 			}); code != codes.OK {
-				r.t.Errorf("%s: a removal is answered %v", user, code)
+				r.t.Errorf("%s: a removal returns %v", user, code)
 			}
 			expected, last = "", nil
 		}
@@ -214,7 +214,7 @@ func (r *interleaving) live(user string, steps int) (expected string) {
 	return expected
 }
 
-// call repeats a call until it is answered.
+// call repeats a call until there is a response.
 func (r *interleaving) call(user, what string, call func(context.Context, *replica) error) codes.Code {
 	for end := time.Now().Add(time.Minute); ; {
 		ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
@@ -228,15 +228,15 @@ func (r *interleaving) call(user, what string, call func(context.Context, *repli
 			return code
 		}
 		if time.Now().After(end) {
-			r.t.Errorf("%s: %s was never answered: %v", user, what, err)
+			r.t.Errorf("%s: %s never returned: %v", user, what, err)
 			return code
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 }
 
-// settle ends all faults and waits until nothing is left to do.
-func (r *interleaving) settle() {
+// finish ends all faults and waits until no user is unfinished.
+func (r *interleaving) finish() {
 	r.recall.Heal()
 	r.zoom.Heal()
 	client := testkit.RedisClient(r.t, r.redis.URL())
@@ -249,7 +249,7 @@ func (r *interleaving) settle() {
 				r.t.Fatal(err)
 			}
 			left += len(ids)
-			for _, id := range ids { // no need to wait for its turn
+			for _, id := range ids { // without waiting until it is due
 				client.ZIncrBy(context.Background(), key, -float64(10*time.Minute.Milliseconds()), id)
 			}
 		}
@@ -294,16 +294,16 @@ func (r *interleaving) judge(expected []string) {
 		delete(have, credential.ID)
 		token, code, err := r.recall.Callback(context.Background(), credential.ID)
 		if whose, _, live := r.zoom.Whose(token); err != nil || !live || whose.ID != got.GetZoomUserId() || credential.UserID != whose.ID {
-			r.t.Errorf("the URL of %s is answered %d, live %v, of %s", user, code, live, whose.ID)
+			r.t.Errorf("the URL of %s returns %d, live %v, of %s", user, code, live, whose.ID)
 		}
 	}
 	for _, c := range have {
-		r.t.Errorf("a credential of %s's is nobody's", c.UserID)
+		r.t.Errorf("a credential of %s belongs to no user", c.UserID)
 	}
 	for _, live := range r.replicas {
 		r.swallowed.Add(live.life.swallowed.Load())
 	}
 	if spent := r.zoom.Counts().SpentCodes; spent > int(r.swallowed.Load()) {
-		r.t.Errorf("%d spent codes were presented again, and %d answers had died", spent, r.swallowed.Load())
+		r.t.Errorf("%d spent codes were presented again, and %d responses were lost", spent, r.swallowed.Load())
 	}
 }

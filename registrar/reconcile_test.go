@@ -20,7 +20,7 @@ import (
 	"tokenprovider/registrar"
 )
 
-// reconciler looks at everything, however young.
+// reconciler checks credentials of every age.
 func (w *world) reconciler() *registrar.Reconciler {
 	return &registrar.Reconciler{Service: w.service, Vendor: recallvendor.New(w.replica.recall), Log: w.log, Young: time.Nanosecond, Every: time.Minute}
 }
@@ -84,8 +84,8 @@ func TestReconcile(t *testing.T) {
 	w.wantFound(w.pass(w.reconciler(), true), nil)
 	w.wantFound(w.pass(w.reconciler(), false), nil)
 
-	// ann's is gone at Recall; bob's has a second one; cid's and another are nobody's;
-	// eve's is unhealthy; and some are not ours at all.
+	// ann's is gone at Recall; bob has a second one; cid's and another have no user;
+	// eve's is unhealthy; and some are not ours.
 	w.deleteAtRecall(credential("ann"))
 	twin := w.recall.AddCredential(recalltest.Credential{AccessTokenCallbackURL: callback.NewAddress(grant.NewID("default", "bob")).URL(w.base).Reveal(), UserID: "zoom-other"})
 	cid := credential("cid")
@@ -93,20 +93,20 @@ func TestReconcile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.store.Remove(t.Context(), g.ID, g.Version, store.ConsentOutcome{}); err != nil { // as if Redis had forgotten it
+	if err := w.store.Remove(t.Context(), g.ID, g.Version, store.ConsentOutcome{}); err != nil { // as if Redis had lost it
 		t.Fatal(err)
 	}
 	stray := w.recall.AddCredential(recalltest.Credential{AccessTokenCallbackURL: callback.NewAddress(grant.NewID("default", "never")).URL(w.base).Reveal()})
 	var foreign []string
 	for _, address := range []string{
-		"https://somebody.example/x", callback.NewAddress(grant.NewID("default", "never")).URL(parse(t, "https://tokens.example")).Reveal(),
+		"https://other.example/x", callback.NewAddress(grant.NewID("default", "never")).URL(parse(t, "https://tokens.example")).Reveal(),
 		w.base.String() + "/other", w.base.String() + ".example" + callback.Prefix + string(grant.NewID("default", "never")) + "/" + strings.Repeat("x", 43), "",
 	} {
 		foreign = append(foreign, w.recall.AddCredential(recalltest.Credential{AccessTokenCallbackURL: address}).ID)
 	}
 	w.zoom.RevokeUser("zoom-eve")
 	if _, _, err := w.recall.Callback(t.Context(), credential("eve")); err == nil {
-		t.Fatal("the callback of a grant that is gone is answered")
+		t.Fatal("the callback of a grant that is gone succeeds")
 	}
 
 	want := map[string]registrar.FindingKind{
@@ -140,7 +140,7 @@ func TestReconcile(t *testing.T) {
 		t.Errorf("eve's reason is %q", reason)
 	}
 
-	// What is healthy again is said no more. eve has consented again.
+	// A repaired credential is reported as healthy. eve has consented again.
 	r := byCode("eve", w.code("zoom-eve"))
 	r.ZoomApp = "default"
 	w.register(r)
@@ -249,7 +249,7 @@ func TestReconcileAStaleSecret(t *testing.T) {
 
 // A Redis that is empty, or another workspace at Recall, is no reason to remove
 // everything, or to make it again.
-func TestReconcileStopsWhenTooMuchIsAmiss(t *testing.T) {
+func TestReconcileStopsAtTooManyDiscrepancies(t *testing.T) {
 	w := start(t)
 	for i := range 12 {
 		w.register(byCode(fmt.Sprint("user-", i), w.code(fmt.Sprint("zoom-", i))))

@@ -288,7 +288,7 @@ func TestRegisterByCode(t *testing.T) {
 		}
 	}
 	if got := w.get("ann"); !proto.Equal(got, user) {
-		t.Errorf("GetUser answers %v, want %v", got, user)
+		t.Errorf("GetUser returns %v, want %v", got, user)
 	}
 	w.wantCredentials("zoom-ann")
 }
@@ -322,7 +322,7 @@ func TestRegisterAgain(t *testing.T) {
 
 	// The same code: the same result.
 	if again := w.register(byCode("ann", code)); !proto.Equal(first, again) {
-		t.Errorf("repeated, the call answers %v, want %v", again, first)
+		t.Errorf("repeated, the call returns %v, want %v", again, first)
 	}
 	if counts := w.zoom.Counts(); counts.SpentCodes != 0 || counts.Exchanges != 1 {
 		t.Errorf("%+v: the code was spent again", counts)
@@ -411,7 +411,7 @@ func TestZoomDown(t *testing.T) {
 	w.zoom.SetClientSecret(zoomtest.DefaultClientID, "another")
 	_, err = w.RegisterUser(t.Context(), byCode("ann", code))
 	if f := wantFailure(t, err, codes.Unavailable); !strings.Contains(f.text, "operator") {
-		t.Errorf("a wrong client secret is answered %q", f.text)
+		t.Errorf("a wrong client secret returns %q", f.text)
 	}
 	w.zoom.SetClientSecret(zoomtest.DefaultClientID, zoomtest.DefaultClientSecret)
 	wantState(t, w.register(byCode("ann", code)), registrarv1.State_STATE_ACTIVE) // the code was never spent
@@ -424,7 +424,7 @@ func TestRedisDownSpendsNothing(t *testing.T) {
 	_, err := w.RegisterUser(t.Context(), byCode("ann", code))
 	wantFailure(t, err, codes.Unavailable)
 	if counts := w.zoom.Counts(); counts.Requests != 0 {
-		t.Error("a code was sent to Zoom although its answer could not be stored")
+		t.Error("a code was sent to Zoom although its response could not be stored")
 	}
 	w.redis.Run()
 	wantState(t, w.register(byCode("ann", code)), registrarv1.State_STATE_ACTIVE)
@@ -517,7 +517,7 @@ func TestFinisherEndsWhatWasLeftHalfWay(t *testing.T) {
 func TestZoomUserThatIsTaken(t *testing.T) {
 	w := start(t)
 	foreign := w.recall.AddCredential(recalltest.Credential{
-		OAuthApp: recalltest.DefaultOAuthApp, AccessTokenCallbackURL: "https://somebody.example/x",
+		OAuthApp: recalltest.DefaultOAuthApp, AccessTokenCallbackURL: "https://other.example/x",
 		UserID: "zoom-ann", AccountID: "acc", Status: "healthy",
 	})
 	_, err := w.RegisterUser(t.Context(), byCode("ann", w.code("zoom-ann")))
@@ -568,7 +568,7 @@ func TestDeregister(t *testing.T) {
 	}
 	_ = response.Body.Close()
 	if response.StatusCode != http.StatusNotFound {
-		t.Errorf("the URL of a removed user answers %d, want 404", response.StatusCode)
+		t.Errorf("the URL of a removed user returns %d, want 404", response.StatusCode)
 	}
 	if counts := w.zoom.Counts(); counts.Revocations != 0 {
 		t.Error("the grant was revoked unasked")
@@ -706,7 +706,7 @@ func TestGetAccessToken(t *testing.T) {
 		t.Errorf("a caller content with any token: %v", err)
 	}
 
-	_, err = w.GetAccessToken(t.Context(), &registrarv1.GetAccessTokenRequest{UserId: "nobody"})
+	_, err = w.GetAccessToken(t.Context(), &registrarv1.GetAccessTokenRequest{UserId: "unknown"})
 	wantFailure(t, err, codes.NotFound)
 }
 
@@ -737,7 +737,7 @@ func TestGrantThatIsGone(t *testing.T) {
 		t.Errorf("Zoom was asked %d times about a grant that is gone", counts.UnknownPresented)
 	}
 	wantState(t, w.get("ann"), registrarv1.State_STATE_REAUTHORIZATION_REQUIRED)
-	// Only the user can mend it.
+	// The user must consent again.
 	wantState(t, w.register(byCode("ann", w.code("zoom-ann"))), registrarv1.State_STATE_ACTIVE)
 	w.wantCredentials("zoom-ann")
 }
@@ -844,7 +844,7 @@ func TestUserThatSomebodyElseWorksOn(t *testing.T) {
 	_, err = w.RegisterUser(ctx, byCode("ann", w.code("zoom-ann")))
 	wantFailure(t, err, codes.DeadlineExceeded)
 	if counts := w.zoom.Counts(); counts.Requests != 0 {
-		t.Error("a code was spent while somebody else had the user")
+		t.Error("a code was spent while another call had locked the user")
 	}
 	unlock()
 	wantState(t, w.register(byCode("ann", w.code("zoom-ann"))), registrarv1.State_STATE_ACTIVE)

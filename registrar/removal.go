@@ -65,7 +65,7 @@ func (s *Service) remove(ctx context.Context, g grant.Grant) error {
 	return nil
 }
 
-// removeRecord removes a record, whatever its version. It does not revoke the grant,
+// removeRecord removes a record at any version. It does not revoke the grant,
 // which may serve the caller's own use of the Zoom API.
 func (s *Service) removeRecord(ctx context.Context, id grant.ID, outcome store.ConsentOutcome) error {
 	for {

@@ -30,8 +30,7 @@ import (
 	"tokenprovider/registrar"
 )
 
-// replica is a registrar that can die: from that moment on nothing that it does
-// reaches anybody.
+// replica is a registrar that can die: from then on, nothing that it sends arrives.
 type replica struct {
 	registrarv1.RegistrarServiceClient
 	life    *life
@@ -118,7 +117,7 @@ func (w *world) join(o replicaOptions) *replica {
 		if err := r.service.Close(ctx); err != nil {
 			w.t.Error(err)
 		}
-		if r.life.dead.Load() { // its answers are never safe
+		if r.life.dead.Load() { // its responses are never safe
 			closeRotator(time.Millisecond)
 			return
 		}
@@ -137,10 +136,10 @@ func (w *world) bury(r *replica) (folder string) {
 
 var errDead = errors.New("this replica is dead")
 
-// life is a replica's: it ends before or after one of its calls to somebody else.
+// life is the life of a replica. It ends before or after one of its outgoing calls.
 type life struct {
 	dead      atomic.Bool
-	swallowed atomic.Int64 // answers of Zoom's to codes that it may not have got, though Zoom gave them
+	swallowed atomic.Int64 // Zoom's responses to codes that may not have arrived
 	// ends, if set, is asked before and after each call whether that is the end.
 	ends atomic.Pointer[func(call string, after bool) bool]
 }
@@ -158,7 +157,7 @@ func (l *life) endWith(name string) {
 	l.ends.Store(&ends)
 }
 
-// call makes a call to somebody else, as long as the life lasts.
+// call makes an outgoing call, as long as the life lasts.
 func (l *life) call(name string, do func() error) error {
 	end := func(after bool) bool {
 		if ends := l.ends.Load(); ends != nil && (*ends)(name, after) {

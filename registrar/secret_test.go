@@ -13,7 +13,7 @@ import (
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
 
-func (w *world) answer(address string) int {
+func (w *world) callback(address string) int {
 	w.t.Helper()
 	request, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, address, nil)
 	if err != nil {
@@ -21,7 +21,7 @@ func (w *world) answer(address string) int {
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		w.t.Fatal("a callback was not answered")
+		w.t.Fatal("a callback got no response")
 	}
 	_ = response.Body.Close()
 	return response.StatusCode
@@ -45,9 +45,9 @@ func TestRotateCallbackSecret(t *testing.T) {
 	if counts := w.recall.Counts(); counts.Creates != 2 || counts.Deletes != 1 || counts.Lists != 0 || counts.Conflicts != 0 {
 		t.Errorf("%+v", counts)
 	}
-	// Calls of Recall's that are on their way are still answered; then the secret ends.
-	if status := w.answer(before.AccessTokenCallbackURL); status != http.StatusOK {
-		t.Errorf("the old URL is answered %d just after", status)
+	// Callbacks that Recall has already started still succeed; then the secret expires.
+	if status := w.callback(before.AccessTokenCallbackURL); status != http.StatusOK {
+		t.Errorf("the old URL returns %d just after", status)
 	}
 	g, err := w.store.Get(t.Context(), grant.NewID("default", "ann"))
 	if err != nil || len(g.Secrets) != 2 {
@@ -65,12 +65,12 @@ func TestRotateCallbackSecret(t *testing.T) {
 	if _, err := w.store.Change(t.Context(), g.ID, g.Version, store.Change{Secrets: &keys}); err != nil {
 		t.Fatal(err)
 	}
-	if status := w.answer(before.AccessTokenCallbackURL); status != http.StatusNotFound {
-		t.Errorf("the old URL is answered %d after its end", status)
+	if status := w.callback(before.AccessTokenCallbackURL); status != http.StatusNotFound {
+		t.Errorf("the old URL returns %d after its expiry", status)
 	}
 	w.wantCredentials("zoom-ann")
 
-	_, err = w.RotateCallbackSecret(t.Context(), &registrarv1.RotateCallbackSecretRequest{UserId: "nobody"})
+	_, err = w.RotateCallbackSecret(t.Context(), &registrarv1.RotateCallbackSecretRequest{UserId: "unknown"})
 	wantFailure(t, err, codes.NotFound)
 }
 
@@ -80,10 +80,10 @@ func TestRotationThatIsInterrupted(t *testing.T) {
 		fault  recalltest.Fault
 	}{
 		"removal refused":     {http.MethodDelete, recalltest.Fault{Status: 503}},
-		"removal's answer":    {http.MethodDelete, recalltest.Fault{DropAfter: true}},
+		"removal's response":  {http.MethodDelete, recalltest.Fault{DropAfter: true}},
 		"creation refused":    {http.MethodPost, recalltest.Fault{Status: 429}},
 		"creation lost":       {http.MethodPost, recalltest.Fault{DropBefore: true}},
-		"creation's answer":   {http.MethodPost, recalltest.Fault{DropAfter: true}},
+		"creation's response": {http.MethodPost, recalltest.Fault{DropAfter: true}},
 		"creation failing":    {http.MethodPost, recalltest.Fault{Status: 500}},
 		"creation, then fail": {http.MethodPost, recalltest.Fault{Status: 500, DropAfter: true}},
 	} {

@@ -34,7 +34,7 @@ type Vendor interface {
 	Get(ctx context.Context, id string) (Credential, error)
 	// List returns one page of credentials: the page of a cursor, or the first if
 	// cursor is "". next is "" after the last page. A credential that exists all the
-	// time is listed, whatever else is created or deleted meanwhile.
+	// time is listed, even if others are created or deleted meanwhile.
 	List(ctx context.Context, f CredentialFilter, cursor string) (page []Credential, next string, err error)
 	// ListProblems returns what the vendor has logged about a credential since a time,
 	// in no order.

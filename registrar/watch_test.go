@@ -75,7 +75,7 @@ func TestWatchUsers(t *testing.T) {
 	w := surroundings(t)
 	w.replica = w.join(replicaOptions{})
 	other := w.join(replicaOptions{})
-	w.register(byCode("eve", w.code("zoom-eve"))) // before anybody watches
+	w.register(byCode("eve", w.code("zoom-eve"))) // before any watch
 
 	all := other.watch(t, registrarv1.State_STATE_UNSPECIFIED, "")
 	active := other.watch(t, registrarv1.State_STATE_ACTIVE, "")
@@ -91,11 +91,11 @@ func TestWatchUsers(t *testing.T) {
 		t.Errorf("active: %v", got)
 	}
 	if got := active.next(); got.GetUser().GetState() != registrarv1.State_STATE_ACTIVE || got.GetUser().GetUserId() != "ann" {
-		t.Errorf("who watches active users is told %v", got)
+		t.Errorf("a watch of active users gets %v", got)
 	}
 
-	// What came of one registration may be told twice. The changes of a shard are told
-	// in their order: when a later one is told, all of ann's have been.
+	// A change may be sent twice. The changes of a shard are sent in order: once a later
+	// one is sent, all of ann's have been.
 	later := "later"
 	for shard := grant.NewID("default", "ann").Shard(); grant.NewID("default", later).Shard() != shard; {
 		later += "+"
@@ -103,7 +103,7 @@ func TestWatchUsers(t *testing.T) {
 	w.register(byCode(later, w.code("zoom-later")))
 	all.until(later, registrarv1.State_STATE_ACTIVE)
 
-	// A renewal is no news; a removal is.
+	// A renewal is not sent; a removal is.
 	w.age("ann", 59*time.Minute)
 	if _, err := w.GetAccessToken(t.Context(), &registrarv1.GetAccessTokenRequest{UserId: "ann"}); err != nil {
 		t.Fatal(err)
@@ -114,17 +114,17 @@ func TestWatchUsers(t *testing.T) {
 	for {
 		m := all.next()
 		if m.GetUser().GetUserId() == "ann" && m.GetUser().GetState() == registrarv1.State_STATE_ACTIVE {
-			t.Errorf("told of a renewal: %v", m)
+			t.Errorf("got a renewal: %v", m)
 		}
 		if m.GetRemoved() {
 			if m.GetUser().GetUserId() != "ann" || m.GetUser().GetZoomApp() != "default" {
-				t.Errorf("told of a removal: %v", m)
+				t.Errorf("got a removal: %v", m)
 			}
 			break
 		}
 	}
 
-	// After a break it goes on where it was, at another replica.
+	// After a break, it continues at another replica.
 	all.leave()
 	w.register(byCode("bob", w.code("zoom-bob")))
 	w.register(byCode("cid", w.code("zoom-cid")))
@@ -194,7 +194,7 @@ func TestWatchThatWasAwayForTooLong(t *testing.T) {
 	for err == nil {
 		var m *registrarv1.WatchUsersResponse
 		if m, err = resumed.Recv(); m.GetUser() != nil {
-			t.Errorf("told of %v of %v, with changes missing before it", m, g)
+			t.Errorf("got %v of %v, with changes missing before it", m, g)
 		}
 	}
 	f := wantFailure(t, err, codes.OutOfRange)
@@ -203,7 +203,7 @@ func TestWatchThatWasAwayForTooLong(t *testing.T) {
 	}
 }
 
-// A watcher that reads nothing costs nothing, and the others go on.
+// A watcher that reads nothing does not delay the others.
 func TestSlowWatcher(t *testing.T) {
 	w := start(t)
 	slow := w.watch(t, registrarv1.State_STATE_UNSPECIFIED, "")

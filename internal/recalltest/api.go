@@ -22,7 +22,7 @@ type stored struct {
 	seq int
 }
 
-// body returns the credential's JSON fields.
+// body is the credential as JSON has it.
 func (c Credential) body() any {
 	return map[string]any{
 		"id":                        c.ID,
@@ -47,8 +47,8 @@ func timestamp(t time.Time) string {
 	return t.UTC().Format("2006-01-02T15:04:05.000000Z07:00")
 }
 
-// handle routes a request, after the common checks.
-func (r *Recall) handle(req *http.Request, body []byte) answer {
+// handle routes a request, after the checks that all of them share.
+func (r *Recall) handle(req *http.Request, body []byte) response {
 	rest, underCredentials := strings.CutPrefix(req.URL.Path, credentialsPath)
 	id, slash := strings.CutSuffix(rest, "/")
 	route, allow := "", "GET"
@@ -89,7 +89,7 @@ func (r *Recall) handle(req *http.Request, body []byte) answer {
 }
 
 // admit checks the key and the rate limit of this kind of request.
-func (r *Recall) admit(req *http.Request, kind string) (answer, bool) {
+func (r *Recall) admit(req *http.Request, kind string) (response, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if auth := req.Header["Authorization"]; len(auth) != 1 || auth[0] != "Token "+r.apiKey {
@@ -117,10 +117,10 @@ func (r *Recall) admit(req *http.Request, kind string) (answer, bool) {
 	if limit >= 0 {
 		r.recent[kind] = append(recent, now)
 	}
-	return answer{}, true
+	return response{}, true
 }
 
-func (r *Recall) create(req *http.Request, body []byte) answer {
+func (r *Recall) create(req *http.Request, body []byte) response {
 	r.mu.Lock()
 	r.counts.CreateAttempts++
 	r.mu.Unlock()
@@ -134,10 +134,10 @@ func (r *Recall) create(req *http.Request, body []byte) answer {
 	}
 	c, errs := r.parseCreate(fields)
 	if len(errs) > 0 {
-		return answer{status: http.StatusBadRequest, body: errs}
+		return response{status: http.StatusBadRequest, body: errs}
 	}
 	if c.AccessTokenCallbackURL != "" {
-		// A server completes a request even if the client has disconnected.
+		// A server continues after its client has left.
 		ctx := context.WithoutCancel(req.Context())
 		got, err := r.call(ctx, c.AccessTokenCallbackURL, "")
 		if err != nil {
@@ -151,7 +151,7 @@ func (r *Recall) create(req *http.Request, body []byte) answer {
 	for _, other := range r.credentials {
 		if c.UserID != "" && other.UserID == c.UserID && other.OAuthApp == c.OAuthApp {
 			r.counts.Conflicts++
-			return answer{status: http.StatusBadRequest, body: map[string]any{
+			return response{status: http.StatusBadRequest, body: map[string]any{
 				"detail":                      "A credential for this Zoom user already exists.",
 				"conflicting_zoom_user_id":    other.UserID,
 				"conflicting_zoom_account_id": orNull(other.AccountID),
@@ -159,7 +159,7 @@ func (r *Recall) create(req *http.Request, body []byte) answer {
 		}
 	}
 	r.counts.Creates++
-	return answer{status: http.StatusCreated, body: r.addLocked(c).body()}
+	return response{status: http.StatusCreated, body: r.addLocked(c).body()}
 }
 
 // parseCreate checks the fields of a create; a null counts as left out.
@@ -205,7 +205,7 @@ func (r *Recall) parseCreate(fields map[string]json.RawMessage) (Credential, map
 	return c, errs
 }
 
-// authorizationCode is the alternative to a callback URL in a create.
+// authorizationCode is what a create may carry in place of a callback URL.
 type authorizationCode struct {
 	Code         string `json:"code"`
 	RedirectURI  string `json:"redirect_uri"`
@@ -217,17 +217,17 @@ func (r *Recall) indexLocked(id string) int {
 	return slices.IndexFunc(r.credentials, func(c stored) bool { return c.ID == id })
 }
 
-func (r *Recall) retrieve(id string) answer {
+func (r *Recall) retrieve(id string) response {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	i := r.indexLocked(id)
 	if i < 0 {
 		return detail(http.StatusNotFound, "Not found.")
 	}
-	return answer{status: http.StatusOK, body: r.credentials[i].body()}
+	return response{status: http.StatusOK, body: r.credentials[i].body()}
 }
 
-func (r *Recall) remove(id string) answer {
+func (r *Recall) remove(id string) response {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	i := r.indexLocked(id)
@@ -236,10 +236,10 @@ func (r *Recall) remove(id string) answer {
 	}
 	r.credentials = slices.Delete(r.credentials, i, i+1)
 	r.counts.Deletes++
-	return answer{status: http.StatusNoContent}
+	return response{status: http.StatusNoContent}
 }
 
-// row is one possible result of a list, with its filtered fields.
+// row is one possible result of a list, with what it can be filtered by.
 type row struct {
 	seq     int
 	created time.Time
@@ -247,7 +247,7 @@ type row struct {
 	body    any
 }
 
-func (r *Recall) listCredentials(req *http.Request) answer {
+func (r *Recall) listCredentials(req *http.Request) response {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	rows := make([]row, len(r.credentials))
@@ -262,7 +262,7 @@ func (r *Recall) listCredentials(req *http.Request) answer {
 	return a
 }
 
-func (r *Recall) listLogs(req *http.Request) answer {
+func (r *Recall) listLogs(req *http.Request) response {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	rows := make([]row, len(r.logs))
@@ -272,7 +272,7 @@ func (r *Recall) listLogs(req *http.Request) answer {
 	return r.list(req, rows, "credential")
 }
 
-func (r *Recall) listApps(req *http.Request) answer {
+func (r *Recall) listApps(req *http.Request) response {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	rows := make([]row, len(r.opts.OAuthApps))
@@ -285,12 +285,12 @@ func (r *Recall) listApps(req *http.Request) answer {
 	return r.list(req, rows, "client_id")
 }
 
-// list returns one page of rows, which are ordered by seq. Time filters include both
-// ends.
+// list returns one page of rows, which are in order of seq. Times are filtered
+// with both ends included.
 //
-// A cursor is a direction and a seq, not an offset, so creates and deletes between two
-// pages do not shift other rows.
-func (r *Recall) list(req *http.Request, rows []row, filters ...string) answer {
+// A cursor is a direction and a seq, not an offset, so that what is created or
+// deleted between two pages shifts none of the others.
+func (r *Recall) list(req *http.Request, rows []row, filters ...string) response {
 	query, err := url.ParseQuery(req.URL.RawQuery)
 	if err != nil {
 		return detail(http.StatusBadRequest, "Malformed query.")
@@ -346,7 +346,7 @@ func (r *Recall) list(req *http.Request, rows []row, filters ...string) answer {
 		results = append(results, row.body)
 	}
 	page["results"] = results
-	return answer{status: http.StatusOK, body: page}
+	return response{status: http.StatusOK, body: page}
 }
 
 // parseCursor returns the seq that a page starts with or, backwards, ends

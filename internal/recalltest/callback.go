@@ -15,7 +15,7 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
-// minTTL is the minimum remaining lifetime of a callback's token.
+// minTTL is how long a token must still be good for when Recall gets it.
 const minTTL = 120 * time.Second
 
 // maxToken limits a callback's response; Zoom's tokens have less than 1 KiB.
@@ -44,14 +44,12 @@ type called struct {
 	status                   int // 0: no response
 }
 
-// Callback requests a credential's token, as Recall does when a bot joins a meeting.
-// It returns the token and the response's status, also with an error; 0 means that
-// there was no response.
+// Callback calls a credential's URL, as Recall does when a bot joins a meeting. It
+// returns the token and the response's status, also with an error; 0: no response.
 //
-// The callback must meet the requirements of a create, and its token must belong to
-// the same Zoom user. The credential's status
-// becomes "healthy" or, with an entry in the credential's log, "unhealthy".
-// A ctx that ends counts as a failure like any other.
+// The response is checked as for a create, and the token must be the same Zoom
+// user's as then. The credential's status becomes "healthy", or "unhealthy" with an
+// entry in its log. The end of ctx is a failure like any other.
 func (r *Recall) Callback(ctx context.Context, credentialID string) (token string, status int, err error) {
 	r.mu.Lock()
 	i := r.indexLocked(credentialID)
@@ -81,7 +79,7 @@ func (r *Recall) Callback(ctx context.Context, credentialID string) (token strin
 			created:    r.opts.Now().UTC().Truncate(time.Microsecond),
 		})
 	}
-	// The credential may have been deleted meanwhile.
+	// It may have been deleted meanwhile.
 	if i := r.indexLocked(credentialID); i >= 0 {
 		r.credentials[i].Status = health
 	}
@@ -91,8 +89,9 @@ func (r *Recall) Callback(ctx context.Context, credentialID string) (token strin
 	return got.token, got.status, nil
 }
 
-// call makes one callback, checks its response, and counts it. An empty userID accepts
-// any Zoom user's token. Errors contain neither the URL nor the token, which are secret.
+// call makes one callback, checks its response, and counts it. With an empty userID,
+// any Zoom user's token is accepted. Errors contain neither the URL nor the token,
+// which are secret.
 func (r *Recall) call(ctx context.Context, target, userID string) (called, error) {
 	r.mu.Lock()
 	r.counts.Callbacks++
@@ -138,23 +137,23 @@ func (r *Recall) fetch(ctx context.Context, target string) (called, error) {
 	got := called{status: resp.StatusCode}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxToken+1))
 	if err != nil {
-		return got, fmt.Errorf("the callback's answer could not be read: %w", err)
+		return got, fmt.Errorf("reading the callback's response: %w", err)
 	}
 	token := string(body)
 	media, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	switch {
 	case resp.StatusCode != http.StatusOK:
-		return got, fmt.Errorf("the callback answered status %d, not 200", resp.StatusCode)
+		return got, fmt.Errorf("the callback returned status %d, not 200", resp.StatusCode)
 	case err != nil || media != "text/plain":
-		return got, errors.New("the callback's answer is not text/plain")
+		return got, errors.New("the callback's response is not text/plain")
 	case token == "":
-		return got, errors.New("the callback's answer is empty")
+		return got, errors.New("the callback's response is empty")
 	case len(token) > maxToken:
-		return got, errors.New("the callback's answer is too long")
+		return got, errors.New("the callback's response is too long")
 	case token != strings.TrimSpace(token):
-		return got, errors.New("the callback's answer has white space around the token")
+		return got, errors.New("the callback's response has white space around the token")
 	case strings.ContainsAny(token, "\r\n"):
-		return got, errors.New("the callback's answer has more than one line")
+		return got, errors.New("the callback's response has more than one line")
 	}
 	got.token = token
 	return got, nil

@@ -13,7 +13,7 @@ import (
 )
 
 func Example() {
-	// What is under test: it answers Recall's callbacks with a token.
+	// The server under test: it returns a token to Recall's callbacks.
 	provider := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain")
 		_, _ = io.WriteString(w, "zoom-access-token")

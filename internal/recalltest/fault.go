@@ -7,28 +7,28 @@ import (
 	"time"
 )
 
-// Fault is an injected fault. With only a Delay, the request is served normally after
-// it.
+// Fault is a fault of a request. With only a Delay the request is served as usual,
+// later.
 //
-// Go's http.Transport repeats a dropped GET if the connection had served an earlier
-// request. Rely on [Counts], or fail twice.
+// Mind Go's http.Transport when dropping: it repeats a GET by itself if the
+// connection had served an earlier request. Count on [Counts], or fail twice.
 type Fault struct {
-	// Delay delays the request's execution, in addition to Options.Latency. The wait
-	// ends when the client disconnects; the request is executed nonetheless.
+	// Delay is how long the request waits, on top of Options.Latency, before
+	// it is served. The wait ends when the client leaves; the request is still served.
 	Delay time.Duration
 
-	// Status, if not 0, is returned without executing the request.
+	// Status, if not 0, is returned, and the request is not carried out.
 	Status int
 
-	// Header and Body belong to Status. The Content-Type is application/json
+	// Header and Body go with Status. The Content-Type is application/json
 	// unless Header says otherwise.
 	Header http.Header
 	Body   string
 
-	// DropBefore closes the connection without executing the request.
+	// DropBefore closes the connection, and the request is not carried out.
 	DropBefore bool
 
-	// DropAfter executes the request and loses the response: the connection is
+	// DropAfter carries out the request and loses the response: the connection is
 	// closed or, with a Status, that is returned instead, as by a gateway.
 	DropAfter bool
 }
@@ -42,17 +42,17 @@ func (f Fault) write(w http.ResponseWriter) {
 	_, _ = io.WriteString(w, f.Body)
 }
 
-// scripted is a queued fault for n more requests; n < 0: for all.
+// scripted is a fault in the queue, good for n more requests; n < 0: for all.
 type scripted struct {
 	method, pathPrefix string
 	n                  int
 	fault              Fault
 }
 
-// Fail applies f to the next n requests with this method and path prefix; n < 0 means
-// all of them until [Recall.Heal]. An empty method or prefix matches any. Faults are
-// queued: a request gets the first match only, before its key and the rate limits are
-// checked.
+// Fail makes the next n requests with this method and path prefix meet f; n < 0
+// means all of them until [Recall.Heal]. An empty method or prefix matches any.
+// Faults queue: a request meets the first that matches it, before its key and
+// the rate limits are looked at, and no other.
 func (r *Recall) Fail(method, pathPrefix string, n int, f Fault) {
 	f.Header = f.Header.Clone()
 	r.mu.Lock()
@@ -60,14 +60,14 @@ func (r *Recall) Fail(method, pathPrefix string, n int, f Fault) {
 	r.faults = append(r.faults, &scripted{method, pathPrefix, n, f})
 }
 
-// Heal removes all faults. It does not affect requests that already got one.
+// Heal removes all faults. Requests that already have one are not affected.
 func (r *Recall) Heal() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.faults = nil
 }
 
-// begin counts a request and returns its fault, if any.
+// begin counts a request and takes the fault it is to meet, if any.
 func (r *Recall) begin(req *http.Request) Fault {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -28,13 +28,13 @@ const (
 	maxBody = 1 << 20
 )
 
-// Options configures a [Recall]. The zero value is ready to use.
+// Options configure a [Recall]. The zero value is ready to use.
 type Options struct {
-	// APIKey is the required key of requests, as "Authorization: Token <APIKey>".
+	// APIKey is what requests must carry, as "Authorization: Token <APIKey>".
 	// Empty means "recall-key".
 	APIKey string
 
-	// OAuthApps are the ids (UUIDs) of the registered Zoom OAuth apps.
+	// OAuthApps are the ids (UUIDs) of the Zoom OAuth apps Recall knows.
 	// Empty means DefaultOAuthApp alone.
 	OAuthApps []string
 
@@ -48,9 +48,9 @@ type Options struct {
 	// that callbacks carry none of these headers.
 	VerificationSecrets []string
 
-	// Identify returns the Zoom user of a callback's token, and its remaining
-	// lifetime; an error means that Zoom rejects it. It is called concurrently. Nil
-	// means that any token is accepted: its credential has no Zoom user, so it never
+	// Identify returns the Zoom user of a token from a callback, and its remaining
+	// lifetime; an error means that Zoom refuses the token. It is called concurrently.
+	// Nil: every token is accepted. Its credential then has no Zoom user, so it never
 	// conflicts, and its lifetime is not checked.
 	Identify func(ctx context.Context, accessToken string) (userID, accountID string, ttl time.Duration, err error)
 
@@ -58,18 +58,18 @@ type Options struct {
 	// not used: no redirect is followed. Nil means one with a timeout of 5 s.
 	Client *http.Client
 
-	// RateLimit is the number of requests per minute of each call, except the list
-	// of credentials, before it returns 429 with a Retry-After in seconds.
-	// 0 means 300; negative means no limit.
+	// RateLimit is the number of requests per minute for each call except the lists
+	// below. More get a 429 with a Retry-After in seconds. 0 means 300; negative means no
+	// limit.
 	RateLimit int
 
 	// ListRateLimit is the same for the lists of credentials and of apps. 0 means 60.
 	ListRateLimit int
 
-	// PageSize is the number of results on a page of a list. 0 means 100.
+	// PageSize is the number of results on a page. 0 means 100.
 	PageSize int
 
-	// Latency delays the execution of every request.
+	// Latency is the delay before each request is served.
 	Latency time.Duration
 
 	// Now is the clock of created_at, of signatures and of rate limits. Nil
@@ -77,8 +77,8 @@ type Options struct {
 	Now func() time.Time
 }
 
-// Credential is a Zoom OAuth credential at Recall. An empty string stands for JSON's
-// null.
+// Credential is a Zoom OAuth credential as Recall keeps it. An empty string
+// stands for JSON's null.
 type Credential struct {
 	ID                     string    // a UUID
 	OAuthApp               string    // one of Options.OAuthApps
@@ -90,18 +90,18 @@ type Credential struct {
 	MeetingSyncStatus      string    // "not_started" unless added otherwise
 }
 
-// Counts has the numbers of requests and callbacks so far. A request that a fault
-// rejected or dropped before its execution counts only in Requests.
+// Counts are the counts of a [Recall]. A request that a fault ended before it was
+// carried out counts in Requests only.
 type Counts struct {
-	Requests         int // all requests
-	Creates          int // completed creates (201), even if the response was lost
+	Requests         int // all of them, successful or not
+	Creates          int // creates that succeeded (201), even if the response was lost
 	CreateAttempts   int // creates with the right key and within the rate limit
 	Conflicts        int // creates refused because the Zoom user has a credential
-	Deletes          int // completed deletes (204)
-	Lists            int // served pages of credentials
+	Deletes          int // deletes that succeeded (204)
+	Lists            int // pages of credentials returned
 	Callbacks        int // callbacks made, by creates and by Recall.Callback
-	CallbackFailures int // failed callbacks
-	RateLimited      int // requests with a 429 response
+	CallbackFailures int // those among them that failed
+	RateLimited      int // requests over a rate limit (429)
 	Unauthorized     int // requests without the right key
 }
 
@@ -179,14 +179,14 @@ func (r *Recall) SetVerificationSecrets(secrets ...string) {
 	}
 }
 
-// Counts returns the numbers of requests and callbacks so far.
+// Counts returns the counts so far.
 func (r *Recall) Counts() Counts {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.counts
 }
 
-// Credentials returns the current credentials, oldest first.
+// Credentials returns the credentials, oldest first.
 func (r *Recall) Credentials() []Credential {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -197,9 +197,9 @@ func (r *Recall) Credentials() []Credential {
 	return all
 }
 
-// AddCredential adds a credential as if another system had created it: without a
-// callback, a check for conflicts, or counting. It fills empty fields as a create
-// does, except the callback URL and the Zoom user and account. It returns the result.
+// AddCredential adds a credential as if another system had created it, without a
+// callback, a check for conflicts, or a count. Empty fields are filled as by a create,
+// except the callback URL and the Zoom user and account. It returns the credential.
 func (r *Recall) AddCredential(c Credential) Credential {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -230,12 +230,12 @@ func (r *Recall) addLocked(c Credential) Credential {
 
 // ServeHTTP serves one request to Recall's API.
 func (r *Recall) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	// The server detects a disconnected client only after reading the body.
+	// The server detects that a client has left only once the body is read.
 	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxBody))
 	f := r.begin(req)
 	wait(req.Context(), r.opts.Latency+f.Delay)
 
-	var a answer
+	var a response
 	switch {
 	case f.DropBefore:
 		panic(http.ErrAbortHandler)
@@ -257,7 +257,7 @@ func (r *Recall) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// wait returns after d, or when the client disconnects.
+// wait returns after d or when the client has left, whichever is first.
 func wait(ctx context.Context, d time.Duration) {
 	if d <= 0 {
 		return
@@ -270,14 +270,14 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// answer is the response to a request; a nil body means none.
-type answer struct {
+// response is a response; a nil body means none.
+type response struct {
 	status int
 	header http.Header
 	body   any
 }
 
-func (a answer) write(w http.ResponseWriter) {
+func (a response) write(w http.ResponseWriter) {
 	for name, values := range a.header {
 		w.Header()[name] = values
 	}
@@ -286,17 +286,17 @@ func (a answer) write(w http.ResponseWriter) {
 	}
 	w.WriteHeader(a.status)
 	if a.body != nil {
-		_ = json.NewEncoder(w).Encode(a.body) // fails only if the client has disconnected
+		_ = json.NewEncoder(w).Encode(a.body) // fails only if the client has left
 	}
 }
 
-func detail(status int, message string) answer {
-	return answer{status: status, body: map[string]string{"detail": message}}
+func detail(status int, message string) response {
+	return response{status: status, body: map[string]string{"detail": message}}
 }
 
-// fieldError is the response to a request with one invalid field.
-func fieldError(field, message string) answer {
-	return answer{status: http.StatusBadRequest, body: map[string][]string{field: {message}}}
+// fieldError returns the response to a request with one invalid field.
+func fieldError(field, message string) response {
+	return response{status: http.StatusBadRequest, body: map[string][]string{field: {message}}}
 }
 
 func newUUID() string {

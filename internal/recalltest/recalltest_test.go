@@ -46,7 +46,7 @@ func start(t *testing.T, o recalltest.Options) *world {
 		o.Identify = identify
 	}
 	w := &world{T: t, recall: recalltest.New(o)}
-	w.answer(200, "text/plain; charset=utf-8", "ann:acme:1h")
+	w.respond(200, "text/plain; charset=utf-8", "ann:acme:1h")
 	provider := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
 		w.provide.Load().(http.HandlerFunc)(rw, req)
 	}))
@@ -66,8 +66,8 @@ func identify(_ context.Context, token string) (userID, accountID string, ttl ti
 	return parts[0], parts[1], ttl, err
 }
 
-// answer sets the provider's response.
-func (w *world) answer(status int, contentType, body string) {
+// respond sets the provider's response from now on.
+func (w *world) respond(status int, contentType, body string) {
 	w.provide.Store(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
 		rw.Header()["Content-Type"] = []string{contentType}
 		if status == http.StatusFound {
@@ -315,7 +315,7 @@ func TestStrictCallback(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := start(t, recalltest.Options{})
-			w.answer(tc.status, tc.contentType, tc.body)
+			w.respond(tc.status, tc.contentType, tc.body)
 			refused := w.create()
 			w.want(refused, 400, "access_token_callback_url")
 
@@ -335,7 +335,7 @@ func TestStrictCallback(t *testing.T) {
 				t.Errorf("counts %+v", n)
 			}
 
-			w.answer(200, "text/plain", "ann:acme:120s")
+			w.respond(200, "text/plain", "ann:acme:120s")
 			if token, status, err := w.recall.Callback(t.Context(), c.ID); token != "ann:acme:120s" || status != 200 || err != nil {
 				t.Errorf("callback: %q, %d, %v", token, status, err)
 			}
@@ -372,7 +372,7 @@ func TestCallbackFailsWithoutAnswer(t *testing.T) {
 func TestCallbackOfAnotherUser(t *testing.T) {
 	w := start(t, recalltest.Options{})
 	id := w.create().body["id"].(string)
-	w.answer(200, "text/plain", "bob:acme:1h")
+	w.respond(200, "text/plain", "bob:acme:1h")
 	if _, status, err := w.recall.Callback(t.Context(), id); status != 200 || err == nil {
 		t.Errorf("another user's token: %d, %v", status, err)
 	}
@@ -406,7 +406,7 @@ func TestWithoutIdentify(t *testing.T) {
 	if got := w.recall.Credentials(); len(got) != 2 || got[0].UserID != "" {
 		t.Errorf("credentials %+v", got)
 	}
-	w.answer(200, "text/plain", "two\nlines")
+	w.respond(200, "text/plain", "two\nlines")
 	w.want(w.create(), 400, "access_token_callback_url")
 }
 
@@ -492,7 +492,7 @@ func TestBadSecretPanics(t *testing.T) {
 
 func TestConcurrentCreatesOfOneUser(t *testing.T) {
 	w := start(t, recalltest.Options{})
-	var both sync.WaitGroup // each callback responds once the other has arrived
+	var both sync.WaitGroup // each callback returns once the other has started
 	both.Add(2)
 	w.provide.Store(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
 		both.Done()
@@ -600,7 +600,7 @@ func TestFilters(t *testing.T) {
 		"user_id=":                              "a b c",
 		"account_id=k1":                         "a b",
 		"user_id=u1&account_id=k1":              "a",
-		"user_id=other":                         "",
+		"user_id=unknown":                       "",
 		"oauth_app=o":                           "c",
 		"created_at_after=2026-04-01T00:00:02Z": "b c",
 		"created_at_before=2026-04-01T00:00:02.000000Z":                                 "a b",
@@ -626,7 +626,7 @@ func TestFilters(t *testing.T) {
 func TestLogs(t *testing.T) {
 	now := time.Date(2026, 4, 1, 0, 0, 0, 0, time.UTC)
 	w := start(t, recalltest.Options{Now: func() time.Time { return now }})
-	w.answer(500, "text/plain", "")
+	w.respond(500, "text/plain", "")
 	for _, id := range []string{"a", "b"} {
 		w.recall.AddCredential(recalltest.Credential{ID: id, AccessTokenCallbackURL: w.callback})
 		_, _, _ = w.recall.Callback(t.Context(), id)
