@@ -18,9 +18,9 @@ import (
 // ConsentStore claims consents: codes and refresh tokens, which Zoom accepts once.
 type ConsentStore interface {
 	// ClaimConsent claims a consent by its fingerprint, before it is sent to Zoom. It
-	// returns [store.ErrConsentUsed] and the outcome if it was sent before, and a
-	// [*grant.HeldError] while another replica may have sent it: until lateResponse
-	// after that replica's lease has expired. After a lost reply, the claim expires.
+	// returns [store.ErrConsentUsed] and the outcome if Zoom has responded before, and a
+	// [*grant.HeldError] until lateResponse after another call's claim, by Redis's
+	// clock: a journal may have the response. A claim whose reply is lost ends likewise.
 	ClaimConsent(ctx context.Context, id grant.ID, consent string, lateResponse time.Duration) (store.ConsentOutcome, error)
 	// ReleaseConsent ends a claim without a grant. Later claims return the outcome; nil
 	// allows the consent to be tried again.
@@ -143,7 +143,7 @@ func (s *Service) exchange(ctx context.Context, id grant.ID, c consent) (journal
 		// No journal has a response. If the release fails, other calls wait for one until
 		// the claim expires.
 		if err := s.Store.ReleaseConsent(ctx, id, c.fingerprint, nil); err != nil {
-			s.Log.Warn("releasing a failed consent failed; it stays claimed until its lease expires", zap.String("grant", string(id)), zap.Error(err))
+			s.Log.Warn("releasing a failed consent failed; it stays claimed until the claim expires", zap.String("grant", string(id)), zap.Error(err))
 		}
 		return journal.Entry{}, consentError(c.field, err)
 	}

@@ -19,7 +19,7 @@
 // user's lock. Every change names the version of the record that it was made from,
 // so a replica that has lost the lock changes nothing.
 //
-//	consent claimed   a claim with a lease in Redis; the code is not spent
+//	consent claimed   a claim in Redis, for LateResponseWait; the code may be spent
 //	  → journaled     Zoom's response is on this replica's disk
 //	journaled         → stored, by this replica; or by its journal after a restart
 //	stored            the grant is in Redis (State pending), and in the work index

@@ -21,8 +21,8 @@ import (
 // WorkStore is the index of unfinished registrations and removals. The scripts that
 // change a grant keep it up to date.
 type WorkStore interface {
-	// ListWork returns up to limit grants of each shard whose next step is due, the
-	// most overdue first, by Redis's clock.
+	// ListWork returns up to limit grants of each shard whose next step is due, the most
+	// overdue first. Due times are by Redis's clock, and compared with this process's.
 	ListWork(ctx context.Context, limit int) ([]grant.ID, error)
 	// Postpone makes a grant's next step due after wait, and counts the attempt. A
 	// repeated call counts twice, and does no other harm.
