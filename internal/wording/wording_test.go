@@ -33,8 +33,6 @@ var pending = []string{
 	"internal/store/",
 	"internal/zoom/",
 	"internal/zoomtest/",
-	"proto/",
-	"registrar/",
 }
 
 func TestBannedWords(t *testing.T) {
