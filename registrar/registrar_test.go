@@ -810,7 +810,7 @@ func TestRecordThatDoesNotOpenIsInternal(t *testing.T) {
 	w.register(byCode("ann", w.code("zoom-ann")))
 	id := grant.NewID("default", "ann")
 	key := fmt.Sprintf("tp1:{s%03d}:grant:%s", id.Shard(), id)
-	if err := w.redis.Client().HSet(t.Context(), key, "keys", "damaged").Err(); err != nil {
+	if err := w.redis.Client().HSet(t.Context(), key, "secrets", "damaged").Err(); err != nil {
 		t.Fatal(err)
 	}
 	_, err := w.GetUser(t.Context(), &registrarv1.GetUserRequest{UserId: "ann"})

@@ -489,7 +489,7 @@ func TestStartWithoutWhatIsNeeded(t *testing.T) {
 
 	other := filepath.Join(t.TempDir(), "other.json")
 	launch(t, "tokenctl", nil, "keyset", "create", other).wait()
-	if status, line := run("KEYSET_FILE=" + other); status != 2 || !strings.Contains(line, "KEYSET_FILE: the keyset does not open what is stored in this Redis") {
+	if status, line := run("KEYSET_FILE=" + other); status != 2 || !strings.Contains(line, "KEYSET_FILE: the keyset does not decrypt what is stored in this Redis") {
 		t.Errorf("a wrong keyset: exit status %d, %q", status, line)
 	}
 	taken, err := net.Listen("tcp", "127.0.0.1:0")

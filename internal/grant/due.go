@@ -2,14 +2,14 @@ package grant
 
 import "time"
 
-// youngest is the fraction of a token's lifetime during which it is not renewed, for
-// any margin. It limits a grant to ten refreshes per lifetime, so a lifetime below the
-// margin cannot cause a hot loop.
-const youngest = 10
+// minAgeFraction: a token is not renewed in the first 1/minAgeFraction of its
+// lifetime. This bounds a grant to ten renewals per lifetime, also if the lifetime
+// is shorter than the margin.
+const minAgeFraction = 10
 
-// RenewTime returns the due time of a token's renewal: its expiry less the margin and
-// some jitter, but not in the first tenth of its lifetime. Jitter is a fraction in
-// [0, 1) of a twentieth of the lifetime; it spreads grants that were issued together.
+// RenewTime returns when to renew a token: before its expiry by the margin and
+// some jitter, but not before [MatureTime]. Jitter is a fraction in [0, 1) of a
+// twentieth of the lifetime; it spreads grants that were issued together.
 func RenewTime(issued, expires time.Time, margin time.Duration, jitter float64) time.Time {
 	life := expires.Sub(issued)
 	due := expires.Add(-margin - time.Duration(jitter*float64(life)/20))
@@ -19,15 +19,14 @@ func RenewTime(issued, expires time.Time, margin time.Duration, jitter float64) 
 	return due
 }
 
-// MatureTime returns when a token has lived the tenth of its life before which
-// nothing renews it.
+// MatureTime returns the end of the first tenth of a token's lifetime.
 func MatureTime(issued, expires time.Time) time.Time {
-	return issued.Add(expires.Sub(issued) / youngest)
+	return issued.Add(expires.Sub(issued) / minAgeFraction)
 }
 
 // Backoff returns how long to wait after the given number of failures: 1 s
 // doubling to 5 minutes, less up to half of it by jitter in [0, 1). A longer
-// wait that the other side asked for wins.
+// wait that the server asked for takes precedence.
 func Backoff(failures int, jitter float64, asked time.Duration) time.Duration {
 	const first, longest = time.Second, 5 * time.Minute
 	wait := longest

@@ -15,15 +15,19 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-// MinTTL is the minimum remaining lifetime of an access token that is served to Recall: "at least 120 seconds" (docs.recall.ai, customer-managed OAuth).
+// MinTTL is the remaining lifetime that an access token must have when it is
+// served: "at least 120 seconds" (docs.recall.ai, customer-managed OAuth).
 const MinTTL = 120 * time.Second
 
-// ConsentMemory is the time for which the outcome of a user's consent is stored. A
-// response that arrives later is not accepted, because it is then unknown whether the
-// user has been removed.
+// HandOffTTL is the lifetime that a token must have left after the hand-off guard
+// for the guard to postpone a renewal: [MinTTL] and time for the renewal.
+const HandOffTTL = MinTTL + 10*time.Second
+
+// ConsentMemory is how long the outcome of a consent is stored. A later response to
+// it is rejected, because the user may have been removed since.
 const ConsentMemory = 24 * time.Hour
 
-// Shards is the fixed number of shards of the grants. It is part
+// Shards is the fixed number of shards that grants are spread over. It is part
 // of the storage format.
 const Shards = 64
 
@@ -89,22 +93,44 @@ func digit(c byte) int {
 	return -1
 }
 
-// State is the state of a user's grant. It is derived from the record, in this order:
-// being removed, ended at Zoom, not yet at Recall, failing to refresh, or none of these.
-// The store derives it in the script that changes the record, which also indexes it.
+// State is the state of a grant. The store derives it from the record, in the
+// script that changes the record. The first condition that holds decides:
+//
+//	condition of the record             state
+//	marked for removal                  Deleting
+//	gone at Zoom                        ReauthorizationRequired
+//	no credential at Recall             Pending
+//	failures since the last renewal     Degraded
+//	none of these                       Active
+//
+// Transitions, and who causes them:
+//
+//	none → Pending                      AcceptConsent: the registrar, or a journal's replay
+//	Pending → Active, Degraded          Change: the registrar has created the credential
+//	Active → Degraded                   Fail: a renewal failed
+//	Degraded → Active                   Commit: a renewal succeeded
+//	any but Deleting → Reauth.Required  Fail with Gone: Zoom refused the refresh token
+//	ReauthorizationRequired → others    AcceptConsent: the user consented again; or a
+//	                                    late Commit: a success overrides a failure
+//	Active, Degraded → Pending          AcceptConsent for another Zoom user
+//	any → Deleting                      Change: the registrar; Deauthorize: Zoom's event
+//	Deleting → none                     Remove: the registrar
+//	none → Degraded                     Restore: a backup
+//
+// No transition leaves Deleting except the removal.
 type State string
 
 // The states, as the contract names them.
 const (
-	// Pending: accepted, not yet at Recall.
+	// Pending: accepted, without a credential at Recall.
 	Pending State = "pending"
-	// Active: Recall has a credential, and refreshing works.
+	// Active: Recall has a credential, and renewals succeed.
 	Active State = "active"
-	// Degraded: refreshing fails, and will be retried.
+	// Degraded: the last renewal failed, and will be retried.
 	Degraded State = "degraded"
-	// ReauthorizationRequired: the grant has ended; the user must consent again.
+	// ReauthorizationRequired: Zoom refuses the grant; the user must consent again.
 	ReauthorizationRequired State = "reauthorization_required"
-	// Deleting: being removed.
+	// Deleting: marked for removal.
 	Deleting State = "deleting"
 )
 
@@ -113,7 +139,7 @@ func States() []State {
 	return []State{Pending, Active, Degraded, ReauthorizationRequired, Deleting}
 }
 
-// Grant is the record of a user's grant, without its tokens.
+// Grant is the record of a grant, without its tokens.
 type Grant struct {
 	ID   ID
 	App  string // name of the Zoom app
@@ -122,18 +148,18 @@ type Grant struct {
 	State  State
 	Reason string // why the state is not Active; for people, without secrets
 
-	ZoomUser    string // empty until Zoom has returned it
+	ZoomUser    string // empty until Zoom has reported it
 	ZoomAccount string
 
 	Credential         string // id of the credential at Recall; empty until there is one
-	ReplacedCredential string // a credential at Recall that has to be removed; mostly empty
-	Consent            string // fingerprint of the code or refresh token of its registration
+	ReplacedCredential string // id of a credential at Recall to remove; mostly empty
+	Consent            string // fingerprint of the code or refresh token it was registered with
 	Secrets            []CallbackSecret
 	Revoke             bool // revoke at Zoom when it is removed
-	OwnerUnverified    bool // the last consent may be another Zoom user's; Zoom must confirm the owner
+	OwnerUnverified    bool // the Zoom user must be looked up: the last consent may be another Zoom user's
 
-	// UnrecordedZoomUsers lists replaced Zoom users for whom Recall may have a
-	// credential that was never recorded. Mostly empty.
+	// UnrecordedZoomUsers are Zoom users, replaced since, for whom a credential may have been made
+	// at Recall that was never recorded. Mostly empty.
 	UnrecordedZoomUsers []string
 
 	Status      string // of the credential, as the vendor reports it; empty without a credential
@@ -146,53 +172,53 @@ type Grant struct {
 	AccessExpires time.Time
 	Refreshed     time.Time // when the access token was issued
 	Created       time.Time
-	Consented     time.Time // when the grant's consent was registered
+	Consented     time.Time // time of the consent, by Redis's clock if known
 	Updated       time.Time
 
 	Version int64 // grows with every change
 }
 
-// CallbackSecret is an accepted callback secret, by its fingerprint.
+// CallbackSecret is the fingerprint of a valid callback secret, and its end.
 type CallbackSecret struct {
 	Fingerprint Fingerprint
-	NotAfter    time.Time // to the millisecond; zero: unlimited
+	NotAfter    time.Time // to the millisecond; zero: no end
 }
 
-// Fingerprint identifies a callback secret without revealing it.
+// Fingerprint is a hash of a callback secret.
 type Fingerprint [sha256.Size]byte
 
 // Tokens is Zoom's response to a code or a refresh token.
 type Tokens struct {
 	Access  secret.Text
 	Refresh secret.Text
-	Issued  time.Time // when the request was sent: the safe side of the issue time
+	Issued  time.Time // when the request was sent, by the process's clock: not after the issue
 	Expires time.Time
 }
 
-// Consent is a user's consent to a Zoom app, with Zoom's response to it.
+// Consent is a user's consent to a Zoom app, and Zoom's response to it.
 type Consent struct {
 	App, User   string
-	Fingerprint string // of its code or refresh token
+	Fingerprint string // of the code or refresh token that it came from
 	Tokens      Tokens
-	ZoomUser    string // the owner according to Zoom; empty if unknown
+	ZoomUser    string // Zoom user of the grant; empty if unknown
 	ZoomAccount string
 }
 
-// ServingRecord is the part of a grant that the token server needs for a callback.
+// ServingRecord is what the token server needs to respond to a callback.
 type ServingRecord struct {
 	State     State
 	Access    secret.Text
 	Expires   time.Time
-	RenewTime time.Time // when the token is due for renewal
+	RenewTime time.Time // when it is to be renewed
 	Secrets   []CallbackSecret
 }
 
-// HasTTL reports whether the token is valid for at least ttl from now on.
+// HasTTL reports whether the token is valid for at least ttl from now.
 func (s *ServingRecord) HasTTL(ttl time.Duration, now time.Time) bool {
 	return !s.Access.IsZero() && s.Expires.Sub(now) >= ttl
 }
 
-// CheckAlive returns nil if the grant may be served, otherwise [ErrReauthorize] or
+// CheckAlive returns nil if the grant may be served, else [ErrReauthorize] or
 // [ErrDeleting].
 func (s *ServingRecord) CheckAlive() error {
 	switch s.State {
@@ -205,24 +231,24 @@ func (s *ServingRecord) CheckAlive() error {
 	}
 }
 
-// DueGrant is a grant that is due for renewal, and since when.
+// DueGrant is a due grant, and for how long it has been due.
 type DueGrant struct {
 	ID      ID
 	Overdue time.Duration
 }
 
-// ClaimTerms are the conditions of a claim.
+// ClaimTerms are the conditions and durations of a claim.
 type ClaimTerms struct {
-	// ValidUntil is the required validity of the access token, for a caller that needs
-	// one now. Zero: a renewal by its due time.
+	// ValidUntil is the time until which the access token must be valid, for a
+	// renewal on demand. Zero: a scheduled renewal, which needs a due grant.
 	ValidUntil time.Time
 	// Lease is the duration of the claim.
 	Lease time.Duration
-	// LateResponseWait is the time after the end of a lease during which the response
-	// of its holder may still be committed by a replay.
+	// LateResponseWait is how long after the end of a lease its owner, who must have
+	// crashed, may still replay a response.
 	LateResponseWait time.Duration
-	// HandOffGuard is the time after a token was served during which it is not renewed
-	// by its due time, while it is valid.
+	// HandOffGuard is how long after a token was served no scheduled renewal replaces
+	// it, while it has [HandOffTTL] left.
 	HandOffGuard time.Duration
 }
 
@@ -232,49 +258,49 @@ type Claim struct {
 	Owner     string
 	App       string
 	Refresh   secret.Text
-	Spent     string // fingerprint of Refresh, the predecessor of the token in Zoom's response
+	Spent     string // fingerprint of Refresh: the predecessor in Zoom's response
 	Uncertain bool   // an earlier attempt may have spent it already
 	Failures  int    // failed attempts since the last success
 
-	Overdue time.Duration // since the due time, which failures do not move; negative: claimed early
+	Overdue time.Duration // since the renewal time, which failures do not move; negative: claimed earlier
 }
 
 // Outcome is the effect of a failed refresh on the refresh token.
 type Outcome string
 
-// The outcomes of a refresh without a token.
+// The outcomes of a refresh without tokens.
 const (
-	Unspent   Outcome = "unspent"   // Zoom did not take it
-	Uncertain Outcome = "uncertain" // unknown whether Zoom took it
+	Unspent   Outcome = "unspent"   // Zoom did not accept it
+	Uncertain Outcome = "uncertain" // it is unknown whether Zoom accepted it
 	Gone      Outcome = "gone"      // Zoom refuses it: the user must authorize again
-	Released  Outcome = "released"  // not the grant's fault: the claim is undone
+	Released  Outcome = "released"  // unrelated to the grant: as if it had not been claimed
 )
 
 // Errors of claims, reads and changes.
 var (
-	// ErrNotFound means: there is no such grant.
+	// ErrNotFound means that there is no such grant.
 	ErrNotFound = errors.New("no such grant")
-	// ErrFresh means: the access token is valid for long enough; nothing to renew.
+	// ErrFresh means that the access token is valid for long enough.
 	ErrFresh = errors.New("access token is fresh")
-	// ErrReauthorize means: the grant has ended at Zoom; the user must consent again.
+	// ErrReauthorize means that Zoom refuses the grant; the user must consent again.
 	ErrReauthorize = errors.New("user must authorize again")
-	// ErrDeleting means: the grant is being removed.
+	// ErrDeleting means that the grant is marked for removal.
 	ErrDeleting = errors.New("grant is being removed")
-	// ErrConflict means: the record was changed concurrently.
+	// ErrConflict means that the record has changed since it was read.
 	ErrConflict = errors.New("grant was changed meanwhile")
-	// ErrUnreplicated means: stored, but not on the required number of replicas.
+	// ErrUnreplicated means stored, but on fewer replicas than required.
 	ErrUnreplicated = errors.New("not on enough replicas of Redis yet")
-	// ErrSuperseded means: the spent refresh token is no longer the stored one, or the
-	// claim is not the newest. The response must not be committed.
+	// ErrSuperseded means that the spent refresh token is no longer the stored one, or
+	// the claim is not the newest: the result is invalid.
 	ErrSuperseded = errors.New("refresh token has been superseded")
 )
 
-// HeldError reports that another caller holds the lease.
+// HeldError means that another replica holds the claim.
 type HeldError struct{ For time.Duration }
 
 func (e *HeldError) Error() string { return fmt.Sprintf("held by another caller for %v", e.For) }
 
-// BackoffError reports that the last attempt failed and the next one is not due.
+// BackoffError means that the last attempt failed and the next one is not due.
 type BackoffError struct{ For time.Duration }
 
 func (e *BackoffError) Error() string { return fmt.Sprintf("backing off for %v", e.For) }

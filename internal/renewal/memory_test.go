@@ -91,7 +91,7 @@ func (m *memory) Claim(_ context.Context, id grant.ID, owner string, terms grant
 				return grant.Claim{}, grant.ErrFresh
 			}
 			free := r.served.Add(terms.HandOffGuard)
-			if free.After(at) && r.tokens.Expires.After(free.Add(130*time.Second)) {
+			if free.After(at) && r.tokens.Expires.After(free.Add(grant.HandOffTTL)) {
 				return grant.Claim{}, &grant.HeldError{For: later(free)}
 			}
 		} else if !r.tokens.Expires.Before(terms.ValidUntil.Truncate(time.Millisecond)) {

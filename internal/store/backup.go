@@ -14,19 +14,18 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-// BackupRecord is a grant's record as text, for a backup. Everything in it is in clear,
-// the refresh token too.
+// BackupRecord is a grant's record as text, for a backup. It is not encrypted: it has
+// the tokens in clear.
 type BackupRecord struct {
 	ID   grant.ID
 	Text secret.Text
 }
 
-// passing are fields that say how things stand at the moment, or follow from
-// others: they are no part of a backup.
-var passing = []string{"state", "version", "told", "change", "updated", "lease", "lease_until", "handed", "seen", "attempts", "retry_at"}
+// transientFields are derived or short-lived, and not part of a backup.
+var transientFields = []string{"state", "version", "visible_hash", "change", "updated", "lease", "lease_until", "served", "listed", "attempts", "retry_at"}
 
-// ReadBackup calls page with every grant, some at a time.
-func (s *Store) ReadBackup(ctx context.Context, page func([]BackupRecord) error) error {
+// ReadBackup calls page with every grant, in batches.
+func (s *Backup) ReadBackup(ctx context.Context, page func([]BackupRecord) error) error {
 	err := s.walk(ctx, func(sealed []sealedRecord) error {
 		records := make([]*redis.MapStringStringCmd, len(sealed))
 		if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
@@ -56,10 +55,10 @@ func (s *Store) ReadBackup(ctx context.Context, page func([]BackupRecord) error)
 	return nil
 }
 
-func (s *Store) dump(id grant.ID, record map[string]string) (secret.Text, error) {
+func (s *Backup) dump(id grant.ID, record map[string]string) (secret.Text, error) {
 	fields := make(map[string][]byte, len(record))
 	for field, value := range record {
-		if slices.Contains(passing, field) {
+		if slices.Contains(transientFields, field) {
 			continue
 		}
 		fields[field] = []byte(value)
@@ -75,19 +74,18 @@ func (s *Store) dump(id grant.ID, record map[string]string) (secret.Text, error)
 	return secret.New(string(text)), err
 }
 
-// Restore puts grants into Redis that a backup has kept, but for those that are
-// there. It returns how many it has put there.
+// Restore restores grants from a backup, except those that exist. It returns the
+// number of restored grants, and may be repeated.
 //
-// A refresh token works once, and this one may have been spent since the backup;
-// the access token may have been ended. So the access token is left out, and the
-// grant is marked as one whose last answer was lost: its refresh token is tried
-// once, and only if Zoom refuses it must the user authorize again. Until then the
-// grant is [grant.Degraded], for the reason that is given.
-func (s *Store) Restore(ctx context.Context, dumped []BackupRecord, reason string) (revived int, err error) {
+// The refresh token may have been spent since the backup, and the access token may
+// have ended. So the access token is dropped, and the grant becomes uncertain: its
+// refresh token is tried once. Until then the grant is [grant.Degraded] with the
+// given reason.
+func (s *Backup) Restore(ctx context.Context, dumped []BackupRecord, reason string) (restored int, err error) {
 	answers := make([]*redis.Cmd, len(dumped))
 	_, err = s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for i, d := range dumped {
-			args, err := s.revival(d)
+			args, err := s.encodeBackup(d)
 			if err != nil {
 				return err
 			}
@@ -96,22 +94,22 @@ func (s *Store) Restore(ctx context.Context, dumped []BackupRecord, reason strin
 		return nil
 	})
 	if err != nil {
-		return 0, fmt.Errorf("putting grants back: %w", err)
+		return 0, fmt.Errorf("restoring grants: %w", err)
 	}
 	for _, answer := range answers {
 		words, err := answer.StringSlice()
 		if err != nil || len(words) == 0 {
-			return revived, fmt.Errorf("putting grants back: %w", errors.Join(err, errors.New("a script answered nothing")))
+			return restored, fmt.Errorf("restoring grants: %w", errors.Join(err, errors.New("a script returned nothing")))
 		}
-		if words[0] == "revived" {
-			revived++
+		if words[0] == "restored" {
+			restored++
 		}
 	}
-	return revived, nil
+	return restored, nil
 }
 
-// revival is the fields and values of a record that is put back.
-func (s *Store) revival(d BackupRecord) (args []any, err error) {
+// encodeBackup returns the fields and values of a restored record, encrypted.
+func (s *Backup) encodeBackup(d BackupRecord) (args []any, err error) {
 	var fields map[string][]byte
 	if err := json.Unmarshal([]byte(d.Text.Reveal()), &fields); err != nil {
 		return nil, fmt.Errorf("grant %s: not a record", d.ID) // the error may quote it
@@ -132,7 +130,7 @@ func (s *Store) revival(d BackupRecord) (args []any, err error) {
 }
 
 // IsEmpty reports whether no grant is stored.
-func (s *Store) IsEmpty(ctx context.Context) (bool, error) {
+func (s *Lists) IsEmpty(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	states, err := s.CountByState(ctx)

@@ -13,36 +13,34 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// ChangeListener is told of changes. Its methods must return soon and are called one
-// at a time.
+// ChangeListener receives changes of records. Its methods must return quickly, and
+// are called one at a time.
 type ChangeListener interface {
-	// Synced says that from here on every change is told. What was read before may
-	// be out of date already.
+	// Synced is called when every later change will be reported. Records that were
+	// read before may be outdated.
 	Synced()
-	// Invalidate says that a grant's record has changed, or is gone.
+	// Invalidate is called when a grant's record has changed or was removed.
 	Invalidate(id grant.ID)
-	// Desynced says that changes may be missed until Live is called again, and why:
-	// [ErrNoReply] if Redis does not answer at all.
+	// Desynced is called when changes may be missed until the next Synced, with the
+	// cause: [ErrNoReply] if Redis does not respond.
 	Desynced(why error)
 }
 
 const (
 	beat    = 500 * time.Millisecond  // between pings
-	silence = 1500 * time.Millisecond // without an answer, after which a subscription is given up
+	silence = 1500 * time.Millisecond // without a reply, after which a subscription is replaced
 )
 
-// ErrNoReply means: Redis does not answer.
-var ErrNoReply = errors.New("Redis is silent") //nolint:staticcheck // a name
+// ErrNoReply means that Redis does not respond.
+var ErrNoReply = errors.New("Redis does not respond") //nolint:staticcheck // a name
 
-// Subscribe tells the follower of every change of any record, by whichever replica,
-// until ctx ends.
+// Subscribe reports every change of a record, by any replica, until ctx ends.
 //
-// The scripts that change a record publish its id. A message that is lost is
-// lost with its connection, so as long as a subscription answers, nothing has
-// been missed; one that does not is given up and begun anew. On a cluster there
-// is one to each master, for the channels of the shards that it has: no message
-// has to find its way through the cluster.
-func (s *Store) Subscribe(ctx context.Context, f ChangeListener) {
+// The scripts that change a record publish its id. A message can only be lost with
+// its connection. So while a subscription replies to pings, nothing was missed; one
+// that does not reply is replaced. On a cluster there is one subscription to each
+// master, for the channels of its shards.
+func (s *Changes) Subscribe(ctx context.Context, f ChangeListener) {
 	pace := backoff.NewExponentialBackOff()
 	pace.InitialInterval, pace.MaxInterval = 20*time.Millisecond, time.Second
 	for ctx.Err() == nil {
@@ -62,19 +60,19 @@ func (s *Store) Subscribe(ctx context.Context, f ChangeListener) {
 	}
 }
 
-// follow subscribes, says so, and returns when a message may have been lost.
-func (s *Store) follow(ctx context.Context, f ChangeListener) error {
+// follow subscribes, and returns when a message may have been lost.
+func (s *Changes) follow(ctx context.Context, f ChangeListener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	nodes, err := s.subscriptions(ctx)
 	if err != nil {
 		return err
 	}
-	told := &sequel{ChangeListener: f, waiting: len(nodes)}
+	all := &sequel{ChangeListener: f, waiting: len(nodes)}
 	ended := make(chan error, len(nodes))
 	var wg sync.WaitGroup
 	for _, node := range nodes {
-		wg.Go(func() { ended <- s.listen(ctx, node, told) })
+		wg.Go(func() { ended <- s.listen(ctx, node, all) })
 	}
 	err = <-ended
 	cancel()
@@ -82,8 +80,7 @@ func (s *Store) follow(ctx context.Context, f ChangeListener) error {
 	return err
 }
 
-// sequel is a follower of several subscriptions: it is live when all of them
-// are.
+// sequel combines several subscriptions: it is synced when all of them are.
 type sequel struct {
 	ChangeListener
 
@@ -113,7 +110,7 @@ type subscription struct {
 }
 
 // subscriptions returns what has to be subscribed to.
-func (s *Store) subscriptions(ctx context.Context) ([]subscription, error) {
+func (s *core) subscriptions(ctx context.Context) ([]subscription, error) {
 	var channels []string
 	for shard := range grant.Shards {
 		channels = append(channels, changedKey(shard))
@@ -154,7 +151,7 @@ func answers(ctx context.Context, server *redis.Client) error {
 }
 
 // listen follows one server until something is wrong.
-func (s *Store) listen(ctx context.Context, node subscription, f *sequel) error {
+func (s *Changes) listen(ctx context.Context, node subscription, f *sequel) error {
 	if err := answers(ctx, node.server); err != nil {
 		return fmt.Errorf("following changes: %w", err)
 	}
@@ -191,10 +188,10 @@ func (s *Store) listen(ctx context.Context, node subscription, f *sequel) error 
 			// Any but the first ones mean that the connection is another one, or that
 			// the channel has moved to another server.
 			if confirmed++; confirmed > len(node.channels) || message.Kind == "sunsubscribe" {
-				return errors.New("following changes: the subscription was begun anew")
+				return errors.New("following changes: the subscription was replaced")
 			}
 			if confirmed == len(node.channels) {
-				breaks = s.Failovers()
+				breaks = s.continuity.Failovers()
 				f.Synced()
 			}
 		}
@@ -202,10 +199,10 @@ func (s *Store) listen(ctx context.Context, node subscription, f *sequel) error 
 		if now.Sub(heard) > silence {
 			return fmt.Errorf("following changes: %w", ErrNoReply)
 		}
-		if breaks >= 0 && s.Failovers() != breaks {
-			return errors.New("following changes: Redis has restarted or another server has taken over")
+		if breaks >= 0 && s.continuity.Failovers() != breaks {
+			return errors.New("following changes: Redis restarted or failed over")
 		}
-		if now.Sub(asked) >= beat { // also while messages come: the server may have been replaced
+		if now.Sub(asked) >= beat { // also between messages: the server may have been replaced
 			asked = now
 			if err := link.Ping(ctx); err != nil {
 				return fmt.Errorf("following changes: %w", err)

@@ -12,13 +12,13 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// ConsentOutcome is what came of a consent: a code or a refresh token that a user was
-// registered with. The zero value is void: the user was removed since.
+// ConsentOutcome is the outcome of a consent: of a code or a refresh token that a
+// user was registered with. The zero value is void: the user was removed since.
 type ConsentOutcome struct {
-	// Stored: the grant that came of it is, or was, the user's.
+	// Stored: its grant was stored as the user's.
 	Stored bool
-	// Conflict: the Zoom user has a credential at Recall that is not ours. The two
-	// ids are Recall's.
+	// Conflict: the Zoom user has a credential at Recall that was not created here.
+	// Both ids are Recall's.
 	Conflict                      bool
 	ConflictUser, ConflictAccount string
 }
@@ -43,17 +43,18 @@ func parseOutcome(text string) (ConsentOutcome, error) {
 		user, account, _ := strings.Cut(rest, "\x00")
 		return ConsentOutcome{Conflict: true, ConflictUser: user, ConflictAccount: account}, nil
 	}
-	return ConsentOutcome{}, fmt.Errorf("what came of a consent is %q, which this version does not know", text)
+	return ConsentOutcome{}, fmt.Errorf("outcome %q of a consent is unknown to this version", text)
 }
 
-// ErrConsentUsed means: Zoom has answered this consent already; see [ConsentOutcome].
-var ErrConsentUsed = errors.New("the consent was spent before")
+// ErrConsentUsed means that the consent has an outcome; see [ConsentOutcome].
+var ErrConsentUsed = errors.New("the consent was used before")
 
-// ClaimConsent claims the right to spend a consent, by its fingerprint; it is also the
-// probe that Redis can be written. It answers nil if the consent may be presented
-// to Zoom; [ErrConsentUsed], with what came of it; or a [*grant.HeldError] while
-// somebody who may have Zoom's answer, and may have died with it, is waited for.
-func (s *Store) ClaimConsent(ctx context.Context, id grant.ID, consent string, lateAnswer time.Duration) (ConsentOutcome, error) {
+// ClaimConsent claims the right to present a consent to Zoom, by its fingerprint. The
+// write also proves that Redis is writable. It returns nil if the consent may be
+// presented; [ErrConsentUsed] with its outcome; or a [*grant.HeldError] while another
+// replica may have Zoom's response. A call with a lost reply leaves the claim until
+// lateAnswer has passed.
+func (s *Consents) ClaimConsent(ctx context.Context, id grant.ID, consent string, lateAnswer time.Duration) (ConsentOutcome, error) {
 	word, answer, err := s.run(ctx, claimConsentScript, id, consent, lateAnswer.Milliseconds(), rand.Text())
 	switch {
 	case err != nil:
@@ -75,9 +76,9 @@ func (s *Store) ClaimConsent(ctx context.Context, id grant.ID, consent string, l
 	return outcome, ErrConsentUsed
 }
 
-// ReleaseConsent ends a claim that has brought no grant. With an outcome, that is what
-// [Store.ClaimConsent] answers from then on; with nil, the consent may be tried again.
-func (s *Store) ReleaseConsent(ctx context.Context, id grant.ID, consent string, outcome *ConsentOutcome) error {
+// ReleaseConsent ends a claim without a grant. [Consents.ClaimConsent] returns the
+// outcome from then on; if it is nil, the consent may be tried again.
+func (s *Consents) ReleaseConsent(ctx context.Context, id grant.ID, consent string, outcome *ConsentOutcome) error {
 	text := ""
 	if outcome != nil {
 		text = outcome.text()
@@ -88,16 +89,15 @@ func (s *Store) ReleaseConsent(ctx context.Context, id grant.ID, consent string,
 	return nil
 }
 
-// AcceptConsent stores Zoom's answer to a consent, as the user's grant from now on,
-// whatever was recorded of the grant before: failures, a lease, its loss. It may
-// be repeated, and may come late. It answers nil when the answer is stored, by
-// this call or an earlier one; [grant.ErrUnreplicated] when it is, but on fewer
-// replicas than were asked for; [grant.ErrSuperseded] when the user has consented
-// again, or was removed, since; [grant.ErrDeleting] when the user is being
-// removed. It also reports whether the answer was missing: if it had been accepted
-// before, Redis has forgotten it.
-func (s *Store) AcceptConsent(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (missing bool, err error) {
-	sealed, err := s.sealTokens(id, c.Tokens)
+// AcceptConsent stores Zoom's response to a consent as the user's grant. It clears
+// earlier failures, the lease and the loss of the grant. It may be repeated, and may
+// come late. It returns nil if the response is stored, by this call or an earlier
+// one; [grant.ErrUnreplicated] if it is stored on fewer replicas than required;
+// [grant.ErrSuperseded] if the user has consented again or was removed since;
+// [grant.ErrDeleting] if the user is being removed. It also reports whether this call
+// has stored it: if an earlier call had, Redis lost that write.
+func (s *Consents) AcceptConsent(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (missing bool, err error) {
+	sealed, err := s.encryptTokens(id, c.Tokens)
 	if err != nil {
 		return false, err
 	}

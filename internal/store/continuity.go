@@ -12,25 +12,23 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// FailoverDetector notices that Redis may have forgotten what it had acknowledged: a
-// server has restarted, or a replica has taken over. It asks every new
-// connection who is at the other end, before the connection is used. As no
-// connection outlives a restart, no command can reach a restarted server before
-// the restart has been noticed.
+// FailoverDetector detects that Redis may have lost acknowledged writes: a server
+// restarted, or a replica was promoted. It reads the server's identity on every new
+// connection before its first use. No connection survives a restart, so no command
+// reaches a restarted server before the restart is detected.
 type FailoverDetector struct {
 	breaks atomic.Int64
 
 	mu    sync.Mutex
 	known map[string]bool // identities of masters
-	armed bool            // the masters that there were at the start are known
+	armed bool            // the masters at the start are known
 }
 
-// young is the age at which a server that is met first counts as restarted just
-// now.
-const young = 10 * time.Second
+// restartAge: an unknown server with a shorter uptime counts as restarted.
+const restartAge = 10 * time.Second
 
-// Failovers returns how often Redis may have forgotten something since the start.
-// It does no I/O.
+// Failovers returns how often Redis may have lost writes since the start. It does no
+// I/O.
 func (c *FailoverDetector) Failovers() int64 { return c.breaks.Load() }
 
 // onConnect is go-redis's hook for new connections.
@@ -38,7 +36,7 @@ func (c *FailoverDetector) onConnect(ctx context.Context, connection *redis.Conn
 	return c.meet(ctx, connection)
 }
 
-// meet asks a server who it is.
+// meet reads a server's identity.
 func (c *FailoverDetector) meet(ctx context.Context, server interface {
 	Info(ctx context.Context, section ...string) *redis.StringCmd
 },
@@ -46,16 +44,16 @@ func (c *FailoverDetector) meet(ctx context.Context, server interface {
 	info, err := server.Info(ctx, "server").Result()
 	if err != nil {
 		if _, refused := err.(redis.Error); refused { //nolint:errorlint // go-redis's own kind of answer
-			return nil // the embedded Redis does not know the command: it does not forget either
+			return nil // the embedded Redis does not know the command, and loses no writes
 		}
-		return fmt.Errorf("asking Redis who it is: %w", err)
+		return fmt.Errorf("reading the identity of Redis: %w", err)
 	}
 	replication, err := server.Info(ctx, "replication").Result()
 	if err != nil {
-		return fmt.Errorf("asking Redis for its role: %w", err)
+		return fmt.Errorf("reading the role of Redis: %w", err)
 	}
 	if infoField(replication, "role") != "master" {
-		return nil // not written to; should it take over, it is met as a master
+		return nil // a replica is not written to
 	}
 	uptime, err := strconv.Atoi(infoField(info, "uptime_in_seconds"))
 	if err != nil {
@@ -75,7 +73,7 @@ func (c *FailoverDetector) saw(identity string, uptime time.Duration) {
 		c.known = map[string]bool{}
 	}
 	c.known[identity] = true
-	if c.armed || uptime < young {
+	if c.armed || uptime < restartAge {
 		c.breaks.Add(1)
 	}
 }
@@ -89,9 +87,9 @@ func infoField(info, name string) string {
 	return ""
 }
 
-// CheckFailover asks every master who it is: a take-over need not break a
-// connection. It is to be called at the start, and now and then.
-func (s *Store) CheckFailover(ctx context.Context) error {
+// CheckFailover reads the identity of every master: a failover need not break a
+// connection. It must be called at the start, and then regularly.
+func (s *Health) CheckFailover(ctx context.Context) error {
 	var err error
 	switch client := s.redis.(type) {
 	case *redis.ClusterClient:
@@ -110,8 +108,8 @@ func (s *Store) CheckFailover(ctx context.Context) error {
 	return nil
 }
 
-// Failovers returns how often Redis may have forgotten something; see
+// Failovers returns how often Redis may have lost writes; see
 // [FailoverDetector.Failovers].
-func (s *Store) Failovers() int64 {
+func (s *Health) Failovers() int64 {
 	return s.continuity.Failovers()
 }

@@ -22,7 +22,7 @@ const AppendOnly = "redis-cli config set appendonly yes, and config rewrite once
 
 // CheckConfig looks at how each master of Redis is set up. What it may not ask, as
 // with some managed services, it does not find.
-func (s *Store) CheckConfig(ctx context.Context) ([]ConfigProblem, error) {
+func (s *Health) CheckConfig(ctx context.Context) ([]ConfigProblem, error) {
 	masters, err := s.subscriptions(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("looking at how Redis is set up: %w", err)

@@ -11,9 +11,9 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// ByZoomUser returns the grants of a Zoom user to an app. It asks every shard,
-// in one round trip, so it is for what happens rarely.
-func (s *Store) ByZoomUser(ctx context.Context, app, zoomUser string) ([]grant.ID, error) {
+// ByZoomUser returns the grants of a Zoom user to an app. It reads every shard in one
+// round trip: for rare operations only.
+func (s *Lists) ByZoomUser(ctx context.Context, app, zoomUser string) ([]grant.ID, error) {
 	first := zoomUser + "\x00" + app + "\x00"
 	found := make([]*redis.StringSliceCmd, grant.Shards)
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
@@ -25,7 +25,7 @@ func (s *Store) ByZoomUser(ctx context.Context, app, zoomUser string) ([]grant.I
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("looking for the grants of a Zoom user: %w", err)
+		return nil, fmt.Errorf("listing the grants of a Zoom user: %w", err)
 	}
 	var ids []grant.ID
 	for _, shard := range found {
@@ -37,9 +37,9 @@ func (s *Store) ByZoomUser(ctx context.Context, app, zoomUser string) ([]grant.I
 }
 
 // Deauthorize marks a grant for removal because the user has removed the app at
-// Zoom at the given time. It answers [grant.ErrFresh] if the user has consented
+// Zoom at the given time. It returns [grant.ErrFresh] if the user has consented
 // again since, and [grant.ErrDeleting] if the grant is marked already.
-func (s *Store) Deauthorize(ctx context.Context, id grant.ID, at time.Time) error {
+func (s *Grants) Deauthorize(ctx context.Context, id grant.ID, at time.Time) error {
 	word, _, err := s.run(ctx, deauthorizeScript, id, millis(at), "the user has removed the app at Zoom")
 	switch {
 	case err != nil:

@@ -17,20 +17,20 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-// The fields of a record that hold sealed values.
+// The encrypted fields of a record.
 const (
 	fieldAccess  = "access"
 	fieldRefresh = "refresh"
-	fieldKeys    = "keys"
+	fieldSecrets = "secrets"
 )
 
-// RefreshFingerprint is how scripts tell refresh tokens apart.
+// RefreshFingerprint returns the fingerprint by which scripts compare refresh tokens.
 func RefreshFingerprint(refresh secret.Text) string {
 	return seal.Fingerprint("refresh", refresh.Reveal())
 }
 
-// Get reads a grant. It answers [grant.ErrNotFound] if there is none.
-func (s *Store) Get(ctx context.Context, id grant.ID) (grant.Grant, error) {
+// Get reads a grant. It returns [grant.ErrNotFound] if there is none.
+func (s *Grants) Get(ctx context.Context, id grant.ID) (grant.Grant, error) {
 	fields, err := s.redis.HGetAll(ctx, grantKey(id)).Result()
 	if err != nil {
 		return grant.Grant{}, fmt.Errorf("reading grant %s: %w", id, err)
@@ -38,16 +38,16 @@ func (s *Store) Get(ctx context.Context, id grant.ID) (grant.Grant, error) {
 	return s.decode(id, fields)
 }
 
-// servingFields are what a callback needs of a record.
-var servingFields = [...]string{"state", "expires", "plan", fieldAccess, fieldKeys}
+// servingFields are the fields that a callback needs.
+var servingFields = [...]string{"state", "expires", "renew_at", fieldAccess, fieldSecrets}
 
-// ReadServingRecord reads what a callback needs, in one read. It answers
-// [grant.ErrNotFound] or [ErrUnavailable]. Where there is no grant it opens a decoy, so
-// that its time does not tell whether there is one.
-func (s *Store) ReadServingRecord(ctx context.Context, id grant.ID) (grant.ServingRecord, error) {
+// ReadServingRecord reads the fields that a callback needs, in one read. It returns
+// [grant.ErrNotFound] or [ErrUnavailable]. Without a grant it decrypts a decoy, so that
+// its duration does not reveal whether there is one.
+func (s *Grants) ReadServingRecord(ctx context.Context, id grant.ID) (grant.ServingRecord, error) {
 	values, err := s.reads.read(ctx, id)
 	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, redis.ErrPoolTimeout): // says nothing of Redis
+	case errors.Is(err, context.Canceled), errors.Is(err, redis.ErrPoolTimeout): // not a fault of Redis
 		return grant.ServingRecord{}, fmt.Errorf("reading grant %s: %w", id, err)
 	case err != nil:
 		return grant.ServingRecord{}, fmt.Errorf("reading grant %s: %w: %w", id, ErrUnavailable, err)
@@ -57,34 +57,34 @@ func (s *Store) ReadServingRecord(ctx context.Context, id grant.ID) (grant.Servi
 		fields[i], _ = values[i].(string)
 	}
 	if fields[0] == "" {
-		_, _ = s.openServing(nobody, s.decoy)
+		_, _ = s.decryptServing(noID, s.decoy)
 		return grant.ServingRecord{}, grant.ErrNotFound
 	}
-	return s.openServing(id, fields)
+	return s.decryptServing(id, fields)
 }
 
-// nobody is no user's grant: a user's id is not empty.
-var nobody = grant.NewID("", "")
+// noID is the ID of no grant: a user's id is not empty.
+var noID = grant.NewID("", "")
 
-// newDecoy makes a record of nobody's that takes as long to open as a user's.
-func (s *Store) newDecoy() [len(servingFields)]string {
+// newDecoy makes a record that takes as long to decrypt as a user's.
+func (s *Grants) newDecoy() [len(servingFields)]string {
 	token := secret.New(strings.Repeat("x", 800)) // Zoom's have 700 to 900 bytes
-	tokens, errTokens := s.sealTokens(nobody, grant.Tokens{Access: token, Refresh: token})
-	keys, errKeys := s.sealKeys(nobody, []grant.CallbackSecret{{}})
+	tokens, errTokens := s.encryptTokens(noID, grant.Tokens{Access: token, Refresh: token})
+	keys, errKeys := s.encryptSecrets(noID, []grant.CallbackSecret{{}})
 	if errTokens != nil || errKeys != nil {
-		keys = nil // a keyset that cannot seal: nothing works then
+		keys = nil // a keyset that cannot encrypt: nothing works then
 	}
 	return [len(servingFields)]string{string(grant.Active), "1", "1", string(tokens.access), string(keys)}
 }
 
-func (s *Store) openServing(id grant.ID, fields [len(servingFields)]string) (grant.ServingRecord, error) {
+func (s *Grants) decryptServing(id grant.ID, fields [len(servingFields)]string) (grant.ServingRecord, error) {
 	var d decoder
 	serving := grant.ServingRecord{
 		State:     grant.State(fields[0]),
 		Expires:   d.time("expires", fields[1]),
-		RenewTime: d.time("plan", fields[2]),
-		Access:    s.openText(id, &d, fieldAccess, fields[3]),
-		Secrets:   s.openKeys(id, &d, fields[4]),
+		RenewTime: d.time("renew_at", fields[2]),
+		Access:    s.decryptText(id, &d, fieldAccess, fields[3]),
+		Secrets:   s.decryptSecrets(id, &d, fields[4]),
 	}
 	if d.err != nil {
 		return grant.ServingRecord{}, fmt.Errorf("reading grant %s: %w", id, d.err)
@@ -92,9 +92,9 @@ func (s *Store) openServing(id grant.ID, fields [len(servingFields)]string) (gra
 	return serving, nil
 }
 
-// ReadRefreshToken reads the refresh token, to revoke it. Whoever wants to spend it has
-// to claim it.
-func (s *Store) ReadRefreshToken(ctx context.Context, id grant.ID) (secret.Text, error) {
+// ReadRefreshToken reads the refresh token, to revoke it. It must not be spent without
+// a claim.
+func (s *Grants) ReadRefreshToken(ctx context.Context, id grant.ID) (secret.Text, error) {
 	sealed, err := s.redis.HGet(ctx, grantKey(id), fieldRefresh).Result()
 	if errors.Is(err, redis.Nil) {
 		return secret.Text{}, grant.ErrNotFound
@@ -103,20 +103,19 @@ func (s *Store) ReadRefreshToken(ctx context.Context, id grant.ID) (secret.Text,
 		return secret.Text{}, fmt.Errorf("reading grant %s: %w", id, err)
 	}
 	var d decoder
-	return s.openText(id, &d, fieldRefresh, sealed), d.err
+	return s.decryptText(id, &d, fieldRefresh, sealed), d.err
 }
 
-// Identity is whose grant it is, by Zoom's ids.
+// Identity is the Zoom user of a grant.
 type Identity struct{ ZoomUser, ZoomAccount string }
 
-// Change changes a grant if it is still at version, and returns what it became.
-// It answers [grant.ErrNotFound] or [grant.ErrConflict] if somebody else
-// has changed it since.
-func (s *Store) Change(ctx context.Context, id grant.ID, version int64, c Change) (grant.Grant, error) {
+// Change changes a grant if it still has the version, and returns the changed grant.
+// It returns [grant.ErrNotFound], or [grant.ErrConflict] if it has changed since.
+func (s *Grants) Change(ctx context.Context, id grant.ID, version int64, c Change) (grant.Grant, error) {
 	var fields []any
 	set := func(field, value string) { fields = append(fields, field, value) }
 	if c.Identity != nil {
-		set("ask", "")
+		set("owner_unverified", "")
 	}
 	for _, f := range userFields {
 		if value := f.changed(&c); value != nil {
@@ -124,21 +123,21 @@ func (s *Store) Change(ctx context.Context, id grant.ID, version int64, c Change
 		}
 	}
 	if c.ReplacedCredential != nil {
-		set("former", *c.ReplacedCredential)
+		set("replaced_credential", *c.ReplacedCredential)
 	}
 	if c.UnrecordedZoomUsers != nil {
 		text := ""
 		for _, user := range *c.UnrecordedZoomUsers {
 			text += user + "\x00"
 		}
-		set("strays", text)
+		set("unrecorded_zoom_users", text)
 	}
 	if c.Secrets != nil {
-		sealed, err := s.sealKeys(id, *c.Secrets)
+		sealed, err := s.encryptSecrets(id, *c.Secrets)
 		if err != nil {
 			return grant.Grant{}, err
 		}
-		set(fieldKeys, string(sealed))
+		set(fieldSecrets, string(sealed))
 	}
 	if c.Deleting {
 		set("deleting", "1")
@@ -163,11 +162,10 @@ func (s *Store) Change(ctx context.Context, id grant.ID, version int64, c Change
 	return s.decode(id, record)
 }
 
-// Remove removes a grant if it is still at version. The outcome is what
-// [Store.ClaimConsent] answers from then on to the grant's own consent; what else the
-// user was registered with lately is void. It answers [grant.ErrNotFound] or
-// [grant.ErrConflict].
-func (s *Store) Remove(ctx context.Context, id grant.ID, version int64, outcome ConsentOutcome) error {
+// Remove removes a grant if it still has the version. [Consents.ClaimConsent] returns
+// the outcome for the grant's own consent from then on; the user's other consents
+// become void. It returns [grant.ErrNotFound] or [grant.ErrConflict].
+func (s *Grants) Remove(ctx context.Context, id grant.ID, version int64, outcome ConsentOutcome) error {
 	word, _, err := s.run(ctx, removeScript, id, version, outcome.text())
 	switch {
 	case err != nil:
@@ -178,8 +176,8 @@ func (s *Store) Remove(ctx context.Context, id grant.ID, version int64, outcome 
 	return nil
 }
 
-// decode reads a record.
-func (s *Store) decode(id grant.ID, fields map[string]string) (grant.Grant, error) {
+// decode decodes and decrypts a record.
+func (s *core) decode(id grant.ID, fields map[string]string) (grant.Grant, error) {
 	if len(fields) == 0 {
 		return grant.Grant{}, grant.ErrNotFound
 	}
@@ -189,14 +187,14 @@ func (s *Store) decode(id grant.ID, fields map[string]string) (grant.Grant, erro
 		App:                 fields["app"],
 		User:                fields["user"],
 		State:               grant.State(fields["state"]),
-		ReplacedCredential:  fields["former"],
+		ReplacedCredential:  fields["replaced_credential"],
 		Consent:             fields["consent"],
-		Secrets:             s.openKeys(id, &d, fields[fieldKeys]),
+		Secrets:             s.decryptSecrets(id, &d, fields[fieldSecrets]),
 		Revoke:              fields["revoke"] != "",
-		OwnerUnverified:     fields["ask"] != "",
-		UnrecordedZoomUsers: strings.FieldsFunc(fields["strays"], func(r rune) bool { return r == 0 }),
+		OwnerUnverified:     fields["owner_unverified"] != "",
+		UnrecordedZoomUsers: strings.FieldsFunc(fields["unrecorded_zoom_users"], func(r rune) bool { return r == 0 }),
 		Attempts:            int(d.int("attempts", fields["attempts"])),
-		ListedTime:          d.time("seen", fields["seen"]),
+		ListedTime:          d.time("listed", fields["listed"]),
 		AccessExpires:       d.time("expires", fields["expires"]),
 		Refreshed:           d.time("refreshed", fields["refreshed"]),
 		Created:             d.time("created", fields["created"]),
@@ -213,7 +211,7 @@ func (s *Store) decode(id grant.ID, fields map[string]string) (grant.Grant, erro
 	return g, nil
 }
 
-// decoder reads the fields of a record and keeps the first fault.
+// decoder decodes fields of a record and keeps the first error.
 type decoder struct{ err error }
 
 func (d *decoder) fail(field string, err error) {
@@ -240,11 +238,11 @@ func (d *decoder) time(field, text string) time.Time {
 	return time.Time{}
 }
 
-func (s *Store) openText(id grant.ID, d *decoder, field, sealed string) secret.Text {
-	return secret.New(string(s.open(id, d, field, sealed)))
+func (s *core) decryptText(id grant.ID, d *decoder, field, sealed string) secret.Text {
+	return secret.New(string(s.decrypt(id, d, field, sealed)))
 }
 
-func (s *Store) open(id grant.ID, d *decoder, field, sealed string) []byte {
+func (s *core) decrypt(id grant.ID, d *decoder, field, sealed string) []byte {
 	if sealed == "" {
 		return nil
 	}
@@ -255,34 +253,34 @@ func (s *Store) open(id grant.ID, d *decoder, field, sealed string) []byte {
 	return plain
 }
 
-// A callback key is stored as its fingerprint and its end, in ms, big-endian.
-const keyLength = len(grant.Fingerprint{}) + 8
+// A callback secret is stored as its fingerprint and its end in ms, big-endian.
+const secretLength = len(grant.Fingerprint{}) + 8
 
-func (s *Store) openKeys(id grant.ID, d *decoder, sealed string) []grant.CallbackSecret {
-	plain := s.open(id, d, fieldKeys, sealed)
+func (s *core) decryptSecrets(id grant.ID, d *decoder, sealed string) []grant.CallbackSecret {
+	plain := s.decrypt(id, d, fieldSecrets, sealed)
 	if len(plain) == 0 {
 		return nil
 	}
-	if len(plain)%keyLength != 0 {
-		d.fail(fieldKeys, errors.New("of another version"))
+	if len(plain)%secretLength != 0 {
+		d.fail(fieldSecrets, errors.New("unknown format"))
 		return nil
 	}
-	keys := make([]grant.CallbackSecret, len(plain)/keyLength)
+	keys := make([]grant.CallbackSecret, len(plain)/secretLength)
 	for i := range keys {
 		n := copy(keys[i].Fingerprint[:], plain)
 		if ms := binary.BigEndian.Uint64(plain[n:]); ms != 0 {
 			keys[i].NotAfter = time.UnixMilli(int64(ms)).UTC() //nolint:gosec // as it was written
 		}
-		plain = plain[keyLength:]
+		plain = plain[secretLength:]
 	}
 	return keys
 }
 
-func (s *Store) sealKeys(id grant.ID, keys []grant.CallbackSecret) ([]byte, error) {
+func (s *core) encryptSecrets(id grant.ID, keys []grant.CallbackSecret) ([]byte, error) {
 	if len(keys) == 0 {
 		return nil, nil
 	}
-	plain := make([]byte, 0, len(keys)*keyLength)
+	plain := make([]byte, 0, len(keys)*secretLength)
 	for _, key := range keys {
 		plain = append(plain, key.Fingerprint[:]...)
 		var ms uint64
@@ -291,12 +289,12 @@ func (s *Store) sealKeys(id grant.ID, keys []grant.CallbackSecret) ([]byte, erro
 		}
 		plain = binary.BigEndian.AppendUint64(plain, ms)
 	}
-	return s.seal.Encrypt(plain, string(id), fieldKeys)
+	return s.seal.Encrypt(plain, string(id), fieldSecrets)
 }
 
-type sealedTokens struct{ access, refresh []byte }
+type encryptedTokens struct{ access, refresh []byte }
 
-func (s *Store) sealTokens(id grant.ID, tokens grant.Tokens) (sealed sealedTokens, err error) {
+func (s *core) encryptTokens(id grant.ID, tokens grant.Tokens) (sealed encryptedTokens, err error) {
 	sealed.access, err = s.seal.Encrypt([]byte(tokens.Access.Reveal()), string(id), fieldAccess)
 	if err != nil {
 		return sealed, err

@@ -16,13 +16,12 @@ import (
 	"tokenprovider/internal/seal"
 )
 
-// What operators look at. It is read straight from Redis, so that it can be read
-// when nothing else works, and changes nothing but where it says so.
+// Reads for operators, directly from Redis.
 
-// CheckDecrypts makes sure that the keyset opens what is stored here, as
-// [Store.CheckKeyset] does, but leaves no mark. It returns the key that has sealed
-// the mark, 0 if there is none yet.
-func (s *Store) CheckDecrypts(ctx context.Context) (key uint32, err error) {
+// CheckDecrypts checks that the keyset decrypts what is stored, as
+// [Encryption.CheckKeyset] does, but writes no mark. It returns the id of the key that
+// has encrypted the mark, 0 if there is no mark.
+func (s *Encryption) CheckDecrypts(ctx context.Context) (key uint32, err error) {
 	mark, err := s.redis.Get(ctx, keysetKey).Bytes()
 	if errors.Is(err, redis.Nil) {
 		return 0, nil
@@ -36,15 +35,15 @@ func (s *Store) CheckDecrypts(ctx context.Context) (key uint32, err error) {
 	return seal.SealedBy(mark), nil
 }
 
-// Sample is what a sample of the sealed values says.
+// Sample is the result of [Encryption.SampleValues].
 type Sample struct {
-	Grants int            // looked at
-	Keys   map[uint32]int // grants of which a key has sealed something
-	Broken int            // grants that do not open
+	Grants int            // sampled
+	Keys   map[uint32]int // number of grants with a value of each key
+	Broken int            // grants with a value that cannot be decrypted
 }
 
-// SampleValues opens the sealed values of up to n grants of each shard.
-func (s *Store) SampleValues(ctx context.Context, n int) (Sample, error) {
+// SampleValues decrypts the encrypted values of up to n grants of each shard.
+func (s *Encryption) SampleValues(ctx context.Context, n int) (Sample, error) {
 	indexes := make([]*redis.StringSliceCmd, grant.Shards)
 	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for shard := range indexes {
@@ -83,7 +82,7 @@ func (s *Store) SampleValues(ctx context.Context, n int) (Sample, error) {
 }
 
 // CountByState counts the grants in each state.
-func (s *Store) CountByState(ctx context.Context) (map[grant.State]int, error) {
+func (s *Lists) CountByState(ctx context.Context) (map[grant.State]int, error) {
 	counts := map[grant.State][]*redis.IntCmd{}
 	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, state := range grant.States() {
@@ -105,15 +104,15 @@ func (s *Store) CountByState(ctx context.Context) (map[grant.State]int, error) {
 }
 
 // Now returns the time by Redis's clock.
-func (s *Store) Now(ctx context.Context) (time.Time, error) {
+func (s *Health) Now(ctx context.Context) (time.Time, error) {
 	now, err := s.redis.Time(ctx).Result()
 	if err != nil {
-		return time.Time{}, fmt.Errorf("asking Redis for the time: %w", err)
+		return time.Time{}, fmt.Errorf("reading the time of Redis: %w", err)
 	}
 	return now, nil
 }
 
-// Planned is a grant and when it is to be renewed.
+// Planned is a grant and its due time.
 type Planned struct {
 	ID grant.ID
 	At time.Time
@@ -121,7 +120,7 @@ type Planned struct {
 
 // ListPlanned returns up to limit grants, of all Zoom apps, that are due before a
 // time by Redis's clock, the soonest first.
-func (s *Store) ListPlanned(ctx context.Context, before time.Time, limit int) ([]Planned, error) {
+func (s *Renewals) ListPlanned(ctx context.Context, before time.Time, limit int) ([]Planned, error) {
 	indexes, err := s.allDueKeys(ctx)
 	if err != nil {
 		return nil, err
@@ -135,7 +134,7 @@ func (s *Store) ListPlanned(ctx context.Context, before time.Time, limit int) ([
 		}
 		return nil
 	}); err != nil {
-		return nil, fmt.Errorf("reading what is to be renewed: %w", err)
+		return nil, fmt.Errorf("listing planned renewals: %w", err)
 	}
 	var planned []Planned
 	for _, shard := range shards {
@@ -150,7 +149,7 @@ func (s *Store) ListPlanned(ctx context.Context, before time.Time, limit int) ([
 
 // CountOverdue counts the grants, of all Zoom apps, that are due before a time by
 // Redis's clock.
-func (s *Store) CountOverdue(ctx context.Context, before time.Time) (int, error) {
+func (s *Renewals) CountOverdue(ctx context.Context, before time.Time) (int, error) {
 	indexes, err := s.allDueKeys(ctx)
 	if err != nil {
 		return 0, err
@@ -162,7 +161,7 @@ func (s *Store) CountOverdue(ctx context.Context, before time.Time) (int, error)
 		}
 		return nil
 	}); err != nil {
-		return 0, fmt.Errorf("counting what is to be renewed: %w", err)
+		return 0, fmt.Errorf("counting overdue grants: %w", err)
 	}
 	n := 0
 	for _, shard := range shards {
@@ -171,20 +170,20 @@ func (s *Store) CountOverdue(ctx context.Context, before time.Time) (int, error)
 	return n, nil
 }
 
-// Renewal is how the renewal of a grant stands.
+// Renewal is the state of a grant's renewal, by Redis's clock.
 type Renewal struct {
 	ID         grant.ID
-	Due        time.Time // zero: it is not to be renewed
+	Due        time.Time // zero: no renewal is planned
 	Failures   int       // since the last success
 	RetryAt    time.Time // zero: the last attempt did not fail
-	LeaseUntil time.Time // zero: nobody has claimed it
-	Intent     time.Time // since when its token may be spent without our knowing the answer; zero: it is not
-	Uncertain  bool      // an earlier attempt has lost its answer
-	Work       time.Time // when the registrar is to go on with it; zero: it is finished
+	LeaseUntil time.Time // zero: not claimed
+	Intent     time.Time // start of a renewal without a recorded result; zero: none
+	Uncertain  bool      // the response of an earlier attempt was lost
+	Work       time.Time // the registrar's next attempt; zero: the grant is complete
 }
 
-// ReadRenewals reads how the renewals of grants stand, in the order of the ids.
-func (s *Store) ReadRenewals(ctx context.Context, ids []grant.ID) ([]Renewal, error) {
+// ReadRenewals reads the state of renewals, in the order of the ids.
+func (s *Renewals) ReadRenewals(ctx context.Context, ids []grant.ID) ([]Renewal, error) {
 	fields := make([]*redis.SliceCmd, len(ids))
 	due, work := make([]*redis.FloatCmd, len(ids)), make([]*redis.FloatCmd, len(ids))
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
@@ -195,7 +194,7 @@ func (s *Store) ReadRenewals(ctx context.Context, ids []grant.ID) ([]Renewal, er
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, redis.Nil) { // what is in no index has no score
+	if err != nil && !errors.Is(err, redis.Nil) { // an id outside the index has no score
 		return nil, fmt.Errorf("reading renewals: %w", err)
 	}
 	renewals := make([]Renewal, len(ids))
@@ -224,15 +223,15 @@ func scored(score *redis.FloatCmd) time.Time {
 	return time.UnixMilli(int64(score.Val())).UTC()
 }
 
-// PausedName is a Zoom app, or a kind of request to Recall, that is left alone.
+// PausedName is a paused Zoom app, or a paused kind of request to Recall.
 type PausedName struct {
 	Name string
 	For  time.Duration
 	Why  string // for people
 }
 
-// ListPauses returns which of some names are paused; see [Store.Pause].
-func (s *Store) ListPauses(ctx context.Context, names []string) ([]PausedName, error) {
+// ListPauses returns those of the names that are paused; see [Renewals.Pause].
+func (s *Renewals) ListPauses(ctx context.Context, names []string) ([]PausedName, error) {
 	left, why := make([]*redis.DurationCmd, len(names)), make([]*redis.StringCmd, len(names))
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for i, name := range names {
@@ -241,7 +240,7 @@ func (s *Store) ListPauses(ctx context.Context, names []string) ([]PausedName, e
 		return nil
 	})
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return nil, fmt.Errorf("asking what is paused: %w", err)
+		return nil, fmt.Errorf("reading pauses: %w", err)
 	}
 	var paused []PausedName
 	for i, name := range names {
@@ -252,11 +251,9 @@ func (s *Store) ListPauses(ctx context.Context, names []string) ([]PausedName, e
 	return paused, nil
 }
 
-// MakeDue makes a grant due now, whatever its plan, and takes back what it backs
-// off for. Whoever keeps tokens fresh renews it then, as by its plan. It answers
-// [grant.ErrFresh] in the first tenth of its token's life, [grant.ErrReauthorize],
+// MakeDue makes a grant due now and ends its backoff. It returns [grant.ErrFresh] in the first tenth of its token's life, [grant.ErrReauthorize],
 // [grant.ErrDeleting] or [grant.ErrNotFound].
-func (s *Store) MakeDue(ctx context.Context, id grant.ID) error {
+func (s *Renewals) MakeDue(ctx context.Context, id grant.ID) error {
 	word, _, err := s.run(ctx, makeDueScript, id)
 	switch {
 	case err != nil:
@@ -267,27 +264,27 @@ func (s *Store) MakeDue(ctx context.Context, id grant.ID) error {
 	return nil
 }
 
-// JournaledResponse is an answer of Zoom's, as far as it tells whether Redis has it.
+// JournaledResponse identifies a response of Zoom in a journal.
 type JournaledResponse struct {
 	ID        grant.ID
 	OfConsent bool
-	Spent     string // fingerprint of what was spent
-	Refresh   string // fingerprint of the refresh token that came of it
+	Spent     string // fingerprint of the spent code or token
+	Refresh   string // fingerprint of the refresh token in the response
 }
 
-// ResponseStatus is what Redis has of an answer of Zoom's.
+// ResponseStatus compares a response of Zoom with the record in Redis.
 type ResponseStatus string
 
-// What Redis can have of an answer.
+// The statuses of a response.
 const (
-	Stored     ResponseStatus = "stored"     // it, as the latest
-	Wanted     ResponseStatus = "wanted"     // the token before it: it is missing, and to be committed
-	Superseded ResponseStatus = "superseded" // a later one
-	Absent     ResponseStatus = "absent"     // no such grant
+	Stored     ResponseStatus = "stored"     // Redis has it as the latest
+	Wanted     ResponseStatus = "wanted"     // Redis has its predecessor: it must be committed
+	Superseded ResponseStatus = "superseded" // Redis has a later response
+	Absent     ResponseStatus = "absent"     // there is no such grant
 )
 
-// CheckResponses says what Redis has of answers, in their order.
-func (s *Store) CheckResponses(ctx context.Context, answers []JournaledResponse) ([]ResponseStatus, error) {
+// CheckResponses returns the status of responses, in their order.
+func (s *Renewals) CheckResponses(ctx context.Context, answers []JournaledResponse) ([]ResponseStatus, error) {
 	records, consents := make([]*redis.SliceCmd, len(answers)), make([]*redis.StringCmd, len(answers))
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for i, a := range answers {
@@ -297,7 +294,7 @@ func (s *Store) CheckResponses(ctx context.Context, answers []JournaledResponse)
 		return nil
 	})
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return nil, fmt.Errorf("asking which answers are stored: %w", err)
+		return nil, fmt.Errorf("checking responses: %w", err)
 	}
 	standings := make([]ResponseStatus, len(answers))
 	for i, a := range answers {

@@ -10,18 +10,17 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// List reads up to limit grants in the order of their ids: those in a state, or
-// all if state is "", that come after an id, or from the first if after is "".
-// It reads one range of an index a shard, so a page costs what it holds; a
-// grant that is there all the time is listed once, whatever changes meanwhile.
-func (s *Store) List(ctx context.Context, state grant.State, after grant.ID, limit int) ([]grant.Grant, error) {
+// List returns up to limit grants in the order of their ids: those in a state, or all
+// if state is ""; those after an id, or from the first if after is "". A grant that
+// exists during the whole listing is returned exactly once.
+func (s *Lists) List(ctx context.Context, state grant.State, after grant.ID, limit int) ([]grant.Grant, error) {
 	shard, low := 0, "-"
 	if after != "" {
 		shard, low = after.Shard(), "("+string(after)
 	}
 	grants := make([]grant.Grant, 0, limit)
-	// OwnerUnverified for one shard, and for twice as many each time that they do not fill
-	// the page: one round trip where grants are many, seven where there are none.
+	// Read one shard first, then twice as many each time: one round trip where grants
+	// are many, seven where there are none.
 	for window := 1; shard < grant.Shards && len(grants) < limit; window *= 2 {
 		end := min(shard+window, grant.Shards)
 		found, err := s.listShards(ctx, state, shard, end, low, limit-len(grants))
@@ -36,7 +35,7 @@ func (s *Store) List(ctx context.Context, state grant.State, after grant.ID, lim
 
 // listShards reads the first grants of the shards [from, to); low bounds the
 // ids of the first of them.
-func (s *Store) listShards(ctx context.Context, state grant.State, from, to int, low string, limit int) ([]grant.Grant, error) {
+func (s *Lists) listShards(ctx context.Context, state grant.State, from, to int, low string, limit int) ([]grant.Grant, error) {
 	indexes := make([]*redis.StringSliceCmd, 0, to-from)
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for shard := from; shard < to; shard++ {
@@ -58,8 +57,8 @@ func (s *Store) listShards(ctx context.Context, state grant.State, from, to int,
 	return s.read(ctx, ids[:min(limit, len(ids))])
 }
 
-// read reads grants, but for those that do not exist.
-func (s *Store) read(ctx context.Context, ids []grant.ID) ([]grant.Grant, error) {
+// read reads grants; those that do not exist are left out.
+func (s *core) read(ctx context.Context, ids []grant.ID) ([]grant.Grant, error) {
 	records := make([]*redis.MapStringStringCmd, len(ids))
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for i, id := range ids {

@@ -9,24 +9,21 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// LockRegistration makes the caller the only one, over all replicas, who
-// registers or removes a user, until it lets go. It is kept while the caller
-// lives; if the caller dies, it ends after ttl. The lock saves work; what keeps
-// records right is that every change names the version it was made from.
+// LockRegistration locks the registration and removal of a user across all replicas.
+// The lock is extended until unlock is called; if the process crashes, it expires
+// after ttl. It is not a fencing lock; see [Locks].
 //
-// It answers ok false if somebody else has it, and otherwise a function that
-// lets go.
-func (s *Store) LockRegistration(ctx context.Context, id grant.ID, ttl time.Duration) (unlock func(), ok bool, err error) {
+// ok is false if another caller holds the lock.
+func (s *Locks) LockRegistration(ctx context.Context, id grant.ID, ttl time.Duration) (unlock func(), ok bool, err error) {
 	return s.lock(ctx, shardKey(id.Shard(), "registering:"+string(id)), ttl)
 }
 
-// LockReconciliation makes the caller the only one, over all replicas, who
-// reconciles; see [Store.LockRegistration].
-func (s *Store) LockReconciliation(ctx context.Context, ttl time.Duration) (unlock func(), ok bool, err error) {
+// LockReconciliation locks the reconciliation across all replicas; see [Locks.LockRegistration].
+func (s *Locks) LockReconciliation(ctx context.Context, ttl time.Duration) (unlock func(), ok bool, err error) {
 	return s.lock(ctx, prefix+"reconciling", ttl)
 }
 
-func (s *Store) lock(ctx context.Context, key string, ttl time.Duration) (unlock func(), ok bool, err error) {
+func (s *core) lock(ctx context.Context, key string, ttl time.Duration) (unlock func(), ok bool, err error) {
 	mark := rand.Text()
 	ok, err = s.redis.SetNX(ctx, key, mark, ttl).Result()
 	if err != nil {
@@ -46,7 +43,7 @@ func (s *Store) lock(ctx context.Context, key string, ttl time.Duration) (unlock
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				_ = extendScript.Run(ctx, s.redis, []string{key}, mark, ttl.Milliseconds()).Err() // the next tick tries again
+				_ = extendScript.Run(ctx, s.redis, []string{key}, mark, ttl.Milliseconds()).Err() // repeated at the next tick
 			}
 		}
 	}()
@@ -55,6 +52,6 @@ func (s *Store) lock(ctx context.Context, key string, ttl time.Duration) (unlock
 		<-ended
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		_ = unlockScript.Run(ctx, s.redis, []string{key}, mark).Err() // else it ends by its ttl
+		_ = unlockScript.Run(ctx, s.redis, []string{key}, mark).Err() // else it expires
 	}, true, nil
 }

@@ -16,19 +16,19 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// RegisterMetrics tells of the commands that are sent to Redis and of the connections to
-// it from now on. It is to be called before the connection is used by many.
+// RegisterMetrics measures commands and connections from now on. It must be called
+// before the connection is used concurrently.
 func (c *Connection) RegisterMetrics(registerer prometheus.Registerer) {
 	m := &commands{
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:                        "tokenprovider_redis_command_duration_seconds",
-			Help:                        "How long Redis took to answer, by command; a script by its name.",
+			Help:                        "Time until Redis responded, by command; a script by its name.",
 			Buckets:                     []float64{0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1},
 			NativeHistogramBucketFactor: 1.1,
 		}, []string{"command"}),
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tokenprovider_redis_errors_total",
-			Help: "Commands and connections to Redis that failed, by kind of fault.",
+			Help: "Failed commands and connections to Redis, by kind of fault.",
 		}, []string{"kind"}),
 	}
 	for _, kind := range []string{faultUnreachable, faultTimeout, faultFull, faultReadOnly, faultRefused, faultLoading, faultPool, faultOther} {
@@ -38,9 +38,9 @@ func (c *Connection) RegisterMetrics(registerer prometheus.Registerer) {
 	registerer.MustRegister(m.durations, m.errors, &pool{
 		client: c,
 		connections: prometheus.NewDesc("tokenprovider_redis_pool_connections",
-			"Connections to Redis, by whether they are in use.", []string{"state"}, nil),
+			"Connections to Redis, by state.", []string{"state"}, nil),
 		timeouts: prometheus.NewDesc("tokenprovider_redis_pool_timeouts_total",
-			"Commands that got no connection to Redis in time, as all were in use.", nil, nil),
+			"Commands that failed because all connections to Redis were in use.", nil, nil),
 	})
 }
 
@@ -50,12 +50,12 @@ type commands struct {
 	errors    *prometheus.CounterVec
 }
 
-// What can be wrong with Redis.
+// The kinds of faults of Redis.
 const (
 	faultUnreachable = "unreachable" // no connection, or it broke
-	faultTimeout     = "timeout"     // no answer in time
+	faultTimeout     = "timeout"     // no response in time
 	faultFull        = "full"        // maxmemory is reached: nothing can be written
-	faultReadOnly    = "read_only"   // a replica answers in place of the master
+	faultReadOnly    = "read_only"   // a replica responded instead of the master
 	faultRefused     = "refused"     // password or permission
 	faultLoading     = "loading"     // Redis is starting, or a part of a cluster is down
 	faultPool        = "pool"        // all connections are in use
@@ -97,8 +97,8 @@ func (m *commands) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Pro
 	}
 }
 
-// introduces reports whether a command introduces a new connection: go-redis asks
-// for what an older Redis does not know, and does without.
+// introduces reports whether a command sets up a new connection: go-redis sends
+// some that an older Redis rejects, and ignores the error.
 func introduces(command redis.Cmder) bool { return command.Name() == "client" }
 
 func (m *commands) failed(ctx context.Context, err error) {
@@ -107,7 +107,7 @@ func (m *commands) failed(ctx context.Context, err error) {
 	}
 }
 
-// faultOf is what an error says of Redis, "" if nothing.
+// faultOf returns the kind of fault, "" if the error is not a fault of Redis.
 func faultOf(ctx context.Context, err error) string {
 	var timeout interface{ Timeout() bool }
 	var answered redis.Error
@@ -133,13 +133,13 @@ func faultOf(ctx context.Context, err error) string {
 	return faultUnreachable
 }
 
-// plain are the commands that are told by their names; any other is "other".
+// plain are the commands with a label of their own; any other is "other".
 var plain = map[string]bool{
 	"get": true, "set": true, "hget": true, "hgetall": true, "hmget": true, "pttl": true, "ping": true, "info": true,
 	"xrange": true, "zrange": true, "zrangebylex": true, "eval": true, "evalsha": true, "hello": true,
 }
 
-// label is what a command is called.
+// label returns the label of a command.
 func label(command redis.Cmder) string {
 	name := command.Name()
 	if name == "evalsha" {
@@ -155,7 +155,7 @@ func label(command redis.Cmder) string {
 	return "other"
 }
 
-// pool tells of the connections when it is asked.
+// pool collects the metrics of the connections.
 type pool struct {
 	client                redis.UniversalClient
 	connections, timeouts *prometheus.Desc
@@ -178,39 +178,38 @@ func (p *pool) Collect(metrics chan<- prometheus.Metric) {
 	metrics <- prometheus.MustNewConstMetric(p.timeouts, prometheus.CounterValue, float64(stats.Timeouts))
 }
 
-// Collector tells what there is in Redis, and how Redis is, when it is asked. Every
-// replica of every program tells it, so that one that has died takes nothing away
-// from who watches: whoever reads it takes the maximum. What Redis does not say is
-// not told at all.
+// Collector collects the number of grants and the state of Redis. Every replica of
+// every program exports them, so that a query survives the loss of one: it takes the
+// maximum. Without a reply from Redis only redis_up is exported.
 type Collector struct {
 	store *Store
 
 	mu     sync.Mutex
 	at     time.Time
-	latest *count // nil: Redis could not be asked
+	latest *count // nil: Redis could not be read
 
 	up, states, due, oldest, clock, memory, limit *prometheus.Desc
 }
 
 const (
-	censusAge  = 10 * time.Second // how old what is told may be: a scrape or two share one look
-	censusTime = 2 * time.Second  // for a look, at most
+	countAge     = 10 * time.Second // maximum age: scrapes share one count
+	countTimeout = 2 * time.Second
 )
 
-// NewCollector returns the census of a store. It does no I/O.
+// NewCollector returns a collector for a store. It does no I/O.
 func NewCollector(s *Store) *Collector {
 	describe := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc("tokenprovider_"+name, help, labels, nil)
 	}
 	return &Collector{
 		store:  s,
-		up:     describe("redis_up", "1 if Redis answered when it was asked for this scrape, else 0."),
-		states: describe("grants", "Grants there are, by state.", "state"),
+		up:     describe("redis_up", "1 if Redis responded for this scrape, else 0."),
+		states: describe("grants", "Number of grants, by state.", "state"),
 		due:    describe("grants_due", "Grants whose renewal is due now."),
-		oldest: describe("grants_oldest_due_seconds", "How long ago the plan was to renew the grant that is overdue longest, of those next in turn; 0: none is."),
-		clock:  describe("redis_clock_offset_seconds", "By how much Redis's clock is before this process's."),
-		memory: describe("redis_memory_bytes", "Memory that Redis uses, of the fullest master."),
-		limit:  describe("redis_memory_limit_bytes", "Redis's maxmemory, of the fullest master; 0: none."),
+		oldest: describe("grants_oldest_due_seconds", "Time since the renewal time of the longest overdue grant, of the first in each due index; 0: none."),
+		clock:  describe("redis_clock_offset_seconds", "Redis's clock minus this process's clock."),
+		memory: describe("redis_memory_bytes", "Memory used by the fullest master of Redis."),
+		limit:  describe("redis_memory_limit_bytes", "maxmemory of the fullest master of Redis; 0: none."),
 	}
 }
 
@@ -224,34 +223,34 @@ func (c *Collector) Describe(descriptions chan<- *prometheus.Desc) {
 // Collect implements [prometheus.Collector].
 func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 	now := c.look()
-	tell := func(d *prometheus.Desc, value float64, labels ...string) {
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
 	if now == nil {
-		tell(c.up, 0)
+		gauge(c.up, 0)
 		return
 	}
-	tell(c.up, 1)
+	gauge(c.up, 1)
 	for state, n := range now.states {
-		tell(c.states, float64(n), string(state))
+		gauge(c.states, float64(n), string(state))
 	}
-	tell(c.due, float64(now.due))
-	tell(c.oldest, now.oldest.Seconds())
-	tell(c.clock, now.offset.Seconds())
+	gauge(c.due, float64(now.due))
+	gauge(c.oldest, now.oldest.Seconds())
+	gauge(c.clock, now.offset.Seconds())
 	if now.memory > 0 { // the embedded Redis does not say
-		tell(c.memory, now.memory)
-		tell(c.limit, now.limit)
+		gauge(c.memory, now.memory)
+		gauge(c.limit, now.limit)
 	}
 }
 
-// look returns the latest count, nil if Redis could not be asked.
+// look returns the latest count, nil if Redis could not be read.
 func (c *Collector) look() *count {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if time.Since(c.at) < censusAge && c.latest != nil {
+	if time.Since(c.at) < countAge && c.latest != nil {
 		return c.latest
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), censusTime)
+	ctx, cancel := context.WithTimeout(context.Background(), countTimeout)
 	defer cancel()
 	c.latest, c.at = nil, time.Now()
 	if counted, err := c.store.count(ctx); err == nil {
@@ -260,7 +259,7 @@ func (c *Collector) look() *count {
 	return c.latest
 }
 
-// count is what there is in Redis.
+// count is the result of counting.
 type count struct {
 	states        map[grant.State]int64
 	due           int64
@@ -272,11 +271,11 @@ type count struct {
 // count counts the grants in three round trips: the Zoom apps of each shard, the
 // sizes of the indexes, and the planned renewal of the first grant of each due
 // index. Its score would not show how late it is, as each failure moves it.
-func (s *Store) count(ctx context.Context) (*count, error) {
+func (s *Health) count(ctx context.Context) (*count, error) {
 	began := time.Now()
 	clock, err := s.redis.Time(ctx).Result()
 	if err != nil {
-		return nil, fmt.Errorf("asking Redis for the time: %w", err)
+		return nil, fmt.Errorf("reading the time of Redis: %w", err)
 	}
 	now := &count{states: map[grant.State]int64{}, offset: clock.Sub(began.Add(time.Since(began) / 2))}
 	indexes, err := s.allDueKeys(ctx)
@@ -310,13 +309,13 @@ func (s *Store) count(ctx context.Context) (*count, error) {
 		for i := range indexes {
 			now.due += due[i].Val()
 			for _, id := range next[i].Val() {
-				plans = append(plans, pipe.HGet(ctx, grantKey(grant.ID(id)), "plan"))
+				plans = append(plans, pipe.HGet(ctx, grantKey(grant.ID(id)), "renew_at"))
 			}
 		}
 		return nil
 	})
 	if err != nil && !errors.Is(err, redis.Nil) { // removed since
-		return nil, fmt.Errorf("looking for what is overdue: %w", err)
+		return nil, fmt.Errorf("reading renewal times: %w", err)
 	}
 	for _, plan := range plans {
 		if at, err := plan.Int64(); err == nil {
@@ -326,8 +325,8 @@ func (s *Store) count(ctx context.Context) (*count, error) {
 	return now, s.weigh(ctx, now)
 }
 
-// weigh asks the masters for their memory.
-func (s *Store) weigh(ctx context.Context, now *count) error {
+// weigh reads the memory of the masters.
+func (s *Health) weigh(ctx context.Context, now *count) error {
 	var mu sync.Mutex
 	ask := func(ctx context.Context, master redis.Cmdable) error {
 		info, err := master.Info(ctx, "memory").Result()
@@ -336,7 +335,7 @@ func (s *Store) weigh(ctx context.Context, now *count) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("asking Redis for its memory: %w", err)
+			return fmt.Errorf("reading the memory of Redis: %w", err)
 		}
 		used, _ := strconv.ParseFloat(infoField(info, "used_memory"), 64)
 		limit, _ := strconv.ParseFloat(infoField(info, "maxmemory"), 64)

@@ -145,7 +145,7 @@ func TestCommandsAreMeasured(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := value(`redis_command_duration_seconds{command="hasten"}`); n < 2 {
+	if n := value(`redis_command_duration_seconds{command="make_due"}`); n < 2 {
 		t.Errorf("%v calls of the script hasten, want 2", n)
 	}
 	if n := value(`redis_command_duration_seconds{command="hgetall"}`); n != 1 {

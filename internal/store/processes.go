@@ -11,31 +11,30 @@ import (
 	"time"
 )
 
-// Process is a token server or a registrar that lives, or has lived until lately.
+// Process is a token server or a registrar with a recent heartbeat.
 type Process struct {
 	Name    string // host and process id
 	Program string // tokenserver or registrar
 	Version string
-	Seen    time.Time // when it was last heard of, by Redis's clock
+	Seen    time.Time // last heartbeat, by Redis's clock
 }
 
 const (
-	processesKey = prefix + "processes"
-	attendEvery  = 5 * time.Second
-	forgetAfter  = time.Hour
+	processesKey      = prefix + "processes"
+	heartbeatInterval = 5 * time.Second
+	heartbeatMaxAge   = time.Hour
 )
 
-// Heartbeat tells that this process lives, until ctx ends; then, that it has ended as
-// it should. Who is killed, stuck or cut off from Redis is missed in
-// [Store.Processes].
-func (s *Store) Heartbeat(ctx context.Context, program, version string) {
+// Heartbeat records every 5 s that this process is running, until ctx ends. Then it
+// deletes the entry. A killed or stuck process leaves an old one.
+func (s *Health) Heartbeat(ctx context.Context, program, version string) {
 	host, _ := os.Hostname()
 	field := fmt.Sprintf("%s %s/%d", program, host, os.Getpid())
-	every := time.NewTicker(attendEvery)
+	every := time.NewTicker(heartbeatInterval)
 	defer every.Stop()
 	for {
-		// A failure is Redis's, of which others tell.
-		_ = heartbeatScript.Run(ctx, s.redis, []string{processesKey}, field, version, forgetAfter.Milliseconds()).Err()
+		// Other parts report failures of Redis.
+		_ = heartbeatScript.Run(ctx, s.redis, []string{processesKey}, field, version, heartbeatMaxAge.Milliseconds()).Err()
 		select {
 		case <-every.C:
 		case <-ctx.Done():
@@ -47,12 +46,12 @@ func (s *Store) Heartbeat(ctx context.Context, program, version string) {
 	}
 }
 
-// Processes returns the processes that have not ended as they should, and were
-// heard of within the hour, by program and name.
-func (s *Store) Processes(ctx context.Context) ([]Process, error) {
+// Processes returns the processes with a heartbeat within the last hour that have not
+// stopped orderly, by program and name.
+func (s *Health) Processes(ctx context.Context) ([]Process, error) {
 	all, err := s.redis.HGetAll(ctx, processesKey).Result()
 	if err != nil {
-		return nil, fmt.Errorf("reading which processes live: %w", err)
+		return nil, fmt.Errorf("reading processes: %w", err)
 	}
 	found := make([]Process, 0, len(all))
 	for field, text := range all {

@@ -10,19 +10,18 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// reads reads the serving fields of many records at once. Whoever comes while
-// enough batches are under way waits for one of them to return, and goes with
-// the others who wait: a read alone goes at once, and a crowd shares round
-// trips. It is most of what a callback costs that finds nothing in memory.
+// reads batches reads of serving fields. A read starts at once while fewer than
+// two batches are in progress. Otherwise it waits, and shares the next batch with all
+// other waiting reads.
 type reads struct {
 	redis redis.UniversalClient
 
-	mu       sync.Mutex
-	waiting  []*read
-	underWay int // batches
+	mu      sync.Mutex
+	waiting []*read
+	running int // batches
 }
 
-// read is one read, and what came of it.
+// read is one read and its result.
 type read struct {
 	id     grant.ID
 	done   chan struct{}
@@ -31,7 +30,7 @@ type read struct {
 }
 
 const (
-	batches   = 2               // under way at once
+	batches   = 2               // in progress at once
 	batchSize = 100             // reads in one, at most
 	batchTime = 2 * time.Second // for one, at most
 )
@@ -41,8 +40,8 @@ func (b *reads) read(ctx context.Context, id grant.ID) ([]any, error) {
 	r := &read{id: id, done: make(chan struct{})}
 	b.mu.Lock()
 	b.waiting = append(b.waiting, r)
-	if b.underWay < batches {
-		b.underWay++
+	if b.running < batches {
+		b.running++
 		go b.run()
 	}
 	b.mu.Unlock()
@@ -54,7 +53,7 @@ func (b *reads) read(ctx context.Context, id grant.ID) ([]any, error) {
 	}
 }
 
-// run reads batch after batch until nobody waits.
+// run reads batches until no read waits.
 func (b *reads) run() {
 	for {
 		b.mu.Lock()
@@ -62,7 +61,7 @@ func (b *reads) run() {
 		b.waiting = b.waiting[len(batch):]
 		if len(batch) == 0 {
 			b.waiting = nil
-			b.underWay--
+			b.running--
 			b.mu.Unlock()
 			return
 		}
@@ -72,7 +71,7 @@ func (b *reads) run() {
 }
 
 func (b *reads) readAll(batch []*read) {
-	// Who asked may leave: the others still want theirs.
+	// Independent of the callers' contexts: one may end before the others.
 	ctx, cancel := context.WithTimeout(context.Background(), batchTime)
 	defer cancel()
 	commands := make([]*redis.SliceCmd, len(batch))

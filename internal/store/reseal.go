@@ -13,21 +13,20 @@ import (
 	"tokenprovider/internal/seal"
 )
 
-// sealedFields are the fields of a record that are sealed.
-var sealedFields = [...]string{fieldAccess, fieldRefresh, fieldKeys}
+// sealedFields are the encrypted fields of a record.
+var sealedFields = [...]string{fieldAccess, fieldRefresh, fieldSecrets}
 
-// ReencryptProgress is how far [Store.Reencrypt] has come.
+// ReencryptProgress is the progress of [Encryption.Reencrypt]
 type ReencryptProgress struct {
-	Seen     int // grants looked at
-	Resealed int // grants of which something was sealed by another key
-	Broken   int // grants that no key opens
+	Seen     int // grants read
+	Resealed int // re-encrypted grants
+	Broken   int // grants with a value that no key decrypts
 }
 
-// Reencrypt seals again, by the key that seals now, whatever other keys have sealed,
-// at most so many grants a second (0: as many as Redis takes). It tells of its
-// progress now and then; tell may be nil. It can be broken off and repeated: what
-// is done is done. Everything else goes on meanwhile.
-func (s *Store) Reencrypt(ctx context.Context, perSecond int, tell func(ReencryptProgress)) (ReencryptProgress, error) {
+// Reencrypt re-encrypts the values of other keys with the primary key, at most
+// perSecond grants per second (0: no limit). It reports its progress after each page;
+// report may be nil. It runs beside everything else, and may be repeated.
+func (s *Encryption) Reencrypt(ctx context.Context, perSecond int, report func(ReencryptProgress)) (ReencryptProgress, error) {
 	var done ReencryptProgress
 	limit := rate.Inf
 	if perSecond > 0 {
@@ -36,30 +35,30 @@ func (s *Store) Reencrypt(ctx context.Context, perSecond int, tell func(Reencryp
 	pace := rate.NewLimiter(limit, walkPage)
 	err := s.walk(ctx, func(sealed []sealedRecord) error {
 		before := done.Resealed
-		if err := s.resealAll(ctx, sealed, &done); err != nil {
+		if err := s.reencryptAll(ctx, sealed, &done); err != nil {
 			return err
 		}
-		// To look at a grant costs a tenth of sealing it again.
+		// Reading a grant costs a tenth of re-encrypting it.
 		if err := pace.WaitN(ctx, min(walkPage, done.Resealed-before+len(sealed)/10)); err != nil {
 			return err
 		}
-		if tell != nil {
-			tell(done)
+		if report != nil {
+			report(done)
 		}
 		return nil
 	})
 	if err != nil {
-		return done, fmt.Errorf("sealing again: %w", err)
+		return done, fmt.Errorf("re-encrypting: %w", err)
 	}
-	if err := s.resealMark(ctx); err != nil {
-		return done, fmt.Errorf("sealing again: %w", err)
+	if err := s.reencryptMark(ctx); err != nil {
+		return done, fmt.Errorf("re-encrypting: %w", err)
 	}
 	return done, nil
 }
 
-// CountByKey counts what each key has sealed: of how many grants something. Key 0
-// is what says no key.
-func (s *Store) CountByKey(ctx context.Context) (map[uint32]int, error) {
+// CountByKey counts the grants with a value of each key. Key 0: values without a key
+// id.
+func (s *Encryption) CountByKey(ctx context.Context) (map[uint32]int, error) {
 	counts := map[uint32]int{}
 	err := s.walk(ctx, func(sealed []sealedRecord) error {
 		for _, r := range sealed {
@@ -70,18 +69,18 @@ func (s *Store) CountByKey(ctx context.Context) (map[uint32]int, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("counting what each key has sealed: %w", err)
+		return nil, fmt.Errorf("counting grants by key: %w", err)
 	}
 	return counts, nil
 }
 
-// sealedRecord is the sealed fields of a grant; "" if it has not got one.
+// sealedRecord is the encrypted fields of a grant; "" if absent.
 type sealedRecord struct {
 	id     grant.ID
 	values [len(sealedFields)]string
 }
 
-// keys are those that have sealed any of it.
+// keys returns the keys that have encrypted any of the values.
 func (r sealedRecord) keys() map[uint32]bool {
 	keys := map[uint32]bool{}
 	for _, value := range r.values {
@@ -92,8 +91,8 @@ func (r sealedRecord) keys() map[uint32]bool {
 	return keys
 }
 
-// sealedRecords reads the sealed fields of grants, in the order of the ids.
-func (s *Store) sealedRecords(ctx context.Context, ids []string) ([]sealedRecord, error) {
+// sealedRecords reads the encrypted fields of grants, in the order of the ids.
+func (s *core) sealedRecords(ctx context.Context, ids []string) ([]sealedRecord, error) {
 	commands := make([]*redis.SliceCmd, len(ids))
 	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for i, id := range ids {
@@ -115,8 +114,8 @@ func (s *Store) sealedRecords(ctx context.Context, ids []string) ([]sealedRecord
 
 const walkPage = 100
 
-// walk goes through the sealed fields of every grant, page by page.
-func (s *Store) walk(ctx context.Context, page func([]sealedRecord) error) error {
+// walk reads the encrypted fields of every grant, page by page.
+func (s *core) walk(ctx context.Context, page func([]sealedRecord) error) error {
 	for shard := range grant.Shards {
 		for low := "-"; ; {
 			ids, err := s.redis.ZRangeByLex(ctx, usersKey(shard, ""), &redis.ZRangeBy{Min: low, Max: "+", Count: walkPage}).Result()
@@ -139,7 +138,7 @@ func (s *Store) walk(ctx context.Context, page func([]sealedRecord) error) error
 	return nil
 }
 
-func (s *Store) resealAll(ctx context.Context, sealed []sealedRecord, done *ReencryptProgress) error {
+func (s *Encryption) reencryptAll(ctx context.Context, sealed []sealedRecord, done *ReencryptProgress) error {
 	primary := s.seal.Primary()
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, r := range sealed {
@@ -177,8 +176,8 @@ func (s *Store) resealAll(ctx context.Context, sealed []sealedRecord, done *Reen
 	return err
 }
 
-// resealMark seals the keyset's mark again.
-func (s *Store) resealMark(ctx context.Context) error {
+// reencryptMark re-encrypts the keyset's mark.
+func (s *Encryption) reencryptMark(ctx context.Context) error {
 	stored, err := s.redis.Get(ctx, keysetKey).Bytes()
 	if errors.Is(err, redis.Nil) {
 		return nil
@@ -199,31 +198,31 @@ func (s *Store) resealMark(ctx context.Context) error {
 	return s.redis.Set(ctx, keysetKey, mark, 0).Err()
 }
 
-const resealedKey = prefix + "resealed"
+const reencryptedByKey = prefix + "reencrypted_by"
 
-// ReencryptedBy returns the id of the key by which everything was sealed when that was
-// last made so, 0 if it never was.
-func (s *Store) ReencryptedBy(ctx context.Context) (uint32, error) {
-	id, err := s.redis.Get(ctx, resealedKey).Uint64()
+// ReencryptedBy returns the key of the last complete re-encryption, 0 if there was
+// none.
+func (s *Encryption) ReencryptedBy(ctx context.Context) (uint32, error) {
+	id, err := s.redis.Get(ctx, reencryptedByKey).Uint64()
 	if errors.Is(err, redis.Nil) {
 		return 0, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("asking by which key everything is sealed: %w", err)
+		return 0, fmt.Errorf("reading the key of the last re-encryption: %w", err)
 	}
 	return uint32(id), nil //nolint:gosec // as it was written
 }
 
-// SetReencryptedBy notes that everything is sealed by a key.
-func (s *Store) SetReencryptedBy(ctx context.Context, id uint32) error {
-	if err := s.redis.Set(ctx, resealedKey, id, 0).Err(); err != nil {
-		return fmt.Errorf("noting by which key everything is sealed: %w", err)
+// SetReencryptedBy records that everything is encrypted by a key.
+func (s *Encryption) SetReencryptedBy(ctx context.Context, id uint32) error {
+	if err := s.redis.Set(ctx, reencryptedByKey, id, 0).Err(); err != nil {
+		return fmt.Errorf("recording the key of the re-encryption: %w", err)
 	}
 	return nil
 }
 
-// LockReencryption makes the caller the only one, over all replicas, who seals again,
-// for at most ttl; see [Store.LockRegistration].
-func (s *Store) LockReencryption(ctx context.Context, ttl time.Duration) (unlock func(), ok bool, err error) {
-	return s.lock(ctx, prefix+"resealing", ttl)
+// LockReencryption locks re-encryption across all replicas; see
+// [Locks.LockRegistration].
+func (s *Locks) LockReencryption(ctx context.Context, ttl time.Duration) (unlock func(), ok bool, err error) {
+	return s.lock(ctx, prefix+"reencrypting", ttl)
 }

@@ -15,7 +15,7 @@ import (
 // ListDue returns up to limit grants of a Zoom app and a shard that are due, the
 // longest overdue first. next is the time until the next grant becomes due;
 // negative if there is none. All times are by Redis's clock.
-func (s *Store) ListDue(ctx context.Context, app string, shard, limit int) (late []grant.DueGrant, next time.Duration, err error) {
+func (s *Renewals) ListDue(ctx context.Context, app string, shard, limit int) (late []grant.DueGrant, next time.Duration, err error) {
 	answer, err := listDueScript.Run(ctx, s.redis, []string{dueKey(shard, grant.AppTag(app))}, limit).StringSlice()
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading what is due in shard %d: %w", shard, err)
@@ -34,20 +34,20 @@ func (s *Store) ListDue(ctx context.Context, app string, shard, limit int) (late
 	return late, next, nil
 }
 
-// Claim claims a grant that is to be renewed: it writes lease and intent, and
-// returns the refresh token to spend. With a zero GoodUntil it claims what the
-// plan says is due; otherwise, what has no access token that is good until then.
-// The owner must be unique to the claim, which makes it safe to repeat.
+// Claim claims a grant for a renewal: it writes lease and intent in one atomic step,
+// and returns the refresh token to spend. With a zero ValidUntil it claims a due
+// grant, otherwise one whose access token expires before then. The owner must be
+// unique to the claim; then a claim with a lost reply may be repeated.
 //
-// It answers [grant.ErrFresh], [grant.ErrReauthorize], [grant.ErrDeleting],
+// It returns [grant.ErrFresh], [grant.ErrReauthorize], [grant.ErrDeleting],
 // [grant.ErrNotFound], a [*grant.HeldError] or a [*grant.BackoffError].
-func (s *Store) Claim(ctx context.Context, id grant.ID, owner string, terms grant.ClaimTerms) (grant.Claim, error) {
+func (s *Renewals) Claim(ctx context.Context, id grant.ID, owner string, terms grant.ClaimTerms) (grant.Claim, error) {
 	when := "due"
 	if !terms.ValidUntil.IsZero() {
 		when = strconv.FormatInt(millis(terms.ValidUntil), 10)
 	}
 	word, answer, err := s.run(ctx, claimScript, id, owner, terms.Lease.Milliseconds(), when,
-		terms.LateResponseWait.Milliseconds(), terms.HandOffGuard.Milliseconds())
+		terms.LateResponseWait.Milliseconds(), terms.HandOffGuard.Milliseconds(), grant.HandOffTTL.Milliseconds())
 	if err != nil {
 		return grant.Claim{}, fmt.Errorf("claiming grant %s: %w", id, err)
 	}
@@ -71,24 +71,23 @@ func (s *Store) Claim(ctx context.Context, id grant.ID, owner string, terms gran
 	}
 	claim := grant.Claim{ID: id, Owner: owner, App: texts[0], Spent: texts[2], Uncertain: texts[3] == "1"}
 	var d decoder
-	claim.Refresh = s.openText(id, &d, fieldRefresh, texts[1])
+	claim.Refresh = s.decryptText(id, &d, fieldRefresh, texts[1])
 	claim.Failures = int(d.int("failures", texts[4]))
-	claim.Overdue = time.Duration(d.int("plan", texts[5])) * time.Millisecond
+	claim.Overdue = time.Duration(d.int("renew_at", texts[5])) * time.Millisecond
 	if d.err != nil {
 		return grant.Claim{}, fmt.Errorf("claiming grant %s: %w", id, d.err)
 	}
 	return claim, nil
 }
 
-// Commit stores Zoom's answer to the refresh token with the fingerprint spent,
-// if that is the stored one. It may be repeated, and may come late: the lease
-// does not matter. It answers nil when the answer is stored, by this call or an
-// earlier one; [grant.ErrUnreplicated] when it is, but on fewer replicas than
-// were asked for; [grant.ErrSuperseded] or [grant.ErrNotFound] when it is of no
-// use any more. It also reports whether the answer was missing: if it had been
-// committed before, Redis has forgotten it.
-func (s *Store) Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (missing bool, err error) {
-	sealed, err := s.sealTokens(id, tokens)
+// Commit stores Zoom's response to the refresh token with the fingerprint spent, if
+// that is the stored token. It may be repeated, and may come late: the lease does
+// not matter. It returns nil if the response is stored, by this call or an earlier
+// one; [grant.ErrUnreplicated] if it is stored on fewer replicas than required;
+// [grant.ErrSuperseded] or [grant.ErrNotFound] if it is invalid. It also reports
+// whether this call has stored it: if an earlier call had, Redis lost that write.
+func (s *Renewals) Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (missing bool, err error) {
+	sealed, err := s.encryptTokens(id, tokens)
 	if err != nil {
 		return false, err
 	}
@@ -108,16 +107,15 @@ func (s *Store) Commit(ctx context.Context, id grant.ID, spent string, tokens gr
 	return word == "committed", err
 }
 
-// runReplicated runs a record script and waits until as many replicas have its
-// changes as the operator wants, for at most half a second.
-func (s *Store) runReplicated(ctx context.Context, script recordScript, id grant.ID, args ...any) (word string, replicas int, err error) {
+// runReplicated runs a record script, then waits for at most half a second until the
+// required number of replicas has its changes.
+func (s *core) runReplicated(ctx context.Context, script recordScript, id grant.ID, args ...any) (word string, replicas int, err error) {
 	if s.waitReplicas == 0 {
 		word, _, err = s.run(ctx, script, id, args...)
 		return word, 0, err
 	}
-	// WAIT speaks of what its own connection has written, so the two go down one
-	// pipeline. EVAL, because a pipeline cannot fall back when a script is not
-	// loaded.
+	// WAIT counts writes of its own connection, so both commands share a pipeline.
+	// EVAL, because a pipeline cannot fall back if a script is not loaded.
 	var node redis.Cmdable = s.redis
 	if cluster, ok := s.redis.(*redis.ClusterClient); ok {
 		if node, err = cluster.MasterForKey(ctx, grantKey(id)); err != nil {
@@ -136,28 +134,27 @@ func (s *Store) runReplicated(ctx context.Context, script recordScript, id grant
 	}
 	words, err := answer.StringSlice()
 	if err != nil || len(words) == 0 {
-		return "", 0, fmt.Errorf("a script answered nothing: %w", err)
+		return "", 0, fmt.Errorf("a script returned nothing: %w", err)
 	}
 	replicas, err = reached.Int()
 	return words[0], replicas, err
 }
 
-// replicationWait is how long a commit waits for replicas before it is called
-// unreplicated.
+// replicationWait bounds the wait for replicas.
 const replicationWait = 500 * time.Millisecond
 
-// MarkServed notes that a grant's token was handed out just now, for the claims
-// of other replicas to see. See [grant.ClaimTerms].
-func (s *Store) MarkServed(ctx context.Context, id grant.ID) error {
+// MarkServed records that a grant's token was served now, by Redis's clock, for the
+// hand-off guard of all replicas. See [grant.ClaimTerms].
+func (s *Renewals) MarkServed(ctx context.Context, id grant.ID) error {
 	if _, _, err := s.run(ctx, markServedScript, id); err != nil {
-		return fmt.Errorf("noting that a token of grant %s was handed out: %w", id, err)
+		return fmt.Errorf("recording that a token of grant %s was served: %w", id, err)
 	}
 	return nil
 }
 
 // ReindexDue rebuilds a shard's due indexes from its grants and returns the number
 // of grants. It runs beside renewals, and may be repeated.
-func (s *Store) ReindexDue(ctx context.Context, shard int) (int, error) {
+func (s *Renewals) ReindexDue(ctx context.Context, shard int) (int, error) {
 	const page = 500
 	seen, low := 0, "-"
 	apps, err := s.redis.HKeys(ctx, appsKey(shard)).Result()
@@ -173,7 +170,7 @@ func (s *Store) ReindexDue(ctx context.Context, shard int) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("rebuilding the due index of shard %d: %w", shard, err)
 	}
-	replan := func(ids []string) error {
+	reindex := func(ids []string) error {
 		_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 			for _, id := range ids {
 				s.of(reindexScript).Eval(ctx, pipe, recordKeys(grant.ID(id)), id)
@@ -182,15 +179,15 @@ func (s *Store) ReindexDue(ctx context.Context, shard int) (int, error) {
 		})
 		return err
 	}
-	for batch := range slices.Chunk(due, page) { // what is due and has no grant goes
-		if err := replan(batch); err != nil {
+	for batch := range slices.Chunk(due, page) { // removes entries without a grant
+		if err := reindex(batch); err != nil {
 			return 0, fmt.Errorf("rebuilding the due index of shard %d: %w", shard, err)
 		}
 	}
 	for {
 		ids, err := s.redis.ZRangeByLex(ctx, usersKey(shard, ""), &redis.ZRangeBy{Min: low, Max: "+", Count: page}).Result()
 		if err == nil {
-			err = replan(ids)
+			err = reindex(ids)
 		}
 		if err != nil {
 			return seen, fmt.Errorf("rebuilding the due index of shard %d: %w", shard, err)
@@ -215,7 +212,7 @@ func dueKeys(shard int, apps []string) []string {
 }
 
 // allDueKeys returns every due index that may have entries.
-func (s *Store) allDueKeys(ctx context.Context) ([]string, error) {
+func (s *core) allDueKeys(ctx context.Context) ([]string, error) {
 	apps := make([]*redis.StringSliceCmd, grant.Shards)
 	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for shard := range apps {
@@ -234,29 +231,29 @@ func (s *Store) allDueKeys(ctx context.Context) ([]string, error) {
 
 func pauseKey(app string) string { return prefix + "pause:" + app }
 
-// Pause keeps every replica from calling Zoom for an app, unless it is paused
-// for longer already. The reason is for people.
-func (s *Store) Pause(ctx context.Context, app string, d time.Duration, reason string) error {
+// Pause pauses a Zoom app for all replicas, unless it is paused for longer already.
+// The reason is for people.
+func (s *Renewals) Pause(ctx context.Context, app string, d time.Duration, reason string) error {
 	if err := pauseScript.Run(ctx, s.redis, []string{pauseKey(app)}, d.Milliseconds(), reason).Err(); err != nil {
 		return fmt.Errorf("pausing Zoom app %s: %w", app, err)
 	}
 	return nil
 }
 
-// Paused returns for how long an app is paused yet, 0 if it is not.
-func (s *Store) Paused(ctx context.Context, app string) (time.Duration, error) {
+// Paused returns the remaining time of an app's pause, 0 if there is none.
+func (s *Renewals) Paused(ctx context.Context, app string) (time.Duration, error) {
 	left, err := s.redis.PTTL(ctx, pauseKey(app)).Result()
 	if err != nil {
-		return 0, fmt.Errorf("asking whether Zoom app %s is paused: %w", app, err)
+		return 0, fmt.Errorf("reading the pause of Zoom app %s: %w", app, err)
 	}
 	return max(left, 0), nil
 }
 
-// Fail records that a claim failed and lets go of its lease. The next attempt
-// is made after retryIn, except for [grant.Gone]. A claim that is not the newest, or
-// whose token is not the stored one any more, changes nothing, and is answered
-// [grant.ErrSuperseded].
-func (s *Store) Fail(ctx context.Context, c grant.Claim, outcome grant.Outcome, retryIn time.Duration, reason string) error {
+// Fail records that a claim failed, and releases its lease. The next attempt is due
+// after retryIn, except for [grant.Gone]. It returns [grant.ErrSuperseded] and
+// changes nothing if the claim is not the newest, or its token not the stored one.
+// After a lost reply it may be repeated: then ErrSuperseded means that it is done.
+func (s *Renewals) Fail(ctx context.Context, c grant.Claim, outcome grant.Outcome, retryIn time.Duration, reason string) error {
 	word, _, err := s.run(ctx, failScript, c.ID, c.Owner, c.Spent, string(outcome), retryIn.Milliseconds(), reason)
 	switch {
 	case err != nil:

@@ -11,24 +11,24 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Server is what a master of Redis says of itself. What it does not say is the
-// zero value: the embedded Redis says little.
+// Server is the state of a master of Redis, from INFO and CONFIG. Fields that it does
+// not report are zero.
 type Server struct {
 	Addr        string
 	Version     string
 	Mode        string // standalone or cluster
 	AppendOnly  bool
-	Saves       string        // when it writes snapshots, in Redis's words; empty: never, or it does not tell
-	AppendFsync string        // always, everysec or no; empty: it does not tell (CONFIG is not allowed)
-	Broken      string        // what of its persistence failed last, in Redis's words; empty: nothing
+	Saves       string        // Redis's setting save; empty: no snapshots, or unknown
+	AppendFsync string        // always, everysec or no; empty: unknown (CONFIG is not allowed)
+	Broken      string        // last failure of its persistence, from INFO; empty: none
 	Eviction    string        // maxmemory-policy
 	MemoryUsed  int64         // bytes
 	MemoryMax   int64         // bytes; 0: no bound
-	Replicas    int           // that are in step
-	Behind      time.Duration // the one of these that was heard of least lately
+	Replicas    int           // online
+	Behind      time.Duration // greatest lag of these
 }
 
-// Servers asks every master for what it says of itself.
+// Servers reads the state of every master.
 func (c *Connection) Servers(ctx context.Context) ([]Server, error) {
 	cluster, ok := c.UniversalClient.(*redis.ClusterClient)
 	if !ok {
@@ -54,7 +54,7 @@ func (c *Connection) Servers(ctx context.Context) ([]Server, error) {
 func describe(ctx context.Context, server redis.Cmdable) (Server, error) {
 	info, err := server.Info(ctx).Result()
 	if err != nil {
-		return Server{}, fmt.Errorf("asking Redis for its state: %w", err)
+		return Server{}, fmt.Errorf("reading the state of Redis: %w", err)
 	}
 	number := func(name string) int64 { n, _ := strconv.ParseInt(infoField(info, name), 10, 64); return n }
 	s := Server{
@@ -79,7 +79,7 @@ func describe(ctx context.Context, server redis.Cmdable) (Server, error) {
 			s.Behind = max(s.Behind, time.Duration(seconds)*time.Second)
 		}
 	}
-	if config, err := server.ConfigGet(ctx, "appendfsync").Result(); err == nil { // many who host Redis do not allow it
+	if config, err := server.ConfigGet(ctx, "appendfsync").Result(); err == nil { // managed services often deny it
 		s.AppendFsync = config["appendfsync"]
 	}
 	if config, err := server.ConfigGet(ctx, "save").Result(); err == nil {
@@ -88,8 +88,8 @@ func describe(ctx context.Context, server redis.Cmdable) (Server, error) {
 	return s, nil
 }
 
-// CheckPubSub makes sure that what is told of changes is heard: that the user of the
-// Redis URL may publish and subscribe.
+// CheckPubSub checks that the Redis user may publish and subscribe, and that a
+// message arrives.
 func (c *Connection) CheckPubSub(ctx context.Context) error {
 	channel := shardKey(0, "doctor")
 	subscribe, publish := c.Subscribe, c.Publish
@@ -107,7 +107,7 @@ func (c *Connection) CheckPubSub(ctx context.Context) error {
 	for {
 		message, err := link.Receive(ctx)
 		if err != nil {
-			return fmt.Errorf("waiting for what was published: %w", err)
+			return fmt.Errorf("waiting for the published message: %w", err)
 		}
 		if _, heard := message.(*redis.Message); heard {
 			return nil
@@ -115,8 +115,8 @@ func (c *Connection) CheckPubSub(ctx context.Context) error {
 	}
 }
 
-// CheckWritable makes sure that Redis takes scripts and can be written.
-func (s *Store) CheckWritable(ctx context.Context) error {
+// CheckWritable checks that Redis runs scripts and accepts writes.
+func (s *Health) CheckWritable(ctx context.Context) error {
 	unlock, ok, err := s.lock(ctx, prefix+"doctor", 5*time.Second)
 	if err != nil {
 		return err
@@ -124,5 +124,8 @@ func (s *Store) CheckWritable(ctx context.Context) error {
 	if ok {
 		unlock()
 	}
-	return s.MarkServed(ctx, nobody) // there is no such grant: it changes nothing
+	if _, _, err := s.run(ctx, markServedScript, noID); err != nil { // no such grant: it changes nothing
+		return fmt.Errorf("running a script: %w", err)
+	}
+	return nil
 }

@@ -1,4 +1,11 @@
-// Package store keeps grants in Redis. Nobody else names a key.
+// Package store keeps grants in Redis. No other package names a key.
+//
+// Clocks: due times, leases, retries, pauses and heartbeats are by Redis's clock,
+// which the scripts read. Issue and expiry of a token are by the clock of the
+// process that called Zoom. [Work.ListWork] compares with the process's clock.
+//
+// Locks: see [Locks]. Correctness never depends on a lock: [Grants.Change] compares
+// versions, and [Renewals.Commit] compares refresh tokens.
 //
 // A grant is one hash. It lives in one of [grant.Shards] shards, together with
 // the shard's due index and its indexes by id and by state. All keys of a shard
@@ -10,24 +17,24 @@
 //	tp1:{s017}:users              sorted set: every id, in order
 //	tp1:{s017}:users:STATE        sorted set: the ids in a state, in order
 //	tp1:{s017}:zoom               sorted set: zoom user NUL app NUL id, in order
-//	tp1:{s017}:changed            channel: the id of each grant that changes
-//	tp1:{s017}:work               sorted set: id by when the registrar goes on with it
-//	tp1:{s017}:changes            stream: changes that users of the API can see
-//	tp1:{s017}:apps               hash: how many grants each Zoom app has
-//	tp1:{s017}:consents:ID        hash: what came of a user's codes, for a day
-//	tp1:{s017}:registering:ID     lock: somebody is registering this user
-//	tp1:keyset                    a known text, sealed, to tell a wrong keyset
-//	tp1:resealed                  id of the key by which everything was sealed again
-//	tp1:resealing                 lock: somebody seals again
-//	tp1:pause:APP                 why no replica calls Zoom for an app just now;
+//	tp1:{s017}:changed            channel: the id of each changed grant
+//	tp1:{s017}:work               sorted set: id by the time of the registrar's next attempt
+//	tp1:{s017}:changes            stream: changes that are visible in the API
+//	tp1:{s017}:apps               hash: number of grants of each Zoom app
+//	tp1:{s017}:consents:ID        hash: outcomes of a user's consents, for a day
+//	tp1:{s017}:registering:ID     lock: registration of this user
+//	tp1:keyset                    a known text, encrypted, to detect a wrong keyset
+//	tp1:reencrypted_by            id of the key of the last complete re-encryption
+//	tp1:reencrypting              lock: re-encryption
+//	tp1:pause:APP                 reason for the pause of a Zoom app;
 //	                              recall:list and recall:other, the same for Recall
-//	tp1:processes                 hash: which processes live, and when each last said so
-//	rate:tp1:recall:KIND          requests to Recall of late (redis_rate's)
-//	tp1:reconcile                 hash: how far the reconciliation has come
-//	tp1:reconciling               lock: somebody reconciles
-//	tp1:doctor                    lock: somebody looks whether Redis can be written
+//	tp1:processes                 hash: last heartbeat of each process
+//	rate:tp1:recall:KIND          recent requests to Recall (redis_rate's)
+//	tp1:reconcile                 string: progress of the reconciliation
+//	tp1:reconciling               lock: reconciliation
+//	tp1:doctor                    lock: check that Redis is writable
 //
-// The access token, the refresh token and the callback keys are sealed, each
+// The access token, the refresh token and the callback secrets are encrypted, each
 // bound to its grant and its field. Scripts see fingerprints and times only.
 // "tp1" is the version of this format.
 package store
@@ -45,29 +52,103 @@ import (
 	"tokenprovider/internal/seal"
 )
 
-// ErrKeyset means: the records in this Redis were sealed with another keyset.
-var ErrKeyset = errors.New("the keyset does not open what is stored in this Redis")
+// ErrKeyset means that the records in this Redis were encrypted with another keyset.
+var ErrKeyset = errors.New("the keyset does not decrypt what is stored in this Redis")
 
-// ErrUnavailable means: Redis could not be asked.
+// ErrUnavailable means that Redis could not be read.
 var ErrUnavailable = errors.New("Redis cannot be asked") //nolint:staticcheck // a name
 
-// Store is safe for concurrent use. Every method is bounded by its context and
-// by the timeouts of the Redis client.
+// Store holds the themes of the storage. All share one connection and keyset. A
+// consumer declares an interface with the few methods that it uses.
 type Store struct {
-	redis      redis.UniversalClient
-	continuity *FailoverDetector
-	seal       *seal.Keyset
-
-	reads        *reads
-	waitReplicas int
-	decoy        [len(servingFields)]string // a record that is nobody's, see [Store.ReadServingRecord]
+	*Grants
+	*Renewals
+	*Consents
+	*Lists
+	*Work
+	*Changes
+	*Locks
+	*Backup
+	*Encryption
+	*Health
 }
 
-// New returns a store on a connection, which stays the caller's to close.
+// core is what all themes share. Every method is safe for concurrent use, and is
+// bounded by its context and by the timeouts of the Redis client.
+type core struct {
+	redis        redis.UniversalClient
+	continuity   *FailoverDetector
+	seal         *seal.Keyset
+	waitReplicas int
+}
+
+// Grants reads, changes and removes single grants.
+//
+// Get, ByID and the Read methods may be repeated. Change and Remove compare the
+// version that was read and fail with [grant.ErrConflict] if it is not the stored
+// one. After a lost reply the caller reads the grant again.
+type Grants struct {
+	*core
+	reads *reads
+	decoy [len(servingFields)]string // a record of no user, see [Grants.ReadServingRecord]
+}
+
+// Renewals claims, commits and schedules renewals. All times are by Redis's
+// clock, except those that a caller passes: the claim's ValidUntil, the token's
+// issue and expiry, and the renewal time.
+//
+// Claim may be repeated with the same owner. Commit may be repeated at any time:
+// it accepts a response only if the stored refresh token is the one that was
+// spent. Fail applies only while its claim is the newest one.
+type Renewals struct{ *core }
+
+// Consents records what became of each code or refresh token that a user was
+// registered with. A consent is claimed, then accepted or released:
+//
+//	absent, open → spending   ClaimConsent, by one replica at a time
+//	spending → spending       ClaimConsent, once the holder is considered dead
+//	spending → stored         AcceptConsent: the grant is stored
+//	spending → open           ReleaseConsent without outcome: it may be tried again
+//	spending → void, taken    ReleaseConsent with an outcome: final
+//	any → void                Grants.Remove: the user was removed
+//
+// Outcomes are kept for [grant.ConsentMemory]. AcceptConsent may be repeated, and
+// may come late.
+type Consents struct{ *core }
+
+// Lists reads many grants, in the order of their IDs, and counts them. It changes
+// nothing.
+type Lists struct{ *core }
+
+// Work is the registrar's queue of incomplete grants, and the progress of its
+// reconciliation. Every replica works on the same queue; locks save double work.
+type Work struct{ *core }
+
+// Changes publishes changes of records: to subscribers at once, without history
+// ([Changes.Subscribe]), and as a stream with positions ([Changes.ReadChanges]).
+type Changes struct{ *core }
+
+// Locks limits work across all replicas. A lock saves work; it does not protect a
+// record. Lock order: registration of a user, then nothing else; reconciliation
+// takes registration locks, never the reverse.
+type Locks struct{ *core }
+
+// Backup reads all grants in clear, and restores them.
+type Backup struct{ *core }
+
+// Encryption checks and re-encrypts what the keyset has encrypted.
+type Encryption struct{ *core }
+
+// Health reports the state of Redis and of the processes that use it.
+type Health struct{ *core }
+
+// New returns a store on a connection, which the caller closes.
 func New(connection *Connection, keyset *seal.Keyset) *Store {
+	c := &core{redis: connection.UniversalClient, continuity: connection.continuity, seal: keyset}
 	s := &Store{
-		redis: connection.UniversalClient, continuity: connection.continuity, seal: keyset,
-		reads: &reads{redis: connection.UniversalClient},
+		Grants: &Grants{core: c, reads: &reads{redis: c.redis}}, Renewals: &Renewals{c}, Consents: &Consents{c},
+		Lists: &Lists{c}, Work: &Work{c}, Changes: &Changes{c}, Locks: &Locks{c}, Backup: &Backup{c},
+		Encryption: &Encryption{c}, Health: &Health{c},
 	}
 	s.decoy = s.newDecoy()
 	return s
@@ -75,24 +156,24 @@ func New(connection *Connection, keyset *seal.Keyset) *Store {
 
 // WaitReplicas makes every commit wait until n replicas of Redis have it. It is
 // to be called before the store is used.
-func (s *Store) WaitReplicas(n int) { s.waitReplicas = n }
+func (s *Store) WaitReplicas(n int) { s.Renewals.waitReplicas = n }
 
-// Ping reports whether Redis answers.
-func (s *Store) Ping(ctx context.Context) error {
+// Ping returns an error if Redis does not respond.
+func (s *Health) Ping(ctx context.Context) error {
 	if err := s.redis.Ping(ctx).Err(); err != nil {
-		return fmt.Errorf("asking Redis: %w", err)
+		return fmt.Errorf("pinging Redis: %w", err)
 	}
 	return nil
 }
 
-const keysetKey, keysetText = prefix + "keyset", "opened by the keyset in use"
+const keysetKey, keysetText = prefix + "keyset", "encrypted by the keyset in use"
 
-// CheckKeyset makes sure that the keyset opens what is stored here, and leaves
-// its mark in an empty Redis. It answers [ErrKeyset] if it does not.
-func (s *Store) CheckKeyset(ctx context.Context) error {
+// CheckKeyset checks that the keyset decrypts what is stored, and writes its mark
+// into an empty Redis. It returns [ErrKeyset] if it does not.
+func (s *Encryption) CheckKeyset(ctx context.Context) error {
 	stored, err := s.redis.Get(ctx, keysetKey).Bytes()
 	if errors.Is(err, redis.Nil) {
-		if err := s.checkRecord(ctx); err != nil { // somebody may have removed the mark
+		if err := s.checkRecord(ctx); err != nil { // the mark may have been removed
 			return err
 		}
 		var mark []byte
@@ -113,9 +194,9 @@ func (s *Store) CheckKeyset(ctx context.Context) error {
 	return nil
 }
 
-// checkRecord opens one record, if there is any.
-func (s *Store) checkRecord(ctx context.Context) error {
-	grants, err := s.List(ctx, "", "", 1)
+// checkRecord decrypts one record, if there is any.
+func (s *Encryption) checkRecord(ctx context.Context) error {
+	grants, err := (&Lists{s.core}).List(ctx, "", "", 1)
 	switch {
 	case errors.Is(err, seal.ErrDecrypt):
 		return ErrKeyset
@@ -124,7 +205,7 @@ func (s *Store) checkRecord(ctx context.Context) error {
 	case len(grants) == 0:
 		return nil
 	}
-	if _, err := s.ReadRefreshToken(ctx, grants[0].ID); err != nil && !errors.Is(err, grant.ErrNotFound) {
+	if _, err := (&Grants{core: s.core}).ReadRefreshToken(ctx, grants[0].ID); err != nil && !errors.Is(err, grant.ErrNotFound) {
 		return ErrKeyset
 	}
 	return nil
@@ -153,7 +234,7 @@ func recordKeys(id grant.ID) []string {
 // dueKey is the index of a shard's grants to one Zoom app by due time.
 func dueKey(shard int, appTag string) string { return shardKey(shard, "due:"+appTag) }
 
-// workKey is the index of a shard's grants that the registrar has to go on with.
+// workKey is the index of a shard's incomplete grants.
 func workKey(shard int) string { return shardKey(shard, "work") }
 
 // changesKey is the stream of a shard's changes.
@@ -165,7 +246,7 @@ func appsKey(shard int) string { return shardKey(shard, "apps") }
 // zoomKey is the index of a shard's grants by their Zoom user.
 func zoomKey(shard int) string { return shardKey(shard, "zoom") }
 
-// changedKey is the channel on which a shard's changes are told.
+// changedKey is the channel that publishes a shard's changes.
 func changedKey(shard int) string { return shardKey(shard, "changed") }
 
 // usersKey is the index of a shard's grants in a state, or of all of them.
@@ -221,8 +302,8 @@ func script(name, prelude string, others ...string) *redis.Script {
 	return made
 }
 
-// recordScript is a script that changes a record, in two forms: a change is told
-// in another way on a cluster.
+// recordScript is a script that changes a record, for a single server and for a
+// cluster, which publish with different commands.
 type recordScript struct{ server, cluster *redis.Script }
 
 func record(name string) recordScript {
@@ -233,27 +314,27 @@ func record(name string) recordScript {
 }
 
 // of is the form of a script that fits the store's Redis.
-func (s *Store) of(script recordScript) *redis.Script {
+func (s *core) of(script recordScript) *redis.Script {
 	if _, cluster := s.redis.(*redis.ClusterClient); cluster {
 		return script.cluster
 	}
 	return script.server
 }
 
-// run runs a record script. Its answer is a list that begins with a word.
-func (s *Store) run(ctx context.Context, script recordScript, id grant.ID, args ...any) (string, []any, error) {
+// run runs a record script. Its reply is a list that begins with a word.
+func (s *core) run(ctx context.Context, script recordScript, id grant.ID, args ...any) (string, []any, error) {
 	answer, err := s.of(script).Run(ctx, s.redis, recordKeys(id), append([]any{string(id)}, args...)...).Slice()
 	if err != nil {
 		return "", nil, err
 	}
 	if len(answer) == 0 {
-		return "", nil, errors.New("a script answered nothing")
+		return "", nil, errors.New("a script returned nothing")
 	}
 	word, _ := answer[0].(string)
 	return word, answer[1:], nil
 }
 
-// wordErrors are the answers of scripts that mean the same everywhere.
+// wordErrors are the replies that have one meaning in all scripts.
 var wordErrors = map[string]error{
 	"missing":    grant.ErrNotFound,
 	"deleting":   grant.ErrDeleting,
@@ -267,7 +348,7 @@ func wordError(word string) error {
 	if err := wordErrors[word]; err != nil {
 		return err
 	}
-	return fmt.Errorf("a script answered %q, which this version does not know", word)
+	return fmt.Errorf("a script returned %q, which is unknown to this version", word)
 }
 
 func millis(t time.Time) int64 { return t.UnixMilli() }

@@ -771,7 +771,7 @@ func recordKey(f *fixture, id grant.ID) string {
 func testDamagedRecordIsAnErrorNotAPanic(f *fixture) {
 	ctx := f.t.Context()
 	g := f.consent("ann", past)
-	for _, field := range []string{"expires", "keys"} {
+	for _, field := range []string{"expires", "secrets"} {
 		if err := f.client.HSet(ctx, recordKey(f, g.ID), field, "damaged").Err(); err != nil {
 			f.t.Fatal(err)
 		}

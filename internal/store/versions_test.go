@@ -20,7 +20,7 @@ func testRecordsOfOtherVersions(f *fixture) {
 		f.t.Fatal(err)
 	}
 	// All that says nothing by its absence.
-	if err := f.client.HDel(ctx, record, "told", "consented", "change", "consent", "seen", "updated", "health").Err(); err != nil {
+	if err := f.client.HDel(ctx, record, "visible_hash", "consented", "change", "consent", "listed", "updated", "health").Err(); err != nil {
 		f.t.Fatal(err)
 	}
 	claim := f.claimDue(g.ID, "a")

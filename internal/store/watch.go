@@ -14,11 +14,10 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// ErrPositionExpired means: changes after the position have been dropped from Redis.
-var ErrPositionExpired = errors.New("changes since then are not kept any more")
+// ErrPositionExpired means that changes after the position were dropped from Redis.
+var ErrPositionExpired = errors.New("position expired: later changes were dropped")
 
-// Position is how far somebody has read the changes of every shard. The zero
-// value of a shard's is before all of them.
+// Position is a position in the changes of every shard. Zero is before all changes.
 type Position [grant.Shards]StreamID
 
 // StreamID is the place of a change in its shard's stream: Redis's time in ms, and a
@@ -52,7 +51,7 @@ func (p *Position) Token() string {
 	return base64.RawURLEncoding.EncodeToString(data)
 }
 
-// ParsePosition reads what [Position.Token] has made.
+// ParsePosition parses the result of [Position.Token].
 func ParsePosition(token string) (*Position, bool) {
 	data, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil || len(data) == 0 || data[0] != 1 {
@@ -72,7 +71,7 @@ func ParsePosition(token string) (*Position, bool) {
 }
 
 // ReadHeads returns the position after the last change of every shard.
-func (s *Store) ReadHeads(ctx context.Context) (*Position, error) {
+func (s *Changes) ReadHeads(ctx context.Context) (*Position, error) {
 	last := make([]*redis.XMessageSliceCmd, grant.Shards)
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for shard := range last {
@@ -81,7 +80,7 @@ func (s *Store) ReadHeads(ctx context.Context) (*Position, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("looking for changes: %w", err)
+		return nil, fmt.Errorf("reading the last changes: %w", err)
 	}
 	p := &Position{}
 	for shard, answer := range last {
@@ -94,19 +93,19 @@ func (s *Store) ReadHeads(ctx context.Context) (*Position, error) {
 	return p, nil
 }
 
-// Event is a change that users of the API can see.
+// Event is a change that is visible in the API.
 type Event struct {
 	StreamID
 	ID        grant.ID
 	State     grant.State // after the change
-	Removed   bool        // the grant is gone; State is empty
-	App, User string      // if it was removed: else the record says so
+	Removed   bool        // the grant was removed; State is empty
+	App, User string      // set if the grant was removed
 }
 
-// ReadChanges returns up to limit changes of a shard after a mark, in their order.
-// Whatever is kept is kept for as long as 4,096 more changes of the shard. It
-// answers [ErrPositionExpired] if some of those after the mark have been dropped.
-func (s *Store) ReadChanges(ctx context.Context, shard int, after StreamID, limit int) ([]Event, error) {
+// ReadChanges returns up to limit changes of a shard after a position, in order. A
+// shard keeps about 4,096 changes. It returns [ErrPositionExpired] if a change after
+// the position was dropped.
+func (s *Changes) ReadChanges(ctx context.Context, shard int, after StreamID, limit int) ([]Event, error) {
 	messages, err := s.redis.XRangeN(ctx, changesKey(shard), "("+after.String(), "+", int64(limit)).Result()
 	if err != nil {
 		return nil, fmt.Errorf("reading the changes of shard %d: %w", shard, err)

@@ -13,10 +13,10 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// ListWork returns up to limit grants of each shard that the registrar has to go on
-// with now, the longest waiting first. Whatever fails is put back to later, so
-// that it keeps no other from its turn; see [Store.Postpone].
-func (s *Store) ListWork(ctx context.Context, limit int) ([]grant.ID, error) {
+// ListWork returns up to limit incomplete grants of each shard whose next attempt is
+// due, by the process's clock, the longest waiting first. A failed attempt is put
+// back, so that it delays no other; see [Work.Postpone].
+func (s *Work) ListWork(ctx context.Context, limit int) ([]grant.ID, error) {
 	shards := make([]*redis.ZSliceCmd, grant.Shards)
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for shard := range shards {
@@ -27,7 +27,7 @@ func (s *Store) ListWork(ctx context.Context, limit int) ([]grant.ID, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("looking for unfinished grants: %w", err)
+		return nil, fmt.Errorf("listing incomplete grants: %w", err)
 	}
 	var found []redis.Z
 	for _, shard := range shards {
@@ -42,17 +42,16 @@ func (s *Store) ListWork(ctx context.Context, limit int) ([]grant.ID, error) {
 	return ids, nil
 }
 
-// Postpone notes that a step of the registrar's has failed, and that the next try
-// is in wait.
-func (s *Store) Postpone(ctx context.Context, id grant.ID, wait time.Duration) error {
+// Postpone records a failed attempt of the registrar. The next one is due after wait.
+func (s *Work) Postpone(ctx context.Context, id grant.ID, wait time.Duration) error {
 	if _, _, err := s.run(ctx, postponeScript, id, wait.Milliseconds()); err != nil {
 		return fmt.Errorf("postponing grant %s: %w", id, err)
 	}
 	return nil
 }
 
-// MarkListed notes that Recall has the credentials of these grants.
-func (s *Store) MarkListed(ctx context.Context, ids []grant.ID) error {
+// MarkListed records that Recall lists the credentials of these grants.
+func (s *Work) MarkListed(ctx context.Context, ids []grant.ID) error {
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, id := range ids {
 			s.of(markListedScript).Eval(ctx, pipe, recordKeys(id), string(id))
@@ -60,13 +59,13 @@ func (s *Store) MarkListed(ctx context.Context, ids []grant.ID) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("noting what Recall has: %w", err)
+		return fmt.Errorf("marking listed credentials: %w", err)
 	}
 	return nil
 }
 
-// CountByApp returns how many grants each Zoom app has, of those that have any.
-func (s *Store) CountByApp(ctx context.Context) (map[string]int, error) {
+// CountByApp returns the number of grants of each Zoom app that has any.
+func (s *Lists) CountByApp(ctx context.Context) (map[string]int, error) {
 	shards := make([]*redis.MapStringStringCmd, grant.Shards)
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for shard := range shards {

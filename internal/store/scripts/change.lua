@@ -1,7 +1,7 @@
--- Change a record, if it is still the one that was read.
+-- Change a record if it still has the version that was read.
 --
 -- ARGV[2]    version that was read
--- ARGV[3]    mark of this one change: a replay of it is answered as done
+-- ARGV[3]    id of this change: a repeated call returns its result
 -- ARGV[4..]  fields and values; an empty value removes the field
 
 local version = get('version')
@@ -22,5 +22,5 @@ end
 move_zoom_user(before)
 redis.call('HSET', grant, 'change', ARGV[3])
 if get('deleting') then redis.call('ZREM', due, id) end
-settle()
+finish_change()
 return {'changed', redis.call('HGETALL', grant)}

@@ -1,15 +1,14 @@
--- Record that a refresh failed, and let go of the lease.
+-- Record a failed refresh and release the lease.
 --
--- ARGV[2] who claimed
+-- ARGV[2] owner of the claim
 -- ARGV[3] fingerprint of the refresh token
--- ARGV[4] 'unspent' (Zoom did not take the token), 'uncertain' (nobody knows),
---         'gone' (the user must authorize again), or 'released' (not the
---         grant's fault: as if it had never been claimed)
--- ARGV[5] how long to wait before the next attempt, ms
+-- ARGV[4] 'unspent' (Zoom did not accept the token), 'uncertain' (unknown), 'gone'
+--         (the user must authorize again), or 'released' (unrelated to the grant:
+--         as if it had not been claimed)
+-- ARGV[5] wait before the next attempt, ms
 -- ARGV[6] reason, for people
 --
--- Only the holder of the lease may, and only for the token that is stored: a
--- failure never beats somebody's success.
+-- It requires the lease and the stored token: a failure never overwrites a success.
 
 if get('lease') ~= ARGV[2] or get('refresh_fingerprint') ~= ARGV[3] then return {'stale'} end
 
@@ -31,5 +30,5 @@ else
   redis.call('ZADD', due, retry_at, id)
   if ARGV[4] == 'unspent' and not get('uncertain') then redis.call('HDEL', grant, 'intent') end
 end
-settle()
+finish_change()
 return {'failed'}

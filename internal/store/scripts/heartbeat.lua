@@ -1,9 +1,9 @@
--- Note that a process lives, and forget those that have long been silent.
+-- Record that a process is running, and delete stale entries.
 --
 -- KEYS[1] processes
 -- ARGV[1] program and process
 -- ARGV[2] version
--- ARGV[3] after how long a silent one is forgotten, ms
+-- ARGV[3] age at which an entry is deleted, ms
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

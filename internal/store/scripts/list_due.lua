@@ -1,10 +1,10 @@
 -- List the grants of one shard and Zoom app that are due, the longest overdue first.
 --
 -- KEYS[1] due index
--- ARGV[1] how many at the most
+-- ARGV[1] maximum number of grants
 --
--- Answers the ms until the next grant that is not due yet (-1: there is none),
--- then the ids that are due, each followed by since how many ms it is.
+-- Returns the ms until the next grant becomes due (-1: none), then each due ID
+-- followed by its delay in ms.
 
 local time = redis.call('TIME')
 local at = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)

@@ -1,6 +1,7 @@
--- Make a grant due now, for an operator who does not want to wait for its plan.
+-- Make a grant due now, at an operator's request.
 --
--- A token in the first tenth of its life stays: nobody can make a loop of it.
+-- A token in the first tenth of its lifetime is kept: this bounds the rate of
+-- renewals.
 
 if redis.call('EXISTS', grant) == 0 then return {'missing'} end
 if get('deleting') then return {'deleting'} end

@@ -1,4 +1,4 @@
--- Note that Recall has the grant's credential.
+-- Record that Recall's list contains the grant's credential.
 
-if redis.call('EXISTS', grant) == 1 then redis.call('HSET', grant, 'seen', text(now())) end
+if redis.call('EXISTS', grant) == 1 then redis.call('HSET', grant, 'listed', text(now())) end
 return {'noted'}

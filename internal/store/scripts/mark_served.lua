@@ -1,7 +1,7 @@
--- Note that the access token was handed out just now.
+-- Record that the access token was served.
 --
--- Written only while a grant is due: claim.lua leaves such a token alone for a
--- moment.
+-- Called only while a grant is due: claim.lua does not renew such a token for a
+-- moment (hand-off guard).
 
-if redis.call('EXISTS', grant) == 1 then redis.call('HSET', grant, 'handed', text(now())) end
+if redis.call('EXISTS', grant) == 1 then redis.call('HSET', grant, 'served', text(now())) end
 return {'noted'}

@@ -1,6 +1,6 @@
--- Note that a step of the registrar's has failed, and when to try again.
+-- Record a failed attempt of the registrar, and the time of the next one.
 --
--- ARGV[2] in how many ms
+-- ARGV[2] wait before the next attempt, ms
 
 if redis.call('EXISTS', grant) == 0 then return {'missing'} end
 redis.call('HINCRBY', grant, 'attempts', 1)

@@ -1,12 +1,11 @@
--- Put values into a record that say the same, sealed by another key.
+-- Replace encrypted values by the same values under another key.
 --
--- ARGV[2..]  for each field: its name, its value as it was read, and the value to
---            put in its place
+-- ARGV[2..]  for each field: name, value that was read, new value
 --
--- A field that has changed since is left alone, and nobody is told: the record
--- says what it said.
+-- A field that has changed since it was read is skipped. Nothing is published: the
+-- decrypted record is the same.
 
 for i = 2, #ARGV, 3 do
   if get(ARGV[i]) == ARGV[i + 1] then redis.call('HSET', grant, ARGV[i], ARGV[i + 2]) end
 end
-return {'resealed'}
+return {'reencrypted'}

@@ -1,10 +1,10 @@
--- End a claim of a consent's that has brought no answer.
+-- End a claim of a consent that brought no response.
 --
 -- ARGV[2] fingerprint of the consent
--- ARGV[3] '' if it may be tried again, or what came of it
+-- ARGV[3] outcome; '' if the consent may be tried again
+--
+-- A consent that may be tried again is recorded too: the removal of its user then
+-- also voids a response that a journal replays late.
 
--- A consent that may be tried again is remembered too, so that the removal of its
--- user also concerns an answer that a journal brings late.
-
-remember(ARGV[2], ARGV[3] == '' and 'open' or ARGV[3])
+record_outcome(ARGV[2], ARGV[3] == '' and 'open' or ARGV[3])
 return {'ended'}
