@@ -270,7 +270,7 @@ func TestRefresherFollowsTheApps(t *testing.T) {
 			return func() {
 				p.mu.Lock()
 				defer p.mu.Unlock()
-				p.names, p.due[id] = names, time.Now()
+				p.names, p.due[id] = names, time.Now().Add(2*time.Second) // a removal takes up to 1 s
 			}
 		}
 		time.AfterFunc(10*time.Second, setApps("app"))
