@@ -97,7 +97,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		atZoom, known := map[string]renewal.App{}, map[string]registrar.App{}
 		for _, one := range list {
 			zoomClient := app.ZoomClient(one, client, zoomMetrics)
-			atZoom[one.Name], known[one.Name] = renewal.App{Zoom: zoomClient}, registrar.App{Zoom: zoomClient, OAuthApp: one.OAuthApp}
+			atZoom[one.Name], known[one.Name] = renewal.App{Zoom: zoomClient, MaxPerSecond: one.MaxPerSecond}, registrar.App{Zoom: zoomClient, OAuthApp: one.OAuthApp}
 		}
 		renewer.SetApps(atZoom)
 		service.SetApps(known)

@@ -68,7 +68,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	setApps := func(list []config.App) {
 		atZoom := map[string]renewal.App{}
 		for _, one := range list {
-			atZoom[one.Name] = renewal.App{Zoom: app.ZoomClient(one, client, zoomMetrics)}
+			atZoom[one.Name] = renewal.App{Zoom: app.ZoomClient(one, client, zoomMetrics), MaxPerSecond: one.MaxPerSecond}
 		}
 		renewer.SetApps(atZoom)
 	}

@@ -1,6 +1,5 @@
-// Package app is how the programs start, serve and stop: exit statuses,
-// the parts that run side by side, and the ops listener with health and
-// metrics.
+// Package app has what the programs share: it opens stores and clients from the
+// settings, runs the parts of a program, and serves health and metrics.
 package app
 
 import (
@@ -22,16 +21,16 @@ import (
 	"tokenprovider/internal/config"
 )
 
-// Main runs a program until SIGINT or SIGTERM and returns its exit status: 0
-// when it has ended as it should, 2 for wrong settings, 1 for anything else.
-// Every line of an error is printed with the program's name.
+// Main runs a program until SIGINT or SIGTERM and returns its exit status: 0 for
+// success, 2 for invalid settings, 1 for any other error. It prints each line of an
+// error with the program's name.
 func Main(program string, run func(ctx context.Context, args []string, stdout, stderr io.Writer) error) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	return Status(program, run(ctx, os.Args[1:], os.Stdout, os.Stderr), os.Stderr)
 }
 
-// Status prints an error of a program's and returns the exit status for it.
+// Status prints the error of a program and returns its exit status.
 func Status(program string, err error, stderr io.Writer) int {
 	if err == nil || errors.Is(err, config.ErrDone) {
 		return 0
@@ -46,8 +45,8 @@ func Status(program string, err error, stderr io.Writer) int {
 	return 1
 }
 
-// Part is a part of a program. Run works until Stop is called and returns nil
-// then; Stop returns when Run may be left alone, or when ctx ends. Either may be
+// Part is a part of a program. Run works until Stop is called, and then returns nil.
+// Stop returns when the part has finished its work, or when ctx ends. Either may be
 // nil.
 type Part struct {
 	Name string
@@ -55,8 +54,8 @@ type Part struct {
 	Stop func(ctx context.Context) error
 }
 
-// Run runs the parts until ctx ends or one of them fails. Then it stops them one
-// after the other, the last one first, all within grace.
+// Run runs the parts until ctx ends or one of them fails. Then it stops them one by
+// one, the last first, all within grace.
 func Run(ctx context.Context, log *zap.Logger, grace time.Duration, parts ...Part) error {
 	failed := make(chan error, len(parts))
 	for _, part := range parts {
@@ -74,7 +73,7 @@ func Run(ctx context.Context, log *zap.Logger, grace time.Duration, parts ...Par
 	case <-ctx.Done():
 		log.Info("stopping")
 	case fault = <-failed:
-		log.Error("a part of the program failed: stopping", zap.Error(fault))
+		log.Error("part failed; stopping", zap.Error(fault))
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
@@ -90,7 +89,7 @@ func Run(ctx context.Context, log *zap.Logger, grace time.Duration, parts ...Par
 	return fault
 }
 
-// Listen opens a listener for the setting that has its address.
+// Listen opens a listener. Errors name the setting of its address.
 func Listen(ctx context.Context, setting, addr string) (net.Listener, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
 	if err != nil {
@@ -99,8 +98,8 @@ func Listen(ctx context.Context, setting, addr string) (net.Listener, error) {
 	return listener, nil
 }
 
-// HTTP is a part that serves a handler over HTTP/1.1 and h2c, within bounds that
-// a slow or greedy client cannot stretch.
+// HTTP returns a part that serves a handler over HTTP/1.1 and h2c, with limits on
+// time and size against slow or abusive clients.
 func HTTP(name string, log *zap.Logger, listener net.Listener, handler http.Handler) Part {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -127,7 +126,7 @@ func HTTP(name string, log *zap.Logger, listener net.Listener, handler http.Hand
 	}
 }
 
-// GRPC is a part that serves gRPC. Calls that outlast the grace are cut off.
+// GRPC returns a part that serves gRPC. It cancels calls that outlast the grace.
 func GRPC(name string, listener net.Listener, server *grpc.Server) Part {
 	return Part{
 		Name: name,
@@ -149,7 +148,7 @@ func GRPC(name string, listener net.Listener, server *grpc.Server) Part {
 	}
 }
 
-// Loop is a part that works until its context ends.
+// Loop returns a part that works until its context ends.
 func Loop(name string, work func(ctx context.Context)) Part {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})

@@ -78,12 +78,12 @@ func raw(t *testing.T, address, text string) string {
 	defer func() { _ = connection.Close() }()
 	_ = connection.SetDeadline(time.Now().Add(20 * time.Second))
 	_, _ = io.WriteString(connection, text) // the server may have had enough
-	answer, err := io.ReadAll(connection)
+	response, err := io.ReadAll(connection)
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
-		t.Error("the server holds on to a client that gives it nothing")
+		t.Error("the server keeps a connection without a request")
 	}
-	return string(answer)
+	return string(response)
 }
 
 func TestHTTPBoundsItsClients(t *testing.T) {
@@ -99,7 +99,7 @@ func TestHTTPBoundsItsClients(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			if got := raw(t, listener.Addr().String(), c.send); !strings.HasPrefix(got, c.want) {
-				t.Errorf("answered %.40q, want %q", got, c.want)
+				t.Errorf("returned %.40q, want %q", got, c.want)
 			}
 		})
 	}
@@ -127,14 +127,14 @@ func TestReadinessEndsBeforeTheRest(t *testing.T) {
 		return response.StatusCode, text, response.Close
 	}
 	if status, _, closing := get("/readyz"); status != 200 || closing {
-		t.Errorf("/readyz answers %d, closing %v", status, closing)
+		t.Errorf("/readyz returns %d, closing %v", status, closing)
 	}
 	check = missing
 	if status, text, _ := get("/readyz"); status != 503 || !strings.Contains(text, missing.Error()) {
-		t.Errorf("/readyz answers %d %q", status, text)
+		t.Errorf("/readyz returns %d %q", status, text)
 	}
 	if status, _, _ := get("/healthz"); status != 200 {
-		t.Errorf("/healthz answers %d: the process lives", status)
+		t.Errorf("/healthz returns %d: the process lives", status)
 	}
 	check = nil
 	ended := make(chan error, 1)

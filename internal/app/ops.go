@@ -14,19 +14,19 @@ import (
 	"tokenprovider/internal/config"
 )
 
-// Readiness is whether the program should be sent work.
+// Readiness decides whether load balancers should send work to the program.
 type Readiness struct {
-	// Check says what is missing; nil if nothing is.
+	// Check returns the reason why the program is not ready, or nil.
 	Check func(ctx context.Context) error
-	// Drain is how long, once readiness has ended at a stop, the program goes on
-	// taking work: time for load balancers to see it.
+	// Drain is the time between the end of readiness and the stop of the other
+	// parts, for load balancers to notice.
 	Drain time.Duration
 
 	stopping atomic.Bool
 }
 
-// Part makes readiness end when the program stops. It belongs last, so that it
-// is stopped first, and the rest once the load balancers have seen it.
+// Part returns a part that ends readiness when the program stops. It must be the
+// last part, because the last is stopped first.
 func (r *Readiness) Part() Part {
 	return Part{Name: "readiness", Stop: func(ctx context.Context) error {
 		r.stopping.Store(true)
@@ -38,9 +38,8 @@ func (r *Readiness) Part() Part {
 	}}
 }
 
-// Draining asks clients to leave their connections while readiness has ended,
-// each with the answer to its last request: a connection that is closed between
-// two may cost the second.
+// Draining closes each connection with a response after readiness has ended. To
+// close it between two requests could lose the second.
 func (r *Readiness) Draining(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		if r.stopping.Load() {
@@ -50,7 +49,7 @@ func (r *Readiness) Draining(handler http.Handler) http.Handler {
 	})
 }
 
-// Ready returns nil if the program should be sent work.
+// Ready returns the reason why the program is not ready, or nil.
 func (r *Readiness) Ready(ctx context.Context) error {
 	if r.stopping.Load() {
 		return errors.New("stopping")
@@ -60,7 +59,7 @@ func (r *Readiness) Ready(ctx context.Context) error {
 	return r.Check(ctx)
 }
 
-// Metrics returns a registry with what every program tells of itself.
+// Metrics returns a registry with the metrics of every program.
 func Metrics(program string) *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -71,8 +70,8 @@ func Metrics(program string) *prometheus.Registry {
 	return registry
 }
 
-// Ops handles what is for operators and never exposed: /healthz (the process
-// lives; it never depends on Redis), /readyz and /metrics.
+// Ops returns the handler of /healthz (200 while the process runs, also without
+// Redis), /readyz and /metrics. Never expose it.
 func Ops(ready *Readiness, metrics prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {

@@ -37,8 +37,8 @@ func names(apps []config.App) (names []string) {
 // appsFile writes a file and reads the settings that name it.
 func appsFile(t *testing.T, content string) (z *config.Zoom, write func(string), faults map[string]string) {
 	t.Helper()
-	folder := t.TempDir()
-	path := filepath.Join(folder, "apps.yaml")
+	dir := t.TempDir()
+	path := filepath.Join(dir, "apps.yaml")
 	write = func(text string) {
 		t.Helper()
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -46,7 +46,7 @@ func appsFile(t *testing.T, content string) (z *config.Zoom, write func(string),
 		}
 	}
 	write(content)
-	if err := os.WriteFile(filepath.Join(folder, "one-secret"), []byte("s1\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "one-secret"), []byte("s1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	z, faults = &config.Zoom{ZoomAppsFile: path}, map[string]string{}
@@ -166,5 +166,38 @@ func TestStartWithoutAnAppThatHasUsers(t *testing.T) {
 	}
 	if app := single.Apps(config.App{OAuthApp: "uuid"}, "").List()[0]; app.Name != config.DefaultApp || app.ClientID != "one" || app.OAuthApp != "uuid" {
 		t.Errorf("the one app is %s", app.Name)
+	}
+}
+
+// TestAppsHaveTheirOwnHostsAndRates: each app may override the settings of all.
+func TestAppsHaveTheirOwnHostsAndRates(t *testing.T) {
+	z, write, faults := appsFile(t, twoApps)
+	var err error
+	if z.ZoomOAuthURL, err = config.ParseURL("https://zoom.us"); err != nil {
+		t.Fatal(err)
+	}
+	if z.ZoomAPIURL, err = config.ParseURL("https://api.zoom.us"); err != nil {
+		t.Fatal(err)
+	}
+	write(twoApps + "  - {name: third, client_id: three, client_secret: s3, oauth_url: 'https://zoomgov.com/', api_url: https://api.zoomgov.com, refresh_max_per_second: 7}\n")
+	z.Check(func(setting, text string) { faults[setting] = text })
+	if len(faults) > 0 {
+		t.Fatal(faults)
+	}
+	apps := z.Apps(config.App{}, "").List()
+	if one := apps[1]; one.OAuthURL.String() != "https://zoom.us" || one.APIURL.String() != "https://api.zoom.us" || one.MaxPerSecond != 0 {
+		t.Errorf("without its own: %s, %s, %d", one.OAuthURL, one.APIURL, one.MaxPerSecond)
+	}
+	if one := apps[2]; one.OAuthURL.String() != "https://zoomgov.com" || one.APIURL.String() != "https://api.zoomgov.com" || one.MaxPerSecond != 7 {
+		t.Errorf("with its own: %s, %s, %d", one.OAuthURL, one.APIURL, one.MaxPerSecond)
+	}
+	for text, want := range map[string]string{
+		"oauth_url: zoom.us": "oauth_url: must be an absolute URL", "api_url: 'https://u:hunter2@h'": "api_url: must be an absolute URL",
+		"refresh_max_per_second: 0": "refresh_max_per_second: must be at least 1",
+	} {
+		_, _, faults := appsFile(t, "apps: [{name: a, client_id: x, client_secret: hunter2, "+text+"}]")
+		if got := faults["ZOOM_APPS_FILE"]; !strings.Contains(got, want) || strings.Contains(got, "hunter2") {
+			t.Errorf("%q, want %q and no value", got, want)
+		}
 	}
 }

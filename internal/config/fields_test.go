@@ -39,7 +39,7 @@ func TestFieldsOfTheLog(t *testing.T) {
 		}
 		for _, match := range field.FindAllStringSubmatch(string(source), -1) {
 			if _, known := documented[match[1]]; !known {
-				t.Errorf("%s logs the field %q, of which docs/operations.md says nothing", filepath.Base(path), match[1])
+				t.Errorf("%s logs the field %q, which docs/operations.md does not document", filepath.Base(path), match[1])
 			}
 			documented[match[1]] = true
 		}
@@ -53,7 +53,7 @@ func TestFieldsOfTheLog(t *testing.T) {
 	}
 	for name, used := range documented {
 		if !used {
-			t.Errorf("docs/operations.md tells of the field %q, which no line has", name)
+			t.Errorf("docs/operations.md documents the field %q, which no line has", name)
 		}
 	}
 }

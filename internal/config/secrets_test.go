@@ -15,7 +15,7 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-func TestSecretsAreTakenAgain(t *testing.T) {
+func TestSecretsReload(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "secret")
 	write := func(text string) {
 		t.Helper()

@@ -88,7 +88,7 @@ func running(t *testing.T, run func(context.Context)) {
 	})
 }
 
-func TestKeysetIsReadAgain(t *testing.T) {
+func TestKeysetReload(t *testing.T) {
 	f := newFile(t)
 	opened, err := keyset.Open(t.Context(), f.path, "")
 	if err != nil {
@@ -102,17 +102,17 @@ func TestKeysetIsReadAgain(t *testing.T) {
 	id := f.add()
 	until(t, "the new key is known", func() bool { return len(keys.Keys()) == 2 })
 	if keys.Primary() != first {
-		t.Error("the new key seals already")
+		t.Error("the new key encrypts already")
 	}
 	f.promote(id)
-	until(t, "the new key seals", func() bool { return keys.Primary() == id })
+	until(t, "the new key encrypts", func() bool { return keys.Primary() == id })
 
 	// Another keyset would make everything that is stored unreadable.
 	other, _ := testkit.KeysetJSON(t)
-	for _, useless := range [][]byte{other, []byte("hunter2"), {}} {
+	for _, invalid := range [][]byte{other, []byte("hunter2"), {}} {
 		good := f.json
 		logs.TakeAll()
-		f.write(useless)
+		f.write(invalid)
 		until(t, "the error is logged", func() bool { return logs.FilterLevelExact(zap.ErrorLevel).Len() > 0 })
 		if keys.Primary() != id {
 			t.Error("an invalid keyset was applied")
@@ -141,7 +141,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-func TestEverythingIsSealedByThePromotedKey(t *testing.T) {
+func TestReencryptionWithThePromotedKey(t *testing.T) {
 	f := newFile(t)
 	opened, err := keyset.Open(t.Context(), f.path, "")
 	if err != nil {
@@ -177,7 +177,7 @@ func TestEverythingIsSealedByThePromotedKey(t *testing.T) {
 		return err == nil && resealed == id
 	})
 	if counts, err := stored.CountByKey(t.Context()); err != nil || len(counts) != 1 || counts[id] != 3 {
-		t.Errorf("sealed by %v, %v, want 3 by %d", counts, err, id)
+		t.Errorf("encrypted by %v, %v, want 3 by %d", counts, err, id)
 	}
 	if n := logs.FilterMessage("re-encryption complete").Len(); n != 2 {
 		t.Errorf("logged %d times, want once for each key", n)

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Create writes a keyset to a new file, readable by its owner alone.
+// Create writes a keyset to a new file, readable by its owner only.
 func Create(path string, json []byte) error {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the operator names the file
 	if err != nil {
@@ -34,7 +34,7 @@ func Replace(path string, json []byte) (backup string, err error) {
 	}
 	backup = path + "." + time.Now().UTC().Format("20060102T150405.000") + ".bak"
 	if err := Create(backup, before); err != nil {
-		return "", fmt.Errorf("keeping the keyset before: %w", err)
+		return "", fmt.Errorf("writing the backup: %w", err)
 	}
 	next := path + ".new"
 	if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -46,9 +46,9 @@ func Replace(path string, json []byte) (backup string, err error) {
 	if err := os.Rename(next, path); err != nil {
 		return "", errors.Join(err, os.Remove(next))
 	}
-	folder, err := os.Open(filepath.Dir(path))
+	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return "", err
 	}
-	return backup, errors.Join(folder.Sync(), folder.Close())
+	return backup, errors.Join(dir.Sync(), dir.Close())
 }
