@@ -148,7 +148,7 @@ func (s *Service) exchange(ctx context.Context, id grant.ID, c consent) (journal
 		return journal.Entry{}, consentError(c.field, err)
 	}
 	e := journal.Entry{ID: id, Spent: c.fingerprint, App: c.app, User: c.user, Tokens: grant.Tokens{
-		Access: tokens.Access, Refresh: tokens.Refresh, Issued: issued, Expires: issued.Add(tokens.Life),
+		Access: tokens.Access, Refresh: tokens.Refresh, Issued: issued, Expires: issued.Add(tokens.Lifetime),
 	}}
 	s.Renewer.JournalConsent(ctx, e, time.Now())
 	return e, nil

@@ -293,7 +293,7 @@ func (r *interleaving) judge(expected []string) {
 		}
 		delete(have, credential.ID)
 		token, code, err := r.recall.Callback(context.Background(), credential.ID)
-		if whose, _, live := r.zoom.Whose(token); err != nil || !live || whose.ID != got.GetZoomUserId() || credential.UserID != whose.ID {
+		if whose, _, live := r.zoom.LookUpAccessToken(token); err != nil || !live || whose.ID != got.GetZoomUserId() || credential.UserID != whose.ID {
 			r.t.Errorf("the URL of %s returns %d, live %v, of %s", user, code, live, whose.ID)
 		}
 	}

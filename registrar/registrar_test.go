@@ -81,7 +81,7 @@ func surroundings(t testing.TB) *world {
 	w.recall = recalltest.New(recalltest.Options{
 		OAuthApps: []string{recalltest.DefaultOAuthApp, secondApp}, RateLimit: -1, ListRateLimit: -1, PageSize: 3,
 		Identify: func(_ context.Context, token string) (string, string, time.Duration, error) {
-			user, left, ok := w.zoom.Whose(token)
+			user, left, ok := w.zoom.LookUpAccessToken(token)
 			if !ok {
 				return "", "", 0, errors.New("dead token")
 			}
@@ -207,7 +207,7 @@ func (w *world) wantCredentials(zoomUsers ...string) {
 			w.t.Errorf("the callback of %s: %d, %v", c.UserID, status, err)
 			continue
 		}
-		if user, _, ok := w.zoom.Whose(token); !ok || user.ID != c.UserID {
+		if user, _, ok := w.zoom.LookUpAccessToken(token); !ok || user.ID != c.UserID {
 			w.t.Errorf("the callback of %s gives a token of %q", c.UserID, user.ID)
 		}
 	}
@@ -306,7 +306,7 @@ func TestRegisterByRefreshToken(t *testing.T) {
 	_, token := w.zoom.Grant(zoomtest.DefaultClientID, "zoom-ann")
 	wantState(t, w.register(byRefreshToken("ann", token)), registrarv1.State_STATE_ACTIVE)
 	w.wantCredentials("zoom-ann")
-	if w.zoom.Honours(token) {
+	if w.zoom.AcceptsRefreshToken(token) {
 		t.Error("the caller's token was not spent")
 	}
 	wantState(t, w.register(byRefreshToken("ann", token)), registrarv1.State_STATE_ACTIVE)
@@ -676,8 +676,8 @@ func TestGetAccessToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if left := time.Until(first.GetExpireTime().AsTime()); !w.zoom.Live(first.GetAccessToken()) || left < 2*time.Minute {
-		t.Errorf("got a token for %v, live: %v", left, w.zoom.Live(first.GetAccessToken()))
+	if left := time.Until(first.GetExpireTime().AsTime()); !w.zoom.IsLive(first.GetAccessToken()) || left < 2*time.Minute {
+		t.Errorf("got a token for %v, live: %v", left, w.zoom.IsLive(first.GetAccessToken()))
 	}
 	// More than Zoom gives: the youngest there is, and no loop of renewals.
 	for range 3 {
@@ -692,7 +692,7 @@ func TestGetAccessToken(t *testing.T) {
 
 	w.age("ann", 140*time.Second)
 	second, err := ask(-1)
-	if err != nil || second.GetAccessToken() == first.GetAccessToken() || !w.zoom.Live(second.GetAccessToken()) {
+	if err != nil || second.GetAccessToken() == first.GetAccessToken() || !w.zoom.IsLive(second.GetAccessToken()) {
 		t.Fatalf("an old token was not renewed: %v", err)
 	}
 

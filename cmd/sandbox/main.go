@@ -132,7 +132,7 @@ func (s *sandbox) play(ctx context.Context, n *narrator, once bool) error {
 	if err != nil {
 		return err
 	}
-	if second == first || s.zoom.Live(first) || !s.zoom.Live(second) {
+	if second == first || s.zoom.IsLive(first) || !s.zoom.IsLive(second) {
 		return errors.New("the renewal did not replace the token")
 	}
 	n.say("refresher", "renewed it: %s is dead at Zoom, the URL gives %s", look(first), look(second))

@@ -51,7 +51,7 @@ type sandbox struct {
 
 // start listens everywhere and puts the parts together; app.Run runs them.
 func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
-	s := &sandbox{log: log, zoom: zoomtest.New(zoomtest.Options{AccessTokenLife: tokenLife})}
+	s := &sandbox{log: log, zoom: zoomtest.New(zoomtest.Options{AccessTokenLifetime: tokenLife})}
 	s.recall = recalltest.New(recalltest.Options{APIKey: recallKey, Identify: s.identify})
 
 	embedded := miniredis.NewMiniRedis()
@@ -143,7 +143,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 // identify is how the Recall stand-in learns from the Zoom stand-in what a token
 // is.
 func (s *sandbox) identify(_ context.Context, token string) (zoomUser, account string, left time.Duration, err error) {
-	whose, left, ok := s.zoom.Whose(token)
+	whose, left, ok := s.zoom.LookUpAccessToken(token)
 	if !ok {
 		return "", "", 0, errors.New("Zoom does not know the token") //nolint:staticcheck // a name
 	}

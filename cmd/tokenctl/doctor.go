@@ -60,7 +60,7 @@ func (d *doctorCommand) Tolerate(faults config.Faults) { d.faults = faults }
 func (d *doctorCommand) config() (doctor.Config, func()) {
 	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}}
 	c := doctor.Config{
-		Faults: d.faults, Redis: d.Connection(), Keyset: d.Keyset(), WaitReplicas: d.RedisWaitReplicas,
+		SettingProblems: d.faults, Redis: d.Connection(), Keyset: d.Keyset(), WaitReplicas: d.RedisWaitReplicas,
 		ZoomURL: d.ZoomOAuthURL, RecallURL: d.RecallAPIURL, Callback: d.CallbackBaseURL, JournalDir: d.JournalDir, HTTP: client,
 	}
 	closing := func() {}
@@ -77,9 +77,9 @@ func (d *doctorCommand) config() (doctor.Config, func()) {
 		}
 	}
 	for _, file := range []doctor.CertificateFile{
-		{Setting: "GRPC_TLS_CERT_FILE", Path: d.GRPCTLSCertFile, Key: d.GRPCTLSKeyFile},
+		{Setting: "GRPC_TLS_CERT_FILE", Path: d.GRPCTLSCertFile, KeyPath: d.GRPCTLSKeyFile},
 		{Setting: "GRPC_CLIENT_CA_FILE", Path: d.GRPCClientCAFile},
-		{Setting: "REGISTRAR_CERT_FILE", Path: d.RegistrarCertFile, Key: d.RegistrarKeyFile},
+		{Setting: "REGISTRAR_CERT_FILE", Path: d.RegistrarCertFile, KeyPath: d.RegistrarKeyFile},
 		{Setting: "REGISTRAR_CA_FILE", Path: d.RegistrarCAFile},
 	} {
 		if file.Path != "" {
@@ -110,7 +110,7 @@ func (d *doctorCommand) run(ctx context.Context, s *session) error {
 	logging.Disable() // the checks report what matters
 	config, closing := d.config()
 	defer closing()
-	findings := doctor.Examine(ctx, config.Checks(), d.Timeout)
+	findings := doctor.RunChecks(ctx, config.Checks(), d.Timeout)
 	counts := map[doctor.Verdict]int{}
 	wide := 0
 	for _, f := range findings {
@@ -118,16 +118,16 @@ func (d *doctorCommand) run(ctx context.Context, s *session) error {
 	}
 	for _, f := range findings {
 		counts[f.Verdict]++
-		if err := s.object(finding{f.Check, f.Verdict, f.Found, f.Mend, f.Took.Milliseconds()}); err != nil {
+		if err := s.object(finding{f.Check, f.Verdict, f.Found, f.Fix, f.Duration.Milliseconds()}); err != nil {
 			return err
 		}
 		took := ""
 		if d.Verbose {
-			took = fmt.Sprintf(" (%v)", f.Took.Round(time.Millisecond))
+			took = fmt.Sprintf(" (%v)", f.Duration.Round(time.Millisecond))
 		}
 		s.say("%-11s  %-*s  %s%s", marks[f.Verdict], wide, f.Check, printable(f.Found), took)
-		if f.Mend != "" {
-			s.say("%s  → %s", strings.Repeat(" ", 11+2+wide), f.Mend)
+		if f.Fix != "" {
+			s.say("%s  → %s", strings.Repeat(" ", 11+2+wide), f.Fix)
 		}
 	}
 	s.say("\n%d ok, %s, %s, %d not checked", counts[doctor.OK],

@@ -62,20 +62,20 @@ func (e *export) run(ctx context.Context, s *session) (err error) {
 		return fmt.Errorf("export: %w", err)
 	}
 	if err := grants.ReadBackup(ctx, func(dumped []store.BackupRecord) error {
-		progress.at(writer.Grants(), total)
-		return writer.Add(dumped)
+		progress.at(writer.Count(), total)
+		return writer.Write(dumped)
 	}); err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
-	if err := errors.Join(writer.End(), buffered.Flush()); err != nil {
+	if err := errors.Join(writer.Close(), buffered.Flush()); err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
 	progress.done()
 	if e.File == "-" {
 		return nil
 	}
-	s.say("Wrote %s to %s, encrypted with key %d.", count(writer.Grants(), "grant"), e.File, writer.Header.Key)
-	return s.object(map[string]any{"file": e.File, "grants": writer.Grants(), "key": writer.Header.Key, "time": writer.Header.Time})
+	s.say("Wrote %s to %s, encrypted with key %d.", count(writer.Count(), "grant"), e.File, writer.Header.Key)
+	return s.object(map[string]any{"file": e.File, "grants": writer.Count(), "key": writer.Header.Key, "time": writer.Header.Time})
 }
 
 type restore struct {

@@ -117,9 +117,9 @@ func (g *grantsStuck) run(ctx context.Context, s *session) error {
 		n++
 		printing = s.object(map[string]any{
 			"grant": one.Grant.ID, "user_id": one.User, "zoom_app": one.App, "state": apiState(one.State),
-			"stuck": one.Kind, "why": one.Why, "failures": one.Failures, "uncertain": one.Uncertain, "next_try_time": nullable(one.Next),
+			"stuck": one.Kind, "why": one.Cause, "failures": one.Failures, "uncertain": one.Uncertain, "next_try_time": nullable(one.NextAttempt),
 		})
-		rows.row(one.User, one.App, word(string(one.State)), string(one.Kind), ago(one.Next), one.Why)
+		rows.row(one.User, one.App, word(string(one.State)), string(one.Kind), ago(one.NextAttempt), one.Cause)
 		return printing == nil
 	})
 	rows.flush()

@@ -79,37 +79,37 @@ func (i *importing) run(ctx context.Context, s *session) error {
 	progress := s.progress("lines")
 	run := &bulkimport.Import{
 		Registrar: registrarv1.NewRegistrarServiceClient(connection), State: state, Format: format,
-		PerMinute: i.PerMinute, Concurrency: i.Concurrency, Try: 30 * time.Second, Patience: i.Patience,
+		PerMinute: i.PerMinute, Concurrency: i.Concurrency, CallTimeout: 30 * time.Second, LineTimeout: i.Patience,
 	}
-	report, err := run.Run(ctx, file, func(r bulkimport.Report) { progress.at(r.Seen(), r.Lines) })
+	report, err := run.Run(ctx, file, func(r bulkimport.Report) { progress.at(r.Processed(), r.Lines) })
 	progress.done()
 	rows := s.table("LINE", "USER", "REJECTED BECAUSE")
-	for _, r := range report.Refusals {
+	for _, r := range report.Rejections {
 		if err := s.object(map[string]any{"line": r.Line, "user_id": r.User, "reason": r.Reason}); err != nil {
 			return err
 		}
 		rows.row(strconv.Itoa(r.Line), r.User, r.Reason)
 	}
 	rows.flush()
-	if !errors.Is(err, bulkimport.ErrFile) {
+	if !errors.Is(err, bulkimport.ErrInvalidFile) {
 		s.say("%d lines: %d registered and active, %d pending, %d completed before, %d rejected",
-			report.Lines, report.Active, report.Pending, report.Before, len(report.Refusals))
+			report.Lines, report.Active, report.Pending, report.AlreadyDone, len(report.Rejections))
 	}
 	if printing := s.object(map[string]any{
-		"lines": report.Lines, "active": report.Active, "pending": report.Pending, "completed_before": report.Before,
-		"rejected": len(report.Refusals), "complete": err == nil,
+		"lines": report.Lines, "active": report.Active, "pending": report.Pending, "completed_before": report.AlreadyDone,
+		"rejected": len(report.Rejections), "complete": err == nil,
 	}); printing != nil {
 		return printing
 	}
 	switch {
 	case errors.Is(err, context.Canceled):
 		return errors.New("import: interrupted; run it again to continue")
-	case errors.Is(err, bulkimport.ErrFile):
+	case errors.Is(err, bulkimport.ErrInvalidFile):
 		return fmt.Errorf("import: %w; nothing was done", err)
 	case err != nil:
 		return fmt.Errorf("import: %w; run it again to continue", err)
-	case len(report.Refusals) > 0:
-		return fmt.Errorf("import: rejected: %s", count(len(report.Refusals), "line"))
+	case len(report.Rejections) > 0:
+		return fmt.Errorf("import: rejected: %s", count(len(report.Rejections), "line"))
 	}
 	return nil
 }

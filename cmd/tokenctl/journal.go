@@ -67,7 +67,7 @@ func describe(ctx context.Context, grants *store.Store, entries []journal.Entry)
 		}
 		return described, nil
 	}
-	statuses, err := grants.CheckResponses(ctx, doctor.Answers(entries))
+	statuses, err := grants.CheckResponses(ctx, doctor.JournaledResponses(entries))
 	if err != nil {
 		return nil, err
 	}

@@ -292,11 +292,11 @@ func text(t *testing.T, url string) string {
 // user's token.
 func TestRun(t *testing.T) {
 	const redirect, life, password = "https://app.example/oauth", 150 * time.Second, "redis-hunter2"
-	zoom := zoomtest.New(zoomtest.Options{AccessTokenLife: life})
+	zoom := zoomtest.New(zoomtest.Options{AccessTokenLifetime: life})
 	recall := recalltest.New(recalltest.Options{
 		VerificationSecrets: []string{verification},
 		Identify: func(_ context.Context, token string) (string, string, time.Duration, error) {
-			user, left, ok := zoom.Whose(token)
+			user, left, ok := zoom.LookUpAccessToken(token)
 			if !ok {
 				return "", "", 0, errors.New("invalid token")
 			}
@@ -400,7 +400,7 @@ func TestRun(t *testing.T) {
 	serve := func() string {
 		t.Helper()
 		token, status, err := recall.Callback(t.Context(), credential)
-		if err != nil || !zoom.Live(token) {
+		if err != nil || !zoom.IsLive(token) {
 			t.Fatalf("callback returned %d: %v", status, err)
 		}
 		return token

@@ -374,7 +374,7 @@ func (c *chaos) recover() {
 func (c *chaos) lost() (users []string) {
 	for _, credential := range c.recall.Credentials() {
 		token, _, err := c.recall.Callback(context.Background(), credential.ID)
-		if err != nil || !c.zoom.Live(token) {
+		if err != nil || !c.zoom.IsLive(token) {
 			users = append(users, credential.UserID)
 		}
 	}

@@ -479,7 +479,7 @@ func (d *drill) lost() (n int) {
 		d.t.Errorf("%s: there are %d users only", d.name, all)
 	}
 	for _, c := range d.recall.Credentials() {
-		if token, status, err := d.recall.Callback(context.Background(), c.ID); err != nil || !d.zoom.Live(token) {
+		if token, status, err := d.recall.Callback(context.Background(), c.ID); err != nil || !d.zoom.IsLive(token) {
 			d.t.Errorf("%s: a callback is answered %d after all", d.name, status)
 			n++
 		}

@@ -162,11 +162,11 @@ type stack struct {
 
 func newStack(t *testing.T, life time.Duration) *stack {
 	t.Helper()
-	s := &stack{t: t, redis: testkit.StartRedis(t), zoom: zoomtest.New(zoomtest.Options{AccessTokenLife: life})}
+	s := &stack{t: t, redis: testkit.StartRedis(t), zoom: zoomtest.New(zoomtest.Options{AccessTokenLifetime: life})}
 	s.recall = recalltest.New(recalltest.Options{
 		VerificationSecrets: []string{verification},
 		Identify: func(_ context.Context, token string) (string, string, time.Duration, error) {
-			user, left, ok := s.zoom.Whose(token)
+			user, left, ok := s.zoom.LookUpAccessToken(token)
 			if !ok {
 				return "", "", 0, errors.New("dead token")
 			}
@@ -295,7 +295,7 @@ func TestMainJob(t *testing.T) {
 	until(t, "every token was renewed", 60*time.Second, func() bool { return s.zoom.Counts().Refreshes >= users })
 	until(t, "every new token is served", 10*time.Second, func() bool {
 		for _, c := range credentials {
-			if token := s.callBack(c.ID); token == tokens[c.ID] || !s.zoom.Live(token) {
+			if token := s.callBack(c.ID); token == tokens[c.ID] || !s.zoom.IsLive(token) {
 				return false
 			}
 		}

@@ -232,7 +232,7 @@ func (r *registrationsRun) judge(users int) {
 			continue
 		}
 		token, status, err := r.recall.Callback(t.Context(), has[0].ID)
-		if whose, _, live := r.zoom.Whose(token); err != nil || !live || whose.ID != zoomUser {
+		if whose, _, live := r.zoom.LookUpAccessToken(token); err != nil || !live || whose.ID != zoomUser {
 			t.Errorf("the URL of user-%d is answered %d: live token %v, of %s", i, status, live, whose.ID)
 		}
 		delete(byUser, zoomUser)

@@ -59,7 +59,7 @@ func (r *Renewer) attempt(id grant.ID, q request) (err error) {
 	r.metrics.retried(claim, "renewed")
 	r.metrics.duration.Observe(received.Sub(issued).Seconds())
 	e := journal.Entry{ID: id, Spent: claim.Spent, Tokens: grant.Tokens{
-		Access: tokens.Access, Refresh: tokens.Refresh, Issued: issued, Expires: issued.Add(tokens.Life),
+		Access: tokens.Access, Refresh: tokens.Refresh, Issued: issued, Expires: issued.Add(tokens.Lifetime),
 	}}
 	r.journalResponse(ctx, claim.App, e, received)
 	return r.commitRenewal(ctx, claim.App, e)

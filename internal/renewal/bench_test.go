@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	z := zoomtest.New(zoomtest.Options{Latency: wait, AccessTokenLife: time.Second})
+	z := zoomtest.New(zoomtest.Options{Latency: wait, AccessTokenLifetime: time.Second})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/grant" {
 			_, refresh := z.Grant(zoomtest.DefaultClientID, r.URL.RawQuery)

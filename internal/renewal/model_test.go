@@ -186,7 +186,7 @@ func (j *oracle) spend(id grant.ID, refresh string, uncertain bool) (zoom.Tokens
 	g.refresh = refresh
 	j.nextLocked(g)
 	j.successors[refresh] = append(j.successors[refresh], store.RefreshFingerprint(secret.New(g.refresh)))
-	return zoom.Tokens{Access: secret.New(g.access), Refresh: secret.New(g.refresh), Life: tokenLife}, nil
+	return zoom.Tokens{Access: secret.New(g.access), Refresh: secret.New(g.refresh), Lifetime: tokenLife}, nil
 }
 
 // replica is a process. Its renewer does all I/O through it, so it can die or be

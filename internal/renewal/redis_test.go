@@ -95,7 +95,7 @@ func TestReplicasRenewEachGrantOnce(t *testing.T) {
 	}
 	for _, id := range ids {
 		serving, err := grants.ReadServingRecord(t.Context(), id)
-		if err != nil || !stand.Live(serving.Access.Reveal()) {
+		if err != nil || !stand.IsLive(serving.Access.Reveal()) {
 			t.Errorf("the stored token of %s is dead, or %v", id, err)
 		}
 	}

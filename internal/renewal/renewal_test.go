@@ -59,7 +59,7 @@ func (s *script) say(respond func(n int) (zoom.Tokens, error)) {
 }
 
 func next(n int) zoom.Tokens {
-	return zoom.Tokens{Access: secret.New(fmt.Sprint("plain-access-", n)), Refresh: secret.New(fmt.Sprint("plain-refresh-", n)), Life: time.Hour}
+	return zoom.Tokens{Access: secret.New(fmt.Sprint("plain-access-", n)), Refresh: secret.New(fmt.Sprint("plain-refresh-", n)), Lifetime: time.Hour}
 }
 
 func always(err error) func(int) (zoom.Tokens, error) {

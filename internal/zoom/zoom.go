@@ -126,15 +126,15 @@ func New(c Config) *Client {
 
 // Tokens is Zoom's answer to a code or a refresh token.
 type Tokens struct {
-	Access  secret.Text
-	Refresh secret.Text   // the old one if Zoom did not send a new one
-	Life    time.Duration // of the access token, from when the request was sent
+	Access   secret.Text
+	Refresh  secret.Text   // the old one if Zoom did not send a new one
+	Lifetime time.Duration // of the access token, from when the request was sent
 }
 
 // Life is what an access token is taken to live where Zoom does not say, or
 // says something absurd: Zoom's own figure, one hour (developers.zoom.us,
 // OAuth), is an upper bound, so this stays well below it.
-const Life = 10 * time.Minute
+const DefaultLifetime = 10 * time.Minute
 
 // Code is an authorization code as the caller got it. It works once and lives
 // for 5 minutes (developers.zoom.us, OAuth).
@@ -204,7 +204,7 @@ func (c *Client) tokens(ctx context.Context, doing string, call func(context.Con
 	}
 	life := time.Duration(token.ExpiresIn) * time.Second
 	if life <= 0 || life > 24*time.Hour {
-		life = Life
+		life = DefaultLifetime
 	}
 	return Tokens{secret.New(token.AccessToken), secret.New(token.RefreshToken), life}, nil
 }

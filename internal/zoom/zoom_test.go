@@ -52,14 +52,14 @@ func code(z *zoomtest.Zoom, challenge string) zoom.Code {
 func TestExchangeRefreshRevoke(t *testing.T) {
 	z, c := start(t, zoomtest.Options{})
 	first, err := c.Exchange(t.Context(), code(z, ""))
-	if err != nil || !z.Live(first.Access.Reveal()) || !z.Honours(first.Refresh.Reveal()) || first.Life != time.Hour {
-		t.Fatalf("exchanged for a token of %v, %v", first.Life, err)
+	if err != nil || !z.IsLive(first.Access.Reveal()) || !z.AcceptsRefreshToken(first.Refresh.Reveal()) || first.Lifetime != time.Hour {
+		t.Fatalf("exchanged for a token of %v, %v", first.Lifetime, err)
 	}
 	if user, err := c.Me(t.Context(), first.Access); err != nil || user != (zoom.User{ID: "ann", AccountID: "account-of-ann"}) {
 		t.Errorf("Me = %+v, %v", user, err)
 	}
 	second, err := c.Refresh(t.Context(), first.Refresh)
-	if err != nil || z.Live(first.Access.Reveal()) || !z.Live(second.Access.Reveal()) || second.Refresh.Equal(first.Refresh) {
+	if err != nil || z.IsLive(first.Access.Reveal()) || !z.IsLive(second.Access.Reveal()) || second.Refresh.Equal(first.Refresh) {
 		t.Fatalf("refreshed: %v", err)
 	}
 	if _, err := c.Me(t.Context(), first.Access); !errors.Is(err, zoom.ErrInvalidToken) {
@@ -68,7 +68,7 @@ func TestExchangeRefreshRevoke(t *testing.T) {
 	if _, err := c.Refresh(t.Context(), first.Refresh); !errors.Is(err, zoom.ErrInvalidGrant) {
 		t.Errorf("a spent token: %v", err)
 	}
-	if err := c.Revoke(t.Context(), second.Refresh); err != nil || z.Live(second.Access.Reveal()) {
+	if err := c.Revoke(t.Context(), second.Refresh); err != nil || z.IsLive(second.Access.Reveal()) {
 		t.Errorf("revoked: %v", err)
 	}
 	var refused *zoom.RefusedError
@@ -119,7 +119,7 @@ func TestAppCredentials(t *testing.T) {
 	if err := wrong.Revoke(t.Context(), secret.New(refresh)); !errors.Is(err, zoom.ErrInvalidClient) {
 		t.Errorf("a wrong secret: %v", err)
 	}
-	if !z.Honours(refresh) {
+	if !z.AcceptsRefreshToken(refresh) {
 		t.Error("the token was spent")
 	}
 }
@@ -159,8 +159,8 @@ func TestFaultsAreToldApart(t *testing.T) {
 		case c.want == nil && (refused.Status != c.fault.Status || refused.RetryAfter < c.wait-2*time.Second || refused.RetryAfter > c.wait || refused.Temporary() != (c.fault.Status == 429 || c.fault.Status >= 500)):
 			t.Errorf("%s: %+v", name, refused)
 		}
-		if counts := z.Counts(); counts.Requests != 1 || z.Honours(refresh) == c.spent {
-			t.Errorf("%s: %d requests, want 1; honoured: %v", name, counts.Requests, z.Honours(refresh))
+		if counts := z.Counts(); counts.Requests != 1 || z.AcceptsRefreshToken(refresh) == c.spent {
+			t.Errorf("%s: %d requests, want 1; honoured: %v", name, counts.Requests, z.AcceptsRefreshToken(refresh))
 		}
 		if err == nil || strings.Contains(err.Error(), refresh) || strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), zoomtest.DefaultClientSecret) {
 			t.Errorf("%s: the error shows too much", name)
@@ -220,8 +220,8 @@ func TestOddAnswers(t *testing.T) {
 		"negative": {Replace: map[string]any{"expires_in": -5}},
 		"absurd":   {Replace: map[string]any{"expires_in": 1 << 40}},
 	} {
-		if tokens, _ := refresh(f); tokens.Life != zoom.Life {
-			t.Errorf("expires_in %s: a life of %v, want %v", name, tokens.Life, zoom.Life)
+		if tokens, _ := refresh(f); tokens.Lifetime != zoom.DefaultLifetime {
+			t.Errorf("expires_in %s: a life of %v, want %v", name, tokens.Lifetime, zoom.DefaultLifetime)
 		}
 	}
 	z.Fail("/oauth/token", 1, zoomtest.Fault{Omit: []string{"refresh_token"}})

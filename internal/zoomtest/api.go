@@ -145,7 +145,7 @@ func (z *Zoom) token(w http.ResponseWriter, r *http.Request, fault Fault) {
 	access, refresh := z.issueLocked(g)
 	answer := map[string]any{
 		"access_token": access, "refresh_token": refresh, "token_type": "bearer",
-		"expires_in": int(z.options.AccessTokenLife / time.Second),
+		"expires_in": int(z.options.AccessTokenLifetime / time.Second),
 		"scope":      "user:read:token user:read:zak", "api_url": "https://api.zoom.us",
 	}
 	for name, value := range fault.Replace {
@@ -230,7 +230,7 @@ func (z *Zoom) revoke(w http.ResponseWriter, r *http.Request) {
 
 func (z *Zoom) me(w http.ResponseWriter, r *http.Request) {
 	token, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	user, _, live := z.Whose(token)
+	user, _, live := z.LookUpAccessToken(token)
 	if !bearer || !live {
 		reply(w, http.StatusUnauthorized, map[string]any{"code": 124, "message": invalidAccess})
 		return

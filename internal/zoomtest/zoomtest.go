@@ -41,12 +41,12 @@ const (
 
 // Options says how the stand-in behaves. The zero value is strict and fast.
 type Options struct {
-	Apps             map[string]string // client id -> secret; nil: the default app
-	AccessTokenLife  time.Duration     // 0: an hour; expires_in says it in whole seconds, rounded down
-	CodeLife         time.Duration     // 0: 5 minutes
-	RefreshTokenLife time.Duration     // 0: 90 days
-	Latency          time.Duration     // before the work of every request; 0: none
-	LiveAccessTokens int               // how many of a grant's newest access tokens work; 0: 1
+	Apps                 map[string]string // client id -> secret; nil: the default app
+	AccessTokenLifetime  time.Duration     // 0: an hour; expires_in says it in whole seconds, rounded down
+	CodeLifetime         time.Duration     // 0: 5 minutes
+	RefreshTokenLifetime time.Duration     // 0: 90 days
+	Latency              time.Duration     // before the work of every request; 0: none
+	LiveAccessTokens     int               // how many of a grant's newest access tokens work; 0: 1
 	// LenientPredecessor lets the predecessor of a grant's newest refresh token
 	// work until the newest has been used. Whether Zoom does is not documented
 	// (devforum 10375 says no). Such a retry answers a fresh successor and voids
@@ -124,7 +124,7 @@ func New(o Options) *Zoom {
 	}
 	o.Apps = maps.Clone(o.Apps)
 	for field, fallback := range map[*time.Duration]time.Duration{
-		&o.AccessTokenLife: time.Hour, &o.CodeLife: 5 * time.Minute, &o.RefreshTokenLife: 90 * 24 * time.Hour,
+		&o.AccessTokenLifetime: time.Hour, &o.CodeLifetime: 5 * time.Minute, &o.RefreshTokenLifetime: 90 * 24 * time.Hour,
 	} {
 		if *field == 0 {
 			*field = fallback
@@ -171,7 +171,7 @@ func (z *Zoom) Consent(clientID, userID, redirectURI, codeChallenge string) stri
 	text := rand.Text()
 	z.codes[text] = &code{
 		client: clientID, user: userID, redirect: redirectURI, challenge: codeChallenge,
-		expires: z.now().Add(z.options.CodeLife),
+		expires: z.now().Add(z.options.CodeLifetime),
 	}
 	return text
 }
@@ -189,13 +189,13 @@ func (z *Zoom) Grant(clientID, userID string) (access, refresh string) {
 func (z *Zoom) issueLocked(g *grant) (access, refresh string) {
 	now := z.now()
 	access, refresh = newToken("access"), newToken("refresh")
-	a := &accessToken{grant: g, expires: now.Add(z.options.AccessTokenLife)}
+	a := &accessToken{grant: g, expires: now.Add(z.options.AccessTokenLifetime)}
 	g.live = append(g.live, a)
 	for len(g.live) > z.options.LiveAccessTokens {
 		g.live[0].ended = true // devforum 72070, 74432, 95429
 		g.live = g.live[1:]
 	}
-	r := &refreshToken{grant: g, predecessor: g.newest, expires: now.Add(z.options.RefreshTokenLife)}
+	r := &refreshToken{grant: g, predecessor: g.newest, expires: now.Add(z.options.RefreshTokenLifetime)}
 	g.newest = r
 	z.access[access], z.refresh[refresh] = a, r
 	return access, refresh
@@ -231,7 +231,7 @@ func (z *Zoom) liveLocked(token string) *accessToken {
 }
 
 // Live reports whether an access token works now.
-func (z *Zoom) Live(access string) bool {
+func (z *Zoom) IsLive(access string) bool {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	return z.liveLocked(access) != nil
@@ -239,7 +239,7 @@ func (z *Zoom) Live(access string) bool {
 
 // Whose returns the user of an access token that works now, and how long it
 // will.
-func (z *Zoom) Whose(access string) (u User, left time.Duration, ok bool) {
+func (z *Zoom) LookUpAccessToken(access string) (u User, left time.Duration, ok bool) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	a := z.liveLocked(access)
@@ -250,7 +250,7 @@ func (z *Zoom) Whose(access string) (u User, left time.Duration, ok bool) {
 }
 
 // Honours reports whether a refresh token would be exchanged now.
-func (z *Zoom) Honours(refresh string) bool {
+func (z *Zoom) AcceptsRefreshToken(refresh string) bool {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	return z.acceptsLocked(z.refresh[refresh])
@@ -296,7 +296,7 @@ func (z *Zoom) SetClientSecret(clientID, secret string) {
 func (z *Zoom) SetAccessTokenLife(d time.Duration) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	z.options.AccessTokenLife = d
+	z.options.AccessTokenLifetime = d
 }
 
 // RevokeUser is a user who removes the app: all the user's grants end, and

@@ -148,8 +148,8 @@ func (g *rig) invalidGrant(r *http.Request) {
 func (g *rig) dead(access string) {
 	g.t.Helper()
 	a := g.me(access)
-	if a.status != 401 || a.json["code"] != 124.0 || a.str("message") != "Invalid access token." || g.Live(access) {
-		g.t.Errorf("answer %d %s (live: %v), want a dead token's", a.status, a.text, g.Live(access))
+	if a.status != 401 || a.json["code"] != 124.0 || a.str("message") != "Invalid access token." || g.IsLive(access) {
+		g.t.Errorf("answer %d %s (live: %v), want a dead token's", a.status, a.text, g.IsLive(access))
 	}
 }
 
@@ -159,7 +159,7 @@ func challenge(verifier string) string {
 }
 
 func TestTokenAnswer(t *testing.T) {
-	g := start(t, zoomtest.Options{AccessTokenLife: 8 * time.Second})
+	g := start(t, zoomtest.Options{AccessTokenLifetime: 8 * time.Second})
 	g.AddUser(zoomtest.User{ID: "ann", AccountID: "acme", Email: "ann@acme.example"})
 	a := g.must(g.exchange(g.Consent(app, "ann", callback, "")))
 	if a.status != 200 || a.str("token_type") != "bearer" || a.json["expires_in"] != 8.0 ||
@@ -181,11 +181,11 @@ func TestTokenAnswer(t *testing.T) {
 	if who.status != 200 || who.str("id") != "ann" || who.str("account_id") != "acme" || who.str("email") != "ann@acme.example" {
 		t.Errorf("me: %d %s", who.status, who.text)
 	}
-	if u, left, ok := g.Whose(access); !ok || u.ID != "ann" || left != 8*time.Second {
+	if u, left, ok := g.LookUpAccessToken(access); !ok || u.ID != "ann" || left != 8*time.Second {
 		t.Errorf("whose: %v %v %v", u, left, ok)
 	}
 	g.clock.add(8*time.Second - 1)
-	if !g.Live(access) {
+	if !g.IsLive(access) {
 		t.Error("dead before its time")
 	}
 	g.clock.add(1)
@@ -202,11 +202,11 @@ func TestRefreshTokenWorksOnce(t *testing.T) {
 	a := g.must(g.refresh(refresh1))
 	access2, refresh2 := a.str("access_token"), a.str("refresh_token")
 	g.dead(access1)
-	if !g.Live(access2) || g.Honours(refresh1) || !g.Honours(refresh2) {
+	if !g.IsLive(access2) || g.AcceptsRefreshToken(refresh1) || !g.AcceptsRefreshToken(refresh2) {
 		t.Error("the wrong tokens work")
 	}
 	g.invalidGrant(g.refresh(refresh1))
-	if !g.Live(access2) || !g.Honours(refresh2) {
+	if !g.IsLive(access2) || !g.AcceptsRefreshToken(refresh2) {
 		t.Error("a spent token presented did harm")
 	}
 	g.invalidGrant(g.refresh("never issued"))
@@ -249,12 +249,12 @@ func TestLiveAccessTokens(t *testing.T) {
 	g := start(t, zoomtest.Options{LiveAccessTokens: 2})
 	access1, refresh := g.Grant(app, "ann")
 	a := g.must(g.refresh(refresh))
-	if !g.Live(access1) {
+	if !g.IsLive(access1) {
 		t.Error("the one before is dead")
 	}
 	g.must(g.refresh(a.str("refresh_token")))
 	g.dead(access1)
-	if !g.Live(a.str("access_token")) {
+	if !g.IsLive(a.str("access_token")) {
 		t.Error("the second newest is dead")
 	}
 }
@@ -263,12 +263,12 @@ func TestLenientPredecessor(t *testing.T) {
 	g := start(t, zoomtest.Options{LenientPredecessor: true})
 	_, first := g.Grant(app, "ann")
 	lost := g.must(g.refresh(first)).str("refresh_token")
-	if !g.Honours(first) {
+	if !g.AcceptsRefreshToken(first) {
 		t.Fatal("the predecessor is dead")
 	}
 	again := g.must(g.refresh(first))
 	fresh := again.str("refresh_token")
-	if again.status != 200 || fresh == lost || g.Honours(lost) || !g.Honours(fresh) {
+	if again.status != 200 || fresh == lost || g.AcceptsRefreshToken(lost) || !g.AcceptsRefreshToken(fresh) {
 		t.Fatalf("the retry answered %d", again.status)
 	}
 	g.invalidGrant(g.refresh(lost))
@@ -358,7 +358,7 @@ func TestMalformedTokenRequests(t *testing.T) {
 	for _, r := range []*http.Request{inQuery, g.form("/oauth/token", "grant_type", "password")} {
 		g.refused(g.must(r), 400, "unsupported_grant_type", "")
 	}
-	if !g.Honours(refresh) {
+	if !g.AcceptsRefreshToken(refresh) {
 		t.Error("a malformed request spent the token")
 	}
 }
@@ -452,7 +452,7 @@ func TestRevoke(t *testing.T) {
 	unauthenticated := g.form("/oauth/revoke", "token", access)
 	unauthenticated.Header.Del("Authorization")
 	g.refused(g.must(unauthenticated), 401, "invalid_client", "")
-	if !g.Live(access) || g.Counts().Revocations != 2 {
+	if !g.IsLive(access) || g.Counts().Revocations != 2 {
 		t.Errorf("counts %+v", g.Counts())
 	}
 }
@@ -466,10 +466,10 @@ func TestRevokeUser(t *testing.T) {
 	g.dead(access)
 	g.invalidGrant(g.refresh(refresh))
 	g.invalidGrant(g.exchange(code))
-	if !g.Live(bobs) {
+	if !g.IsLive(bobs) {
 		t.Error("bob's grant is dead")
 	}
-	if again, _ := g.Grant(app, "ann"); !g.Live(again) {
+	if again, _ := g.Grant(app, "ann"); !g.IsLive(again) {
 		t.Error("a new consent does not work")
 	}
 }
@@ -483,7 +483,7 @@ func TestFaultDrops(t *testing.T) {
 		if _, err := g.do(g.refresh(refresh)); err == nil {
 			t.Fatal("an answer")
 		}
-		if g.Honours(refresh) == spent {
+		if g.AcceptsRefreshToken(refresh) == spent {
 			t.Errorf("spent: %v, want %v", !spent, spent)
 		}
 	}
@@ -581,7 +581,7 @@ func TestClientLeaves(t *testing.T) {
 		t.Errorf("error %v, want canceled", err)
 	}
 	server.Close()
-	if z.Honours(refresh) || z.Counts().Refreshes != 1 {
+	if z.AcceptsRefreshToken(refresh) || z.Counts().Refreshes != 1 {
 		t.Error("the work was not done")
 	}
 }

@@ -75,7 +75,7 @@ func NewWriter(w io.Writer, keyset *seal.Keyset) (*Writer, error) {
 }
 
 // Add writes grants.
-func (b *Writer) Add(dumped []store.BackupRecord) error {
+func (b *Writer) Write(dumped []store.BackupRecord) error {
 	for _, d := range dumped {
 		sealed, err := b.keyset.Encrypt([]byte(d.Text.Reveal()), place(b.Header), string(d.ID))
 		if err != nil {
@@ -96,10 +96,10 @@ func (b *Writer) Add(dumped []store.BackupRecord) error {
 }
 
 // Grants returns how many have been written.
-func (b *Writer) Grants() int { return b.grants }
+func (b *Writer) Count() int { return b.grants }
 
 // End writes the last line.
-func (b *Writer) End() error {
+func (b *Writer) Close() error {
 	plain, err := json.Marshal(end{b.grants, hex.EncodeToString(b.digest.Sum(nil))})
 	if err != nil {
 		return err

@@ -32,7 +32,7 @@ type Registrar interface {
 }
 
 // Refusal is a line that did not come to a user.
-type Refusal struct {
+type Rejection struct {
 	Line   int
 	User   string
 	Reason string // for people; never the token
@@ -40,19 +40,19 @@ type Refusal struct {
 
 // Report is how far an import has come.
 type Report struct {
-	Lines    int // in the file
-	Before   int // of these, done by a run before
-	Active   int // users that Recall knows now
-	Pending  int // users whose grant is safe, and that Recall will know soon
-	Refusals []Refusal
+	Lines       int // in the file
+	AlreadyDone int // of these, done by a run before
+	Active      int // users that Recall knows now
+	Pending     int // users whose grant is safe, and that Recall will know soon
+	Rejections  []Rejection
 }
 
 // ErrFile means that the file as a whole cannot be read: nothing was done, and
 // another run would come to the same.
-var ErrFile = errors.New("the file cannot be imported")
+var ErrInvalidFile = errors.New("the file cannot be imported")
 
 // Seen is how many lines have been dealt with.
-func (r *Report) Seen() int { return r.Before + r.Active + r.Pending + len(r.Refusals) }
+func (r *Report) Processed() int { return r.AlreadyDone + r.Active + r.Pending + len(r.Rejections) }
 
 // Import is one run. Every field is required.
 type Import struct {
@@ -61,8 +61,8 @@ type Import struct {
 	Format      Format
 	PerMinute   int           // registrations
 	Concurrency int           // calls at once
-	Try         time.Duration // for one call
-	Patience    time.Duration // for one line, until the run gives up
+	CallTimeout time.Duration // for one call
+	LineTimeout time.Duration // for one line, until the run gives up
 
 	mu     sync.Mutex
 	report Report
@@ -75,7 +75,7 @@ type Import struct {
 func (i *Import) Run(ctx context.Context, file io.ReadSeeker, tell func(Report)) (Report, error) {
 	twice, err := i.survey(file)
 	if err != nil {
-		return i.snapshot(), fmt.Errorf("%w: %w", ErrFile, err)
+		return i.snapshot(), fmt.Errorf("%w: %w", ErrInvalidFile, err)
 	}
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return i.snapshot(), err
@@ -106,7 +106,7 @@ func (i *Import) Run(ctx context.Context, file io.ReadSeeker, tell func(Report))
 		case i.State.has(line):
 			i.mu.Lock()
 			defer i.mu.Unlock()
-			i.report.Before++
+			i.report.AlreadyDone++
 			return nil
 		}
 		select {
@@ -122,7 +122,7 @@ func (i *Import) Run(ctx context.Context, file io.ReadSeeker, tell func(Report))
 		err = context.Cause(ctx)
 	}
 	report := i.snapshot()
-	slices.SortFunc(report.Refusals, func(a, b Refusal) int { return a.Line - b.Line })
+	slices.SortFunc(report.Rejections, func(a, b Rejection) int { return a.Line - b.Line })
 	return report, err
 }
 
@@ -149,14 +149,14 @@ func (i *Import) snapshot() Report {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	report := i.report
-	report.Refusals = slices.Clone(report.Refusals)
+	report.Rejections = slices.Clone(report.Rejections)
 	return report
 }
 
 func (i *Import) refuse(l Line, reason string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.report.Refusals = append(i.report.Refusals, Refusal{l.Number, l.User, reason})
+	i.report.Rejections = append(i.report.Rejections, Rejection{l.Number, l.User, reason})
 }
 
 // line registers a user. An error ends the run.
@@ -167,8 +167,8 @@ func (i *Import) line(ctx context.Context, pace *rate.Limiter, l Line) error {
 	request := &registrarv1.RegisterUserRequest{
 		UserId: l.User, ZoomApp: l.App, Grant: &registrarv1.RegisterUserRequest_RefreshToken{RefreshToken: l.Refresh.Reveal()},
 	}
-	for end := time.Now().Add(i.Patience); ; {
-		try, cancel := context.WithTimeout(ctx, i.Try)
+	for end := time.Now().Add(i.LineTimeout); ; {
+		try, cancel := context.WithTimeout(ctx, i.CallTimeout)
 		answer, err := i.Registrar.RegisterUser(try, request)
 		cancel()
 		st := status.Convert(err)
@@ -196,7 +196,7 @@ func (i *Import) line(ctx context.Context, pace *rate.Limiter, l Line) error {
 			return context.Cause(ctx)
 		}
 		if time.Now().Add(wait).After(end) {
-			return fmt.Errorf("line %d: the registrar did not register it within %v: %s", l.Number, i.Patience, st.Message())
+			return fmt.Errorf("line %d: the registrar did not register it within %v: %s", l.Number, i.LineTimeout, st.Message())
 		}
 		select {
 		case <-ctx.Done():

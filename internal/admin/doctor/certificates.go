@@ -20,7 +20,7 @@ import (
 type CertificateFile struct {
 	Setting string
 	Path    string
-	Key     string // file with the first certificate's key; empty for authorities
+	KeyPath string // file with the first certificate's key; empty for authorities
 }
 
 // soon is how long before its end a certificate should have been renewed.
@@ -45,8 +45,8 @@ func (c Config) certificate(file CertificateFile) Finding {
 	if len(all) == 0 {
 		return fault("put certificates in PEM into it", "there is no certificate in it")
 	}
-	if file.Key != "" {
-		if _, err := tls.LoadX509KeyPair(file.Path, file.Key); err != nil {
+	if file.KeyPath != "" {
+		if _, err := tls.LoadX509KeyPair(file.Path, file.KeyPath); err != nil {
 			return fault("give certificate and key that belong together", "its key cannot be read, or is another certificate's")
 		}
 	}

@@ -37,11 +37,11 @@ const (
 
 // Finding is what came of a check.
 type Finding struct {
-	Check   string
-	Verdict Verdict
-	Found   string // for people, without secrets
-	Mend    string // what to do about it; empty if nothing is to be done
-	Took    time.Duration
+	Check    string
+	Verdict  Verdict
+	Found    string // for people, without secrets
+	Fix      string // what to do about it; empty if nothing is to be done
+	Duration time.Duration
 }
 
 func ok(found string, values ...any) Finding {
@@ -49,11 +49,11 @@ func ok(found string, values ...any) Finding {
 }
 
 func warning(mend, found string, values ...any) Finding {
-	return Finding{Verdict: Warning, Found: fmt.Sprintf(found, values...), Mend: mend}
+	return Finding{Verdict: Warning, Found: fmt.Sprintf(found, values...), Fix: mend}
 }
 
 func fault(mend, found string, values ...any) Finding {
-	return Finding{Verdict: Fault, Found: fmt.Sprintf(found, values...), Mend: mend}
+	return Finding{Verdict: Fault, Found: fmt.Sprintf(found, values...), Fix: mend}
 }
 
 func notChecked(why string, values ...any) Finding {
@@ -63,19 +63,19 @@ func notChecked(why string, values ...any) Finding {
 // Check is one thing to look at.
 type Check struct {
 	Name string
-	Look func(ctx context.Context) Finding
+	Run  func(ctx context.Context) Finding
 }
 
 // Examine makes all checks at the same time, each within the bound, and returns
 // what they found in their order.
-func Examine(ctx context.Context, checks []Check, bound time.Duration) []Finding {
+func RunChecks(ctx context.Context, checks []Check, bound time.Duration) []Finding {
 	findings := make([]Finding, len(checks))
 	var wg sync.WaitGroup
 	for i, check := range checks {
 		wg.Go(func() {
 			began := time.Now()
 			findings[i] = look(ctx, check, bound)
-			findings[i].Check, findings[i].Took = check.Name, time.Since(began)
+			findings[i].Check, findings[i].Duration = check.Name, time.Since(began)
 		})
 	}
 	wg.Wait()
@@ -87,7 +87,7 @@ func look(ctx context.Context, check Check, bound time.Duration) Finding {
 	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	found := make(chan Finding, 1)
-	go func() { found <- check.Look(ctx) }()
+	go func() { found <- check.Run(ctx) }()
 	select {
 	case f := <-found:
 		return f
@@ -112,7 +112,7 @@ type App struct {
 // Config is what there is to look at. What is nil or empty is not checked.
 type Config struct {
 	// Faults is what is wrong with the settings, a line each.
-	Faults []string
+	SettingProblems []string
 
 	Redis        *store.Connection
 	Keyset       *seal.Keyset
@@ -198,7 +198,7 @@ func (c Config) keysetOrAny() *seal.Keyset {
 
 // settings is a check for each setting that is wrong.
 func (c Config) settings() (checks []Check) {
-	for _, line := range c.Faults {
+	for _, line := range c.SettingProblems {
 		name, text, _ := strings.Cut(line, ": ")
 		mend := "put it right: --help says what it may be"
 		switch {

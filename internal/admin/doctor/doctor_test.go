@@ -142,16 +142,16 @@ func (w *world) consent(user string, due time.Time) grant.ID {
 func (w *world) look() map[string]doctor.Finding {
 	w.t.Helper()
 	findings := map[string]doctor.Finding{}
-	for _, f := range doctor.Examine(w.t.Context(), w.Checks(), 3*time.Second) {
+	for _, f := range doctor.RunChecks(w.t.Context(), w.Checks(), 3*time.Second) {
 		if _, twice := findings[f.Check]; twice {
 			w.t.Errorf("two checks are called %s", f.Check)
 		}
 		findings[f.Check] = f
-		if (f.Verdict == doctor.Fault || f.Verdict == doctor.Warning) != (f.Mend != "") {
-			w.t.Errorf("%s is %s, and its mend is %q", f.Check, f.Verdict, f.Mend)
+		if (f.Verdict == doctor.Fault || f.Verdict == doctor.Warning) != (f.Fix != "") {
+			w.t.Errorf("%s is %s, and its mend is %q", f.Check, f.Verdict, f.Fix)
 		}
 		for _, secret := range planted {
-			if strings.Contains(f.Found+f.Mend, secret) {
+			if strings.Contains(f.Found+f.Fix, secret) {
 				w.t.Errorf("%s shows a secret", f.Check)
 			}
 		}
@@ -217,7 +217,7 @@ func TestNothingIsSet(t *testing.T) {
 func TestSettingsThatAreWrong(t *testing.T) {
 	t.Parallel()
 	w := start(t)
-	w.Faults = []string{"REDIS_URL: is required", "KEYSET_FILE: the file cannot be read"}
+	w.SettingProblems = []string{"REDIS_URL: is required", "KEYSET_FILE: the file cannot be read"}
 	w.Keyset = nil
 	w.want("setting REDIS_URL", doctor.Fault, "is required")
 	w.want("setting KEYSET_FILE", doctor.Fault, "the file cannot be read")
@@ -529,7 +529,7 @@ func TestCallback(t *testing.T) {
 		w.want("callback url", c.verdict, c.found)
 	}
 	w.Callback = parse(t, serve(&good, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
-	findings := doctor.Examine(t.Context(), w.Checks(), 200*time.Millisecond)
+	findings := doctor.RunChecks(t.Context(), w.Checks(), 200*time.Millisecond)
 	i := slices.IndexFunc(findings, func(f doctor.Finding) bool { return f.Check == "callback url" })
 	if f := findings[i]; f.Verdict != doctor.Fault || f.Found != "it cannot be reached: time-out" {
 		t.Errorf("silence: %s, %q", f.Verdict, f.Found)
@@ -556,11 +556,11 @@ func TestCertificates(t *testing.T) {
 		verdict doctor.Verdict
 		found   string
 	}{
-		"good":            {doctor.CertificateFile{Path: file("good", good), Key: file("key", key)}, doctor.OK, "89 days"},
+		"good":            {doctor.CertificateFile{Path: file("good", good), KeyPath: file("key", key)}, doctor.OK, "89 days"},
 		"ends soon":       {doctor.CertificateFile{Path: file("ending", ending)}, doctor.Warning, "4 days"},
 		"one of several":  {doctor.CertificateFile{Path: file("several", append(bytes.Clone(good), expired...))}, doctor.Fault, "has expired"},
 		"not yet":         {doctor.CertificateFile{Path: file("early", early)}, doctor.Fault, "not valid before"},
-		"another key":     {doctor.CertificateFile{Path: file("ending2", ending), Key: file("key2", key)}, doctor.Fault, "another certificate's"},
+		"another key":     {doctor.CertificateFile{Path: file("ending2", ending), KeyPath: file("key2", key)}, doctor.Fault, "another certificate's"},
 		"missing":         {doctor.CertificateFile{Path: folder + "/missing"}, doctor.Fault, "cannot be read"},
 		"no certificate":  {doctor.CertificateFile{Path: file("none", []byte("hunter2"))}, doctor.Fault, "no certificate"},
 		"bad certificate": {doctor.CertificateFile{Path: file("bad", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}))}, doctor.Fault, "cannot be read"},
@@ -773,14 +773,14 @@ func TestACheckThatDoesNotEnd(t *testing.T) {
 	var ended sync.WaitGroup
 	ended.Add(1)
 	checks := []doctor.Check{
-		{Name: "stuck", Look: func(context.Context) doctor.Finding {
+		{Name: "stuck", Run: func(context.Context) doctor.Finding {
 			defer ended.Done()
 			<-release
 			return doctor.Finding{Verdict: doctor.OK}
 		}},
-		{Name: "quick", Look: func(context.Context) doctor.Finding { return doctor.Finding{Verdict: doctor.OK} }},
+		{Name: "quick", Run: func(context.Context) doctor.Finding { return doctor.Finding{Verdict: doctor.OK} }},
 	}
-	findings := doctor.Examine(t.Context(), checks, 10*time.Millisecond)
+	findings := doctor.RunChecks(t.Context(), checks, 10*time.Millisecond)
 	close(release)
 	ended.Wait()
 	if findings[0].Check != "stuck" || findings[0].Verdict != doctor.NotChecked || findings[1].Verdict != doctor.OK {

@@ -179,7 +179,7 @@ func (c Config) journal(ctx context.Context) Finding {
 	if c.Redis == nil {
 		return notChecked("%s; whether Redis has them is not known", found)
 	}
-	standings, err := c.store.CheckResponses(ctx, Answers(entries))
+	standings, err := c.store.CheckResponses(ctx, JournaledResponses(entries))
 	if err != nil {
 		return notChecked("%s; %s", found, redisSilent)
 	}
@@ -199,7 +199,7 @@ func (c Config) journal(ctx context.Context) Finding {
 }
 
 // Answers is what the store can tell entries of a journal by.
-func Answers(entries []journal.Entry) []store.JournaledResponse {
+func JournaledResponses(entries []journal.Entry) []store.JournaledResponse {
 	answers := make([]store.JournaledResponse, len(entries))
 	for i, e := range entries {
 		answers[i] = store.JournaledResponse{ID: e.ID, OfConsent: e.OfConsent(), Spent: e.Spent, Refresh: store.RefreshFingerprint(e.Tokens.Refresh)}

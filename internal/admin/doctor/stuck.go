@@ -13,9 +13,9 @@ import (
 type Stuck struct {
 	grant.Grant
 	store.Renewal
-	Kind StuckKind
-	Why  string    // for people, without secrets
-	Next time.Time // when something will be tried; zero: nobody knows
+	Kind        StuckKind
+	Cause       string    // for people, without secrets
+	NextAttempt time.Time // when something will be tried; zero: nobody knows
 }
 
 // StuckKind is how a grant can be stuck.
@@ -30,7 +30,7 @@ const (
 	// Failing: its renewal fails, and is tried again.
 	Failing StuckKind = "failing"
 	// Unfinished: the registrar cannot bring it to its end.
-	Unfinished StuckKind = "unfinished"
+	Incomplete StuckKind = "unfinished"
 )
 
 // FindStuck calls each with grants that have been stuck for longer than late,
@@ -102,20 +102,20 @@ func FindStuck(ctx context.Context, grants *store.Store, late time.Duration, eac
 
 // judgeStuck says whether, and how, a grant is stuck.
 func judgeStuck(g grant.Grant, r store.Renewal, now time.Time, late time.Duration) (Stuck, bool) {
-	s := Stuck{Grant: g, Renewal: r, Why: g.Reason, Next: r.Due}
+	s := Stuck{Grant: g, Renewal: r, Cause: g.Reason, NextAttempt: r.Due}
 	switch {
 	case !r.Due.IsZero() && now.Sub(r.Due) > late:
-		s.Kind, s.Next = Overdue, time.Time{}
-		s.Why = fmt.Sprintf("due for %v, and nobody has claimed it", now.Sub(r.Due).Round(time.Second))
+		s.Kind, s.NextAttempt = Overdue, time.Time{}
+		s.Cause = fmt.Sprintf("due for %v, and nobody has claimed it", now.Sub(r.Due).Round(time.Second))
 	case r.Uncertain || !r.Intent.IsZero() && now.Sub(r.LeaseUntil) > late:
 		s.Kind, s.Uncertain = Uncertain, true
 	case r.Failures > 0 && g.State != grant.ReauthorizationRequired:
 		s.Kind = Failing
-		s.Why = fmt.Sprintf("failed %d times: %s", r.Failures, g.Reason)
+		s.Cause = fmt.Sprintf("failed %d times: %s", r.Failures, g.Reason)
 	case (g.State == grant.Pending || g.State == grant.Deleting) && (g.Attempts > 0 || now.Sub(g.Updated) > late):
-		s.Kind, s.Next = Unfinished, r.Work
+		s.Kind, s.NextAttempt = Incomplete, r.Work
 		if g.Attempts > 0 {
-			s.Why = fmt.Sprintf("tried %d times: %s", g.Attempts, g.Reason)
+			s.Cause = fmt.Sprintf("tried %d times: %s", g.Attempts, g.Reason)
 		}
 	default:
 		return Stuck{}, false
