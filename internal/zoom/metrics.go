@@ -11,22 +11,22 @@ import (
 	"tokenprovider/internal/clock"
 )
 
-// Metrics is what operators see of calls to Zoom, by all apps; docs/metrics.md
-// explains each. Nil measures nothing.
+// Metrics measures the calls of all apps to Zoom; docs/metrics.md explains each
+// metric. A nil *Metrics measures nothing.
 type Metrics struct {
 	calls     *prometheus.CounterVec
 	durations *prometheus.HistogramVec
-	skew      skew
+	clock     clockOffset
 }
 
-// What can come of a call.
+// The outcomes of a call.
 const (
 	outcomeOK            = "ok"
 	outcomeInvalidGrant  = "invalid_grant"
-	outcomeInvalidClient = "invalid_client" // the operator has to mend it
+	outcomeInvalidClient = "invalid_client" // only an operator can fix it
 	outcomeInvalidToken  = "invalid_token"
 	outcomeLimited       = "limited" // 429
-	outcomeRefused       = "refused" // any other answer that blames the request
+	outcomeRefused       = "refused" // any other 3xx or 4xx
 	outcomeFault         = "fault"   // 5xx
 	outcomeUnsent        = "unsent"
 	outcomeUncertain     = "uncertain"
@@ -40,19 +40,19 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 		}, []string{"app", "call", "outcome"}),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:                        "tokenprovider_zoom_call_duration_seconds",
-			Help:                        "How long a call to Zoom took, whatever came of it.",
+			Help:                        "Duration of a call to Zoom, of any outcome.",
 			Buckets:                     []float64{0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10},
 			NativeHistogramBucketFactor: 1.1,
 		}, []string{"call"}),
-		skew: skew{desc: prometheus.NewDesc("tokenprovider_zoom_clock_offset_seconds",
-			"By how much Zoom's clock was before this process's, in Zoom's last answer.", nil, nil)},
+		clock: clockOffset{desc: prometheus.NewDesc("tokenprovider_zoom_clock_offset_seconds",
+			"Zoom's clock minus this process's, in Zoom's last response of the last 15 minutes.", nil, nil)},
 	}
-	registerer.MustRegister(m.calls, m.durations, &m.skew)
+	registerer.MustRegister(m.calls, m.durations, &m.clock)
 	return m
 }
 
-// begin tells of an app that nothing has come of its calls yet.
-func (m *Metrics) begin(app string) {
+// initApp creates an app's counters at 0, so that increase() sees the first call.
+func (m *Metrics) initApp(app string) {
 	if m == nil {
 		return
 	}
@@ -65,12 +65,13 @@ func (m *Metrics) begin(app string) {
 	}
 }
 
-func (m *Metrics) ended(app, call string, began time.Time, err error) {
+// observe records a call that has ended.
+func (m *Metrics) observe(app, call string, start time.Time, err error) {
 	if m == nil {
 		return
 	}
 	m.calls.WithLabelValues(app, call, outcomeOf(err)).Inc()
-	m.durations.WithLabelValues(call).Observe(time.Since(began).Seconds())
+	m.durations.WithLabelValues(call).Observe(time.Since(start).Seconds())
 }
 
 func outcomeOf(err error) string {
@@ -96,42 +97,42 @@ func outcomeOf(err error) string {
 	return outcomeRefused
 }
 
-// skew compares the clock of whoever answers with our own.
-type skew struct {
-	desc   *prometheus.Desc
-	offset atomic.Int64 // in ms
-	seen   atomic.Int64 // when, in ms since 1970; 0: never
+// clockOffset exports how far Zoom's clock is ahead of this process's.
+type clockOffset struct {
+	desc       *prometheus.Desc
+	offset     atomic.Int64 // in ms
+	measuredAt atomic.Int64 // this process's clock, in ms since 1970; 0: never
 }
 
-// clockAge is how long an answer tells of the other's clock.
-const clockAge = 15 * time.Minute
+// maxClockAge is the age from which a measurement is no longer exported.
+const maxClockAge = 15 * time.Minute
 
 // Describe implements [prometheus.Collector].
-func (c *skew) Describe(descriptions chan<- *prometheus.Desc) { descriptions <- c.desc }
+func (c *clockOffset) Describe(descriptions chan<- *prometheus.Desc) { descriptions <- c.desc }
 
 // Collect implements [prometheus.Collector].
-func (c *skew) Collect(metrics chan<- prometheus.Metric) {
-	if time.Since(time.UnixMilli(c.seen.Load())) < clockAge {
+func (c *clockOffset) Collect(metrics chan<- prometheus.Metric) {
+	if time.Since(time.UnixMilli(c.measuredAt.Load())) < maxClockAge {
 		metrics <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(c.offset.Load())/1000)
 	}
 }
 
-// watched is a transport that looks at the clock in each answer.
-type watched struct {
+// clockTransport measures the clock offset with the Date of each response.
+type clockTransport struct {
 	http.RoundTripper
 	metrics *Metrics
 }
 
 // RoundTrip implements [http.RoundTripper].
-func (w watched) RoundTrip(request *http.Request) (*http.Response, error) {
-	response, err := w.RoundTripper.RoundTrip(request)
+func (t clockTransport) RoundTrip(request *http.Request) (*http.Response, error) {
+	response, err := t.RoundTripper.RoundTrip(request)
 	if err != nil {
 		return nil, err
 	}
-	if theirs, ok := clock.HeaderTime(response.Header); ok {
+	if zoomTime, ok := clock.HeaderTime(response.Header); ok {
 		now := time.Now()
-		w.metrics.skew.offset.Store(theirs.Sub(now).Milliseconds())
-		w.metrics.skew.seen.Store(now.UnixMilli())
+		t.metrics.clock.offset.Store(zoomTime.Sub(now).Milliseconds())
+		t.metrics.clock.measuredAt.Store(now.UnixMilli())
 	}
 	return response, nil
 }

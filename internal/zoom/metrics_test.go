@@ -31,7 +31,7 @@ func TestCallsAreCounted(t *testing.T) {
 		t.Helper()
 		return testkit.MetricValue(t, registry, "tokenprovider_zoom_"+series)
 	}
-	if got := value(`calls_total{app="default",call="refresh",outcome="invalid_client"}`); got != 0 { // there from the start, for increase()
+	if got := value(`calls_total{app="default",call="refresh",outcome="invalid_client"}`); got != 0 { // exported from the start, for increase()
 		t.Errorf("%v refusals before the first call", got)
 	}
 	first, err := c.Exchange(t.Context(), code(stand, ""))
@@ -73,8 +73,8 @@ func TestCallsAreCounted(t *testing.T) {
 	}
 }
 
-// TestZoomsClock is read from the answers.
-func TestZoomsClock(t *testing.T) {
+// TestClockOffset: the offset comes from the Date of the responses.
+func TestClockOffset(t *testing.T) {
 	date := time.Now().Add(-10 * time.Minute)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Date", date.UTC().Format(http.TimeFormat))
@@ -88,7 +88,7 @@ func TestZoomsClock(t *testing.T) {
 	})
 	const series = "tokenprovider_zoom_clock_offset_seconds"
 	if testkit.HasMetric(t, registry, series) {
-		t.Error("a clock is told of that nobody has seen")
+		t.Error("an offset is exported before the first response")
 	}
 	_, _ = c.Refresh(t.Context(), secret.New("x"))
 	if offset := testkit.MetricValue(t, registry, series); offset < -602 || offset > -598 {

@@ -60,10 +60,10 @@ func TestExchangeRefreshRevoke(t *testing.T) {
 	}
 	second, err := c.Refresh(t.Context(), first.Refresh)
 	if err != nil || z.IsLive(first.Access.Reveal()) || !z.IsLive(second.Access.Reveal()) || second.Refresh.Equal(first.Refresh) {
-		t.Fatalf("refreshed: %v", err)
+		t.Fatalf("refreshing: %v", err)
 	}
 	if _, err := c.Me(t.Context(), first.Access); !errors.Is(err, zoom.ErrInvalidToken) {
-		t.Errorf("a dead token: %v", err)
+		t.Errorf("a replaced access token: %v", err)
 	}
 	if _, err := c.Refresh(t.Context(), first.Refresh); !errors.Is(err, zoom.ErrInvalidGrant) {
 		t.Errorf("a spent token: %v", err)
@@ -124,9 +124,9 @@ func TestAppCredentials(t *testing.T) {
 	}
 }
 
-// TestFaultsAreToldApart also sees to it that a request is never sent twice, and
-// that no error quotes a secret or an answer.
-func TestFaultsAreToldApart(t *testing.T) {
+// TestErrorsByFault: each failure has its error. No request is sent twice, and no
+// error quotes a secret or a body.
+func TestErrorsByFault(t *testing.T) {
 	soon := time.Now().Add(90 * time.Second).UTC()
 	const body = `{"error":"hunter2 eyJ","reason":"hunter2"}`
 	for name, c := range map[string]struct {
@@ -144,6 +144,7 @@ func TestFaultsAreToldApart(t *testing.T) {
 		"429, seconds":       {fault: zoomtest.Fault{Status: 429, Header: http.Header{"Retry-After": {"7"}}}, wait: 7 * time.Second},
 		"429, HTTP date":     {fault: zoomtest.Fault{Status: 429, Header: http.Header{"Retry-After": {soon.Format(http.TimeFormat)}}}, wait: 90 * time.Second},
 		"429, ISO 8601":      {fault: zoomtest.Fault{Status: 429, Header: http.Header{"Retry-After": {soon.Format(time.RFC3339)}}}, wait: 90 * time.Second},
+		"500, invalid_grant": {fault: zoomtest.Fault{Status: 500, Body: `{"error":"invalid_grant"}`}},
 		"a redirect":         {fault: zoomtest.Fault{Status: 307, Header: http.Header{"Location": {"/oauth/token"}}}},
 	} {
 		z, client := start(t, zoomtest.Options{})
@@ -160,15 +161,15 @@ func TestFaultsAreToldApart(t *testing.T) {
 			t.Errorf("%s: %+v", name, refused)
 		}
 		if counts := z.Counts(); counts.Requests != 1 || z.AcceptsRefreshToken(refresh) == c.spent {
-			t.Errorf("%s: %d requests, want 1; honoured: %v", name, counts.Requests, z.AcceptsRefreshToken(refresh))
+			t.Errorf("%s: %d requests, want 1; accepted: %v", name, counts.Requests, z.AcceptsRefreshToken(refresh))
 		}
 		if err == nil || strings.Contains(err.Error(), refresh) || strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), zoomtest.DefaultClientSecret) {
-			t.Errorf("%s: the error shows too much", name)
+			t.Errorf("%s: the error has a secret or a body", name)
 		}
 	}
 }
 
-func TestNobodyListens(t *testing.T) {
+func TestNoServer(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -189,18 +190,18 @@ func TestNobodyListens(t *testing.T) {
 	}
 }
 
-func TestSlowAnswer(t *testing.T) {
+func TestSlowResponse(t *testing.T) {
 	z, c := start(t, zoomtest.Options{})
 	_, refresh := z.Grant(zoomtest.DefaultClientID, "ann")
 	z.Fail("/oauth/token", 1, zoomtest.Fault{Delay: time.Minute})
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if _, err := c.Refresh(ctx, secret.New(refresh)); !errors.Is(err, zoom.ErrUncertain) || !strings.Contains(err.Error(), "time-out") {
-		t.Errorf("Refresh: %v, want a time-out that is uncertain", err)
+		t.Errorf("Refresh: %v, want ErrUncertain after a time-out", err)
 	}
 }
 
-func TestOddAnswers(t *testing.T) {
+func TestUnusualResponses(t *testing.T) {
 	z, c := start(t, zoomtest.Options{})
 	refresh := func(f zoomtest.Fault) (zoom.Tokens, secret.Text) {
 		t.Helper()
@@ -221,12 +222,15 @@ func TestOddAnswers(t *testing.T) {
 		"absurd":   {Replace: map[string]any{"expires_in": 1 << 40}},
 	} {
 		if tokens, _ := refresh(f); tokens.Lifetime != zoom.DefaultLifetime {
-			t.Errorf("expires_in %s: a life of %v, want %v", name, tokens.Lifetime, zoom.DefaultLifetime)
+			t.Errorf("expires_in %s: a lifetime of %v, want %v", name, tokens.Lifetime, zoom.DefaultLifetime)
 		}
+	}
+	if tokens, _ := refresh(zoomtest.Fault{Replace: map[string]any{"expires_in": 24 * 60 * 60}}); tokens.Lifetime != 24*time.Hour {
+		t.Errorf("the longest plausible lifetime is read as %v", tokens.Lifetime)
 	}
 	z.Fail("/oauth/token", 1, zoomtest.Fault{Omit: []string{"refresh_token"}})
 	if _, err := c.Exchange(t.Context(), code(z, "")); !errors.Is(err, zoom.ErrUncertain) {
-		t.Errorf("a code that brings no refresh token: %v", err)
+		t.Errorf("an exchange without a refresh token: %v", err)
 	}
 	z.Fail("/v2/users/me", 1, zoomtest.Fault{Status: 200, Body: `{}`})
 	access, _ := z.Grant(zoomtest.DefaultClientID, "ann")
@@ -235,8 +239,8 @@ func TestOddAnswers(t *testing.T) {
 	}
 }
 
-// TestTwoSecrets: while a client secret is replaced at Zoom, the old and the new
-// one are in the settings, and one of them works at any time.
+// TestTwoSecrets: while a client secret is replaced at Zoom, the settings have the old
+// and the new one, and either may be the valid one.
 func TestTwoSecrets(t *testing.T) {
 	z, _ := start(t, zoomtest.Options{})
 	server := httptest.NewServer(z)
@@ -253,11 +257,67 @@ func TestTwoSecrets(t *testing.T) {
 	if err := c.Revoke(t.Context(), second.Refresh); err != nil {
 		t.Error(err)
 	}
-	// The wrong one was tried once, and no token was spent twice for it.
+	// The wrong one was tried once, and spent no token.
 	if counts := z.Counts(); counts.InvalidClient != 1 || counts.SpentCodes+counts.SpentPresented+counts.UnknownPresented != 0 {
-		t.Errorf("Zoom has seen %+v", counts)
+		t.Errorf("requests at Zoom: %+v", counts)
 	}
 	if _, err := client(t, server.URL, zoomtest.DefaultClientID, "one,two").Refresh(t.Context(), secret.New("x")); !errors.Is(err, zoom.ErrInvalidClient) {
 		t.Errorf("two wrong secrets: %v", err)
+	}
+}
+
+// TestHostsPerApp: two apps in one process have hosts of their own, also for the API.
+func TestHostsPerApp(t *testing.T) {
+	type host struct {
+		zoom *zoomtest.Zoom
+		url  *url.URL
+	}
+	serve := func() host {
+		z := zoomtest.New(zoomtest.Options{})
+		server := httptest.NewServer(z)
+		t.Cleanup(server.Close)
+		return host{z, parse(t, server.URL)}
+	}
+	shared := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for _, app := range []struct{ user string }{{"ann"}, {"bob"}} {
+		oauth, api := serve(), serve()
+		c := zoom.New(zoom.Config{
+			ClientID: zoomtest.DefaultClientID, ClientSecret: secret.New(zoomtest.DefaultClientSecret),
+			OAuthURL: oauth.url, APIURL: api.url, HTTP: shared,
+		})
+		_, refresh := oauth.zoom.Grant(zoomtest.DefaultClientID, app.user)
+		tokens, err := c.Refresh(t.Context(), secret.New(refresh))
+		if err != nil || !oauth.zoom.IsLive(tokens.Access.Reveal()) {
+			t.Fatalf("%s: %v", app.user, err)
+		}
+		access, _ := api.zoom.Grant(zoomtest.DefaultClientID, app.user)
+		if user, err := c.Me(t.Context(), secret.New(access)); err != nil || user.ID != app.user {
+			t.Errorf("%s: Me = %+v, %v", app.user, user, err)
+		}
+		if err := c.Revoke(t.Context(), tokens.Refresh); err != nil {
+			t.Errorf("%s: %v", app.user, err)
+		}
+		if o, a := oauth.zoom.Counts().Requests, api.zoom.Counts().Requests; o != 2 || a != 1 {
+			t.Errorf("%s: %d requests at the OAuth host and %d at the API host, want 2 and 1", app.user, o, a)
+		}
+	}
+}
+
+// TestRefusedErrorCode: an error has the OAuth code of the response only if it is a
+// plain one.
+func TestRefusedErrorCode(t *testing.T) {
+	z, c := start(t, zoomtest.Options{})
+	longest := strings.Repeat("a", 40)
+	for code, want := range map[string]string{"slow_down": "slow_down", longest: longest, longest + "a": "", "Slow down": ""} {
+		z.Fail("/oauth/token", 1, zoomtest.Fault{Status: 400, Body: `{"error":"` + code + `"}`})
+		_, err := c.Refresh(t.Context(), secret.New("x"))
+		var refused *zoom.RefusedError
+		if !errors.As(err, &refused) || refused.Code != want {
+			t.Errorf("code %q: %v, want the code %q", code, err, want)
+		}
+	}
+	z.Fail("/v2/users/me", 1, zoomtest.Fault{Status: 400, Body: `{"code":124}`})
+	if _, err := c.Me(t.Context(), secret.New("x")); err == nil || errors.Is(err, zoom.ErrInvalidToken) {
+		t.Errorf("code 124 with status 400: %v, want a RefusedError", err)
 	}
 }

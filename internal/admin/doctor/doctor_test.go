@@ -626,7 +626,7 @@ func (w *world) fail(id grant.ID) {
 	w.t.Helper()
 	claim, err := w.grants.Claim(w.t.Context(), id, "test-"+string(id), grant.ClaimTerms{Lease: time.Minute})
 	if err == nil {
-		err = w.grants.Fail(w.t.Context(), claim, grant.Unspent, time.Minute, "Zoom answered 503")
+		err = w.grants.Fail(w.t.Context(), claim, grant.Unspent, time.Minute, "Zoom returned 503")
 	}
 	if err != nil {
 		w.t.Fatal(err)
@@ -728,13 +728,13 @@ func TestPauses(t *testing.T) {
 	t.Parallel()
 	w := start(t)
 	err := errors.Join(
-		w.grants.Pause(t.Context(), "default", time.Minute, "Zoom answered 503"),
+		w.grants.Pause(t.Context(), "default", time.Minute, "Zoom returned 503"),
 		w.grants.Pause(t.Context(), "recall:other", time.Minute, ""),
 	)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.want("pauses", doctor.Warning, "Recall (other) is left alone for 1m0s; Zoom app default is left alone for 1m0s: Zoom answered 503")
+	w.want("pauses", doctor.Warning, "Recall (other) is left alone for 1m0s; Zoom app default is left alone for 1m0s: Zoom returned 503")
 }
 
 func TestJournal(t *testing.T) {
