@@ -412,11 +412,11 @@ func TestZoomApp(t *testing.T) {
 		w.zoom.Heal()
 	}
 	w.zoom.Fail("/oauth/token", -1, zoomtest.Fault{DropBefore: true})
-	w.want("zoom app default", doctor.Warning, "lost")
+	w.want("zoom app default", doctor.Warning, "no usable response")
 	w.zoom.Heal()
 	w.ZoomURL = parse(t, "http://127.0.0.1:1")
 	w.Apps[0] = w.app("default", zoomtest.DefaultClientSecret)
-	w.want("zoom app default", doctor.Fault, "cannot be reached")
+	w.want("zoom app default", doctor.Fault, "Zoom is unreachable")
 }
 
 func TestRecall(t *testing.T) {
@@ -512,7 +512,7 @@ func TestCallback(t *testing.T) {
 		"as it should be":     {serve(&good, tokenServer), doctor.OK, "the token server answers as it should, from here; certificate ends in 89 days"},
 		"it ends soon":        {serve(&ending, tokenServer), doctor.Warning, "certificate ends in 4 days"},
 		"expired":             {serve(&expired, tokenServer), doctor.Fault, "has expired"},
-		"unknown authority":   {serve(&unknown, tokenServer), doctor.Fault, "of no authority"},
+		"unknown authority":   {serve(&unknown, tokenServer), doctor.Fault, "signed by an unknown authority"},
 		"another name":        {strings.Replace(serve(&good, tokenServer), "127.0.0.1", "localhost", 1), doctor.Fault, "for another name"},
 		"plaintext here":      {plain, doctor.Warning, "without TLS"},
 		"not TLS at all":      {strings.Replace(plain, "http:", "https:", 1), doctor.Fault, "does not speak TLS"},
