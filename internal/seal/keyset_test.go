@@ -4,6 +4,10 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/tink-crypto/tink-go/v2/aead"
+	"github.com/tink-crypto/tink-go/v2/keyset"
+	"github.com/tink-crypto/tink-go/v2/tink"
+
 	"tokenprovider/internal/seal"
 )
 
@@ -15,11 +19,11 @@ func TestKeyReplacement(t *testing.T) {
 	}
 	parse := func(json []byte) *seal.Keyset {
 		t.Helper()
-		keyset, err := clear.Parse(json)
+		keys, err := clear.Parse(json)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return keyset
+		return keys
 	}
 	encrypt := func(k *seal.Keyset) []byte {
 		t.Helper()
@@ -101,5 +105,76 @@ func TestSealedByWithoutPrefix(t *testing.T) {
 		if id := seal.SealedBy(text); id != 0 {
 			t.Errorf("%q has key id %d", text, id)
 		}
+	}
+	if id := seal.SealedBy("\x01\x00\x00\x01\x02"); id != 258 {
+		t.Errorf("a prefix alone has key id %d, want 258", id)
+	}
+}
+
+// kms wraps keysets with a key of its own, and fails while it is unavailable.
+type kms struct {
+	tink.AEAD
+	unavailable bool
+}
+
+func newKMS(t *testing.T) *kms {
+	t.Helper()
+	handle, err := keyset.NewHandle(aead.AES256GCMKeyTemplate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := aead.New(handle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &kms{AEAD: key}
+}
+
+func (k *kms) Encrypt(plain, associated []byte) ([]byte, error) {
+	if k.unavailable {
+		return nil, errors.New("unavailable")
+	}
+	return k.AEAD.Encrypt(plain, associated)
+}
+
+// TestWrappedKeyset: a keyset that a KMS key has wrapped is parsed, changed and
+// rewrapped with that key only.
+func TestWrappedKeyset(t *testing.T) {
+	first, second := newKMS(t), newKMS(t)
+	wrapping, other, clear := seal.Wrapping{KMS: first}, seal.Wrapping{KMS: second}, seal.Wrapping{}
+	wrapped, err := wrapping.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := wrapping.Parse(wrapped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encrypted, err := keys.Encrypt([]byte("secret"), "record", "field")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rewrapped, err := wrapping.Rewrap(wrapped, other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := other.Parse(rewrapped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plain, err := after.Decrypt(encrypted, "record", "field"); err != nil || string(plain) != "secret" {
+		t.Errorf("the rewrapped keyset decrypts %q, %v", plain, err)
+	}
+	for name, wrong := range map[string]seal.Wrapping{"another KMS key": other, "no KMS key": clear} {
+		_, parse := wrong.Parse(wrapped)
+		_, rewrap := wrong.Rewrap(wrapped, clear)
+		_, _, add := wrong.AddKey(wrapped)
+		if parse == nil || rewrap == nil || add == nil {
+			t.Errorf("%s: Parse returns %v, Rewrap %v, AddKey %v, want errors", name, parse, rewrap, add)
+		}
+	}
+	first.unavailable = true
+	if _, err := wrapping.Generate(); err == nil {
+		t.Error("a keyset was generated although the KMS is unavailable")
 	}
 }
