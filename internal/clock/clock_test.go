@@ -54,6 +54,7 @@ func TestMonitor(t *testing.T) {
 		"all agree":                     {0, 0, nil, nil, ""},
 		"within the tolerance":          {clock.Tolerance, clock.Tolerance, nil, nil, ""},
 		"just beyond the tolerance":     {clock.Tolerance + 1, clock.Tolerance + 1, nil, nil, "30s ahead of Redis's and Zoom's"},
+		"Redis within the tolerance":    {clock.Tolerance, clock.Tolerance + 1, nil, nil, ""},
 		"Zoom within the tolerance":     {2 * clock.Tolerance, clock.Tolerance, nil, nil, ""},
 		"ahead":                         {10 * time.Minute, 10 * time.Minute, nil, nil, "10m0s ahead of Redis's and Zoom's"},
 		"behind, the others agree":      {-10 * time.Minute, -10*time.Minute - clock.Tolerance, nil, nil, "10m0s behind Redis's and Zoom's"},
