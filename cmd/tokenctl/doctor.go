@@ -93,13 +93,13 @@ func (d *doctorCommand) config() (doctor.Config, func()) {
 	return c, closing
 }
 
-// finding is a finding in JSON.
+// finding is the JSON form of a [doctor.Finding].
 type finding struct {
-	Check   string         `json:"check"`
-	Verdict doctor.Verdict `json:"verdict"`
-	Found   string         `json:"found"`
-	Mend    string         `json:"fix,omitempty"`
-	TookMS  int64          `json:"took_ms"`
+	Check      string         `json:"check"`
+	Verdict    doctor.Verdict `json:"verdict"`
+	Found      string         `json:"found"`
+	Fix        string         `json:"fix,omitempty"`
+	DurationMS int64          `json:"duration_ms"`
 }
 
 var marks = map[doctor.Verdict]string{
@@ -112,22 +112,22 @@ func (d *doctorCommand) run(ctx context.Context, s *session) error {
 	defer closing()
 	findings := doctor.RunChecks(ctx, config.Checks(), d.Timeout)
 	counts := map[doctor.Verdict]int{}
-	wide := 0
+	width := 0
 	for _, f := range findings {
-		wide = max(wide, len(f.Check))
+		width = max(width, len(f.Check))
 	}
 	for _, f := range findings {
 		counts[f.Verdict]++
 		if err := s.object(finding{f.Check, f.Verdict, f.Found, f.Fix, f.Duration.Milliseconds()}); err != nil {
 			return err
 		}
-		took := ""
+		duration := ""
 		if d.Verbose {
-			took = fmt.Sprintf(" (%v)", f.Duration.Round(time.Millisecond))
+			duration = fmt.Sprintf(" (%v)", f.Duration.Round(time.Millisecond))
 		}
-		s.say("%-11s  %-*s  %s%s", marks[f.Verdict], wide, f.Check, printable(f.Found), took)
+		s.say("%-11s  %-*s  %s%s", marks[f.Verdict], width, f.Check, printable(f.Found), duration)
 		if f.Fix != "" {
-			s.say("%s  → %s", strings.Repeat(" ", 11+2+wide), f.Fix)
+			s.say("%s  → %s", strings.Repeat(" ", 11+2+width), f.Fix)
 		}
 	}
 	s.say("\n%d ok, %s, %s, %d not checked", counts[doctor.OK],

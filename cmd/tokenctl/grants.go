@@ -93,7 +93,7 @@ type grantsStuck struct {
 
 // Help implements [kong.HelpProvider].
 func (*grantsStuck) Help() string {
-	return `A stuck grant is overdue (no token server renews it), uncertain (a response from Zoom was lost, and the refresh token may be spent), failing (its renewal fails and is retried), or unfinished (the registrar cannot complete a registration or removal). Users who must consent again are not listed: only they can act (users list --state reauthorization_required).
+	return `A stuck grant is overdue (no token server renews it), uncertain (a response from Zoom was lost, and the refresh token may be spent), failing (its renewal fails and is retried), or incomplete (the registrar cannot complete a registration or removal). Users who must consent again are not listed: only they can act (users list --state reauthorization_required).
 
 Example:
 
@@ -106,7 +106,7 @@ func (g *grantsStuck) run(ctx context.Context, s *session) error {
 		return err
 	}
 	defer func() { _ = g.Close() }()
-	rows := s.table("USER", "APP", "STATE", "STUCK", "NEXT TRY", "WHY")
+	rows := s.table("USER", "APP", "STATE", "STUCK", "NEXT ATTEMPT", "CAUSE")
 	n, more := 0, false
 	var printing error
 	err = doctor.FindStuck(ctx, grants, g.Late, func(one doctor.Stuck) bool {
@@ -117,7 +117,7 @@ func (g *grantsStuck) run(ctx context.Context, s *session) error {
 		n++
 		printing = s.object(map[string]any{
 			"grant": one.Grant.ID, "user_id": one.User, "zoom_app": one.App, "state": apiState(one.State),
-			"stuck": one.Kind, "why": one.Cause, "failures": one.Failures, "uncertain": one.Uncertain, "next_try_time": nullable(one.NextAttempt),
+			"stuck": one.Kind, "cause": one.Cause, "failures": one.Failures, "uncertain": one.Uncertain, "next_attempt_time": nullable(one.NextAttempt),
 		})
 		rows.row(one.User, one.App, word(string(one.State)), string(one.Kind), ago(one.NextAttempt), one.Cause)
 		return printing == nil

@@ -9,39 +9,40 @@ import (
 	"tokenprovider/internal/store"
 )
 
-// Stuck is a grant that does not get on.
+// Stuck is a grant without progress.
 type Stuck struct {
 	grant.Grant
 	store.Renewal
 	Kind        StuckKind
-	Cause       string    // for people, without secrets
-	NextAttempt time.Time // when something will be tried; zero: nobody knows
+	Cause       string    // human-readable, without secrets
+	NextAttempt time.Time // by the clock of Redis; zero: unknown
 }
 
-// StuckKind is how a grant can be stuck.
+// StuckKind is the way in which a grant is stuck.
 type StuckKind string
 
-// How a grant can be stuck. What is worse comes first, where it is several.
+// The kinds. If several apply to a grant, the first one counts.
 const (
-	// Overdue: its renewal was due for some time, and nobody has claimed it.
+	// Overdue: its renewal is due, and no process has claimed it.
 	Overdue StuckKind = "overdue"
-	// Uncertain: an answer of Zoom's was lost; its refresh token may be spent.
+	// Uncertain: a response from Zoom was lost; the refresh token may be spent.
 	Uncertain StuckKind = "uncertain"
-	// Failing: its renewal fails, and is tried again.
+	// Failing: its renewal fails, and is retried.
 	Failing StuckKind = "failing"
-	// Unfinished: the registrar cannot bring it to its end.
-	Incomplete StuckKind = "unfinished"
+	// Incomplete: the registrar cannot complete its registration or removal.
+	Incomplete StuckKind = "incomplete"
 )
 
-// FindStuck calls each with grants that have been stuck for longer than late,
-// until it returns false. Those that only their user can mend are not among them.
+// FindStuck calls each, once, with every grant that has been stuck for longer than
+// late, until each returns false. It omits grants whose user must consent again. At
+// most 1,000 overdue grants are found.
 func FindStuck(ctx context.Context, grants *store.Store, late time.Duration, each func(Stuck) bool) error {
 	now, err := grants.Now(ctx)
 	if err != nil {
 		return err
 	}
 	seen := map[grant.ID]bool{}
-	judge := func(found []grant.Grant) (more bool, err error) {
+	report := func(found []grant.Grant) (more bool, err error) {
 		ids := make([]grant.ID, len(found))
 		for i, g := range found {
 			ids[i] = g.ID
@@ -51,7 +52,7 @@ func FindStuck(ctx context.Context, grants *store.Store, late time.Duration, eac
 			return false, err
 		}
 		for i, g := range found {
-			s, stuck := judgeStuck(g, renewals[i], now, late)
+			s, stuck := classify(g, renewals[i], now, late)
 			if !stuck || seen[g.ID] {
 				continue
 			}
@@ -62,8 +63,8 @@ func FindStuck(ctx context.Context, grants *store.Store, late time.Duration, eac
 		}
 		return true, nil
 	}
-	const most, page = 1000, 200
-	planned, err := grants.ListPlanned(ctx, now.Add(-late), most)
+	const limit, page = 1000, 200
+	planned, err := grants.ListPlanned(ctx, now.Add(-late), limit)
 	if err != nil {
 		return err
 	}
@@ -77,7 +78,7 @@ func FindStuck(ctx context.Context, grants *store.Store, late time.Duration, eac
 		if err != nil {
 			return err
 		}
-		if more, err := judge(found); err != nil || !more {
+		if more, err := report(found); err != nil || !more {
 			return err
 		}
 		planned = planned[n:]
@@ -88,7 +89,7 @@ func FindStuck(ctx context.Context, grants *store.Store, late time.Duration, eac
 			if err != nil {
 				return err
 			}
-			if more, err := judge(found); err != nil || !more {
+			if more, err := report(found); err != nil || !more {
 				return err
 			}
 			if len(found) < page {
@@ -100,22 +101,22 @@ func FindStuck(ctx context.Context, grants *store.Store, late time.Duration, eac
 	return nil
 }
 
-// judgeStuck says whether, and how, a grant is stuck.
-func judgeStuck(g grant.Grant, r store.Renewal, now time.Time, late time.Duration) (Stuck, bool) {
+// classify reports whether a grant is stuck, and its kind.
+func classify(g grant.Grant, r store.Renewal, now time.Time, late time.Duration) (Stuck, bool) {
 	s := Stuck{Grant: g, Renewal: r, Cause: g.Reason, NextAttempt: r.Due}
 	switch {
 	case !r.Due.IsZero() && now.Sub(r.Due) > late:
 		s.Kind, s.NextAttempt = Overdue, time.Time{}
-		s.Cause = fmt.Sprintf("due for %v, and nobody has claimed it", now.Sub(r.Due).Round(time.Second))
+		s.Cause = fmt.Sprintf("due for %v, and not claimed", now.Sub(r.Due).Round(time.Second))
 	case r.Uncertain || !r.Intent.IsZero() && now.Sub(r.LeaseUntil) > late:
 		s.Kind, s.Uncertain = Uncertain, true
 	case r.Failures > 0 && g.State != grant.ReauthorizationRequired:
 		s.Kind = Failing
-		s.Cause = fmt.Sprintf("failed %d times: %s", r.Failures, g.Reason)
+		s.Cause = fmt.Sprintf("failed %s: %s", count(r.Failures, "time"), g.Reason)
 	case (g.State == grant.Pending || g.State == grant.Deleting) && (g.Attempts > 0 || now.Sub(g.Updated) > late):
 		s.Kind, s.NextAttempt = Incomplete, r.Work
 		if g.Attempts > 0 {
-			s.Cause = fmt.Sprintf("tried %d times: %s", g.Attempts, g.Reason)
+			s.Cause = fmt.Sprintf("attempted %s: %s", count(g.Attempts, "time"), g.Reason)
 		}
 	default:
 		return Stuck{}, false
