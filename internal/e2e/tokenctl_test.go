@@ -562,7 +562,7 @@ func TestOperatorImports(t *testing.T) {
 	}
 	contains(t, out, "9 lines: 3 registered and active, 0 pending, 0 completed before, 6 rejected",
 		"4     -      2 fields, not 3", "5     -      user_id is empty", "6     spent  refresh_token: Zoom refuses it",
-		"7     ann    the same user as in line 2", "8     -      not CSV", "9     lost   zoom_app: there is no Zoom app")
+		"7     ann    the same user as in line 2", "8     -      not CSV", "9     lost   zoom_app: must be the name of a Zoom app")
 	for _, c := range o.recall.Credentials() {
 		if c.Status != "healthy" {
 			t.Errorf("a credential is %s", c.Status)
