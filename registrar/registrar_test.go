@@ -663,7 +663,7 @@ func TestListUsers(t *testing.T) {
 
 func TestGetAccessToken(t *testing.T) {
 	w := start(t)
-	w.zoom.SetAccessTokenLife(150 * time.Second)
+	w.zoom.SetAccessTokenLifetime(150 * time.Second)
 	w.register(byCode("ann", w.code("zoom-ann")))
 	ask := func(ttl time.Duration) (*registrarv1.GetAccessTokenResponse, error) {
 		request := &registrarv1.GetAccessTokenRequest{UserId: "ann"}

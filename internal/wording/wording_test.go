@@ -31,8 +31,6 @@ var pending = []string{
 	"internal/admin/",
 	"internal/e2e/",
 	"internal/store/",
-	"internal/zoom/",
-	"internal/zoomtest/",
 }
 
 func TestBannedWords(t *testing.T) {

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// route does a request's work. It is no ServeMux: that would redirect
-// "//oauth/token" to where it belongs, and so hide a badly joined URL.
+// route processes a request. A ServeMux would redirect "//oauth/token" and so hide a
+// badly joined URL.
 func (z *Zoom) route(w http.ResponseWriter, r *http.Request, f Fault) {
 	switch r.Method + " " + r.URL.Path {
 	case "GET /oauth/authorize":
@@ -36,8 +36,8 @@ func refuse(w http.ResponseWriter, status int, code, reason string) {
 	reply(w, status, map[string]any{"reason": reason, "error": code})
 }
 
-// authorize is the consent page of a user who consents at once: the one that
-// login_hint names, or the first.
+// authorize serves the consent page. The user whom login_hint names, or else the first
+// one, consents immediately.
 func (z *Zoom) authorize(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	redirect, err := url.Parse(query.Get("redirect_uri"))
@@ -76,15 +76,15 @@ func (z *Zoom) authorize(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// form authenticates the app by HTTP Basic and reads the form. It answers
-// itself where either is not as Zoom wants it.
+// form authenticates the app by HTTP Basic and parses the form. If ok is false, it has
+// sent the error response.
 func (z *Zoom) form(w http.ResponseWriter, r *http.Request) (client string, form url.Values, ok bool) {
 	id, password, basic := r.BasicAuth()
 	client, errID := url.QueryUnescape(id) // RFC 6749, section 2.3.1
 	secret, errSecret := url.QueryUnescape(password)
 	z.mu.Lock()
 	want, known := z.options.Apps[client]
-	authentic := basic && errID == nil && errSecret == nil && known && same(secret, want)
+	authentic := basic && errID == nil && errSecret == nil && known && equal(secret, want)
 	if !authentic {
 		z.counts.InvalidClient++
 	}
@@ -114,7 +114,7 @@ func repeated(form url.Values) bool {
 	return false
 }
 
-// The texts that Zoom refuses with.
+// The messages of Zoom's error responses.
 const (
 	invalidToken  = "Invalid Token!"
 	invalidClient = "Invalid client_id or client_secret"
@@ -143,21 +143,21 @@ func (z *Zoom) token(w http.ResponseWriter, r *http.Request, fault Fault) {
 		return
 	}
 	access, refresh := z.issueLocked(g)
-	answer := map[string]any{
+	response := map[string]any{
 		"access_token": access, "refresh_token": refresh, "token_type": "bearer",
 		"expires_in": int(z.options.AccessTokenLifetime / time.Second),
 		"scope":      "user:read:token user:read:zak", "api_url": "https://api.zoom.us",
 	}
 	for name, value := range fault.Replace {
-		answer[name] = value
+		response[name] = value
 	}
 	for _, name := range fault.Omit {
-		delete(answer, name)
+		delete(response, name)
 	}
-	reply(w, http.StatusOK, answer)
+	reply(w, http.StatusOK, response)
 }
 
-// exchangeLocked spends a code; nil if it is refused.
+// exchangeLocked spends a code and returns its grant, or nil if the code is invalid.
 func (z *Zoom) exchangeLocked(client string, form url.Values) *grant {
 	c := z.codes[form.Get("code")]
 	if c == nil || c.client != client {
@@ -179,8 +179,8 @@ func (z *Zoom) exchangeLocked(client string, form url.Values) *grant {
 	return &grant{client: client, user: c.user}
 }
 
-// refreshLocked spends a refresh token; nil if it is refused. The latest one
-// must always be used (devforum 10375, 77706).
+// refreshLocked spends a refresh token and returns its grant, or nil if the token is
+// invalid. Only the latest token of a grant is valid (devforum 10375, 77706).
 func (z *Zoom) refreshLocked(client, token string) *grant {
 	r := z.refresh[token]
 	switch {
@@ -196,7 +196,7 @@ func (z *Zoom) refreshLocked(client, token string) *grant {
 		}
 		return nil
 	}
-	if r.spent { // the lenient way: the successor that was lost is void
+	if r.spent { // only with LenientPredecessor: the lost successor becomes void
 		r.grant.newest.void = true
 		r.grant.newest = r
 	}

@@ -22,13 +22,13 @@ func Example() {
 		r, _ := http.NewRequest(http.MethodPost, server.URL+"/oauth/token", strings.NewReader(form.Encode()))
 		r.SetBasicAuth(zoomtest.DefaultClientID, zoomtest.DefaultClientSecret)
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		answer, err := http.DefaultClient.Do(r)
+		response, err := http.DefaultClient.Do(r)
 		if err != nil {
 			fmt.Println(err)
 			return
 		}
-		_ = answer.Body.Close()
-		fmt.Println(answer.Status)
+		_ = response.Body.Close()
+		fmt.Println(response.Status)
 	}
 	fmt.Println(zoom.Counts().Refreshes, zoom.Counts().SpentPresented)
 	// Output:

@@ -10,33 +10,33 @@ import (
 	"time"
 )
 
-// Fault is how a request goes wrong. Without any field but Delay, Omit and
-// Replace, the work is done and answered.
+// Fault changes how a request is processed. Delay, Omit and Replace alone do not
+// prevent the processing or the response.
 type Fault struct {
-	Delay      time.Duration  // before the work, on top of Options.Latency
-	Status     int            // answer this instead of doing the work
-	Header     http.Header    // set in the answer
-	Body       string         // with Status; "": what Zoom answers with such a status
-	DropBefore bool           // close the connection, nothing done
-	DropAfter  bool           // do the work and lose the answer
-	Omit       []string       // leave these fields out of a token answer
-	Replace    map[string]any // replace these fields of a token answer
+	Delay      time.Duration  // before processing, on top of Options.Latency
+	Status     int            // respond with this status, without processing; 0: process
+	Header     http.Header    // set in the response
+	Body       string         // with Status; "": the body that Zoom sends with this status
+	DropBefore bool           // close the connection without processing
+	DropAfter  bool           // process, then close the connection without a response
+	Omit       []string       // fields to omit from a token response
+	Replace    map[string]any // fields to replace in a token response
 }
 
 type queued struct {
 	fault Fault
-	left  int // requests; negative: until healed
+	left  int // requests; negative: until Heal
 }
 
-// Fail gives the next n requests to a path, such as "/oauth/token", a fault; n
-// < 0: all until [Zoom.Heal]. Faults of a path are used up in order.
+// Fail applies a fault to the next n requests to a path, such as "/oauth/token"; n < 0:
+// to all until [Zoom.Heal]. The faults of a path apply one after another.
 func (z *Zoom) Fail(path string, n int, f Fault) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	z.faults[path] = append(z.faults[path], &queued{f, n})
 }
 
-// Heal ends all faults.
+// Heal removes all faults.
 func (z *Zoom) Heal() {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -61,56 +61,54 @@ func (z *Zoom) nextFault(path string) Fault {
 	return Fault{}
 }
 
-// ServeHTTP implements [http.Handler]. It waits first (Latency and Delay), then
-// works. A client that leaves during the wait ends the wait, but does not keep
-// the work from being done: as with a real server, a token may be spent for an
-// answer that nobody read.
+// ServeHTTP implements [http.Handler]. It waits for Latency and Delay, then processes
+// the request. A client that disconnects ends the wait, but the request is still
+// processed: as with a real server, a token may be spent although its response is lost.
 func (z *Zoom) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault := z.nextFault(r.URL.Path)
-	// All of the body first: net/http notices that a client has left only once
-	// its request has been read to the end.
+	// Read the whole body first: net/http detects a disconnected client only after that.
 	var body []byte
 	var err error
 	if r.Body != nil {
 		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<10))
 	}
-	r = r.WithContext(r.Context()) // a copy: the caller's stays as it is
+	r = r.WithContext(r.Context()) // a copy, so that the caller's request is unchanged
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	wait(r.Context(), z.options.Latency+fault.Delay)
 	if fault.DropBefore {
 		panic(http.ErrAbortHandler)
 	}
-	answer := httptest.NewRecorder()
+	response := httptest.NewRecorder()
 	switch {
 	case err != nil:
-		refuse(answer, http.StatusBadRequest, "invalid_request", "the body is cut short or too long")
+		refuse(response, http.StatusBadRequest, "invalid_request", "the body is incomplete or too long")
 	case fault.Status == 0:
-		z.route(answer, r, fault)
+		z.route(response, r, fault)
 	case fault.Body == "":
-		plausible(answer, r.URL.Path, fault.Status)
+		respondDefault(response, r.URL.Path, fault.Status)
 	default:
-		answer.Header().Set("Content-Type", "application/json;charset=UTF-8")
-		answer.WriteHeader(fault.Status)
-		_, _ = answer.WriteString(fault.Body)
+		response.Header().Set("Content-Type", "application/json;charset=UTF-8")
+		response.WriteHeader(fault.Status)
+		_, _ = response.WriteString(fault.Body)
 	}
 	if fault.DropAfter {
 		panic(http.ErrAbortHandler)
 	}
 	z.mu.Lock()
-	z.counts.ByStatus[answer.Code]++
+	z.counts.ByStatus[response.Code]++
 	z.mu.Unlock()
 	header := w.Header()
-	for _, from := range []http.Header{answer.Header(), fault.Header} {
+	for _, from := range []http.Header{response.Header(), fault.Header} {
 		for name, values := range from {
 			header[http.CanonicalHeaderKey(name)] = values
 		}
 	}
-	w.WriteHeader(answer.Code)
-	_, _ = w.Write(answer.Body.Bytes())
+	w.WriteHeader(response.Code)
+	_, _ = w.Write(response.Body.Bytes())
 }
 
-// plausible answers a status with the body that Zoom has for it.
-func plausible(w http.ResponseWriter, path string, status int) {
+// respondDefault responds with a status and the body that Zoom sends with it.
+func respondDefault(w http.ResponseWriter, path string, status int) {
 	oauth := strings.HasPrefix(path, "/oauth/")
 	switch {
 	case oauth && status == http.StatusBadRequest:

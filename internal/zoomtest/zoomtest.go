@@ -1,26 +1,21 @@
-// Package zoomtest is a stand-in for Zoom's OAuth and REST API, in the manner
-// of httptest. Start with [New] and serve it with [net/http/httptest.NewServer]; one
-// handler stands for both hosts, zoom.us and api.zoom.us.
+// Package zoomtest simulates Zoom's OAuth and REST API for tests. [New] returns an
+// [http.Handler] for both hosts, zoom.us and api.zoom.us; serve it with
+// [net/http/httptest.NewServer].
 //
-// It is strict where Zoom is known to be, or may be: refresh tokens and codes
-// work once, and a new access token ends the one before it at once. It can be
-// told to be slow, to fail, and to lose answers before or after it has done the
-// work ([Zoom.Fail]), and it counts what a test needs to judge a client by
-// ([Zoom.Counts]).
+// Refresh tokens and codes work once, and a new access token ends the previous one.
+// [Zoom.Fail] adds delays, errors, and responses that are lost before or after
+// processing. [Zoom.Counts] returns what a test needs to judge a client.
 //
-// The facts are those of developers.zoom.us (OAuth, API reference, rate limits)
-// and of devforum.zoom.us, by topic number where they stand: a refresh token
-// works once (10375, 77706), and one access token of a grant is live (72070,
-// 74432, 95429).
+// Sources: developers.zoom.us (OAuth, API reference, rate limits), and topics of
+// devforum.zoom.us: a refresh token works once (10375, 77706), and one access token of
+// a grant is live (72070, 74432, 95429).
 //
-// # What it does not promise
+// # Limitations
 //
-// It knows nothing of scopes, account-level apps and rate limits of its own
-// (script a 429 with [Zoom.Fail]), and its tokens are not signed. Where Zoom's
-// behaviour is not documented it takes the stricter reading, so that a client
-// may be refused here what Zoom would let pass. Each consent is a grant of its
-// own and ends no other. It forgets nothing, so it is no server to run for
-// weeks.
+// There are no scopes, account-level apps or rate limits (use [Zoom.Fail] for a 429),
+// and tokens are not signed. Where Zoom's behaviour is not documented, this package is
+// strict: it may refuse what Zoom would accept. Each consent makes a separate grant and
+// ends no other. Nothing is ever deleted, so memory grows with each token.
 package zoomtest
 
 import (
@@ -33,47 +28,46 @@ import (
 	"time"
 )
 
-// The app that there is unless [Options] says otherwise.
+// The app that exists unless [Options] has others.
 const (
 	DefaultClientID     = "zoom-client"
 	DefaultClientSecret = "zoom-secret"
 )
 
-// Options says how the stand-in behaves. The zero value is strict and fast.
+// Options configures the simulation. The zero value is strict and adds no latency.
 type Options struct {
 	Apps                 map[string]string // client id -> secret; nil: the default app
-	AccessTokenLifetime  time.Duration     // 0: an hour; expires_in says it in whole seconds, rounded down
+	AccessTokenLifetime  time.Duration     // 0: an hour; rounded down to seconds in expires_in
 	CodeLifetime         time.Duration     // 0: 5 minutes
 	RefreshTokenLifetime time.Duration     // 0: 90 days
-	Latency              time.Duration     // before the work of every request; 0: none
+	Latency              time.Duration     // before each request is processed; 0: none
 	LiveAccessTokens     int               // how many of a grant's newest access tokens work; 0: 1
-	// LenientPredecessor lets the predecessor of a grant's newest refresh token
-	// work until the newest has been used. Whether Zoom does is not documented
-	// (devforum 10375 says no). Such a retry answers a fresh successor and voids
-	// the one before. False: never.
+	// LenientPredecessor accepts the predecessor of a grant's newest refresh token until
+	// the newest one is used. The response has another successor, and the previous
+	// successor becomes void. Zoom does not document this, and devforum 10375 denies it.
 	LenientPredecessor bool
-	// Now is the clock that tokens expire by, called with a lock held; nil:
-	// time.Now. Latency and delays pass in real time whatever it says.
+	// Now is the clock for expiry, called with a lock held; nil: time.Now. Latency and
+	// delays always use real time.
 	Now func() time.Time
 }
 
 // User is a Zoom user.
 type User struct{ ID, AccountID, Email string }
 
-// Counts is what has happened since the start.
+// Counts counts events since the start.
 type Counts struct {
-	Requests         int         // all that arrived, also those that were dropped
-	Exchanges        int         // codes that were exchanged
-	Refreshes        int         // refresh tokens that were exchanged
-	SpentPresented   int         // refresh tokens presented again after they were spent, accepted or not
-	UnknownPresented int         // refresh tokens never issued, another app's, expired, revoked or void
-	SpentCodes       int         // codes presented again after they were spent
-	InvalidClient    int         // requests without an app's right credentials
-	Revocations      int         // grants that an app revoked
-	ByStatus         map[int]int // answers that were sent, whether or not anyone read them
+	Requests         int         // received, including dropped ones
+	Exchanges        int         // codes exchanged
+	Refreshes        int         // refresh tokens exchanged
+	SpentPresented   int         // spent refresh tokens presented again, accepted or not
+	UnknownPresented int         // refresh tokens never issued, of another app, expired, revoked or void
+	SpentCodes       int         // spent codes presented again
+	InvalidClient    int         // requests without valid credentials of an app
+	Revocations      int         // grants revoked by an app
+	ByStatus         map[int]int // responses sent, including those that no client read
 }
 
-// Zoom is the stand-in. It is an [http.Handler], safe for concurrent use.
+// Zoom simulates Zoom. It is an [http.Handler], safe for concurrent use.
 type Zoom struct {
 	options Options
 	now     func() time.Time
@@ -89,7 +83,7 @@ type Zoom struct {
 	renewed map[string]int // refreshes, by user
 }
 
-// grant is one consent of a user to an app, until it is revoked.
+// grant is one consent of a user to an app.
 type grant struct {
 	client, user string
 	revoked      bool
@@ -117,7 +111,7 @@ type accessToken struct {
 	ended   bool // by a newer one
 }
 
-// New returns a stand-in.
+// New returns a simulation without users.
 func New(o Options) *Zoom {
 	if o.Apps == nil {
 		o.Apps = map[string]string{DefaultClientID: DefaultClientSecret}
@@ -146,7 +140,7 @@ func New(o Options) *Zoom {
 	return z
 }
 
-// AddUser adds a user, or changes one.
+// AddUser adds or replaces a user.
 func (z *Zoom) AddUser(u User) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -160,8 +154,8 @@ func (z *Zoom) addLocked(u User) {
 	z.users[u.ID] = u
 }
 
-// Consent is a user's consent to an app without a browser. It returns the code
-// that Zoom would redirect with. An unknown user is added.
+// Consent records a user's consent to an app and returns the authorization code. It
+// adds an unknown user.
 func (z *Zoom) Consent(clientID, userID, redirectURI, codeChallenge string) string {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -176,7 +170,7 @@ func (z *Zoom) Consent(clientID, userID, redirectURI, codeChallenge string) stri
 	return text
 }
 
-// Grant is a grant that was made elsewhere: its tokens.
+// Grant creates a grant without a code exchange and returns its tokens.
 func (z *Zoom) Grant(clientID, userID string) (access, refresh string) {
 	code := z.Consent(clientID, userID, "", "")
 	z.mu.Lock()
@@ -185,7 +179,7 @@ func (z *Zoom) Grant(clientID, userID string) (access, refresh string) {
 	return z.issueLocked(&grant{client: clientID, user: userID})
 }
 
-// issueLocked makes a grant's next pair of tokens.
+// issueLocked issues a grant's next pair of tokens.
 func (z *Zoom) issueLocked(g *grant) (access, refresh string) {
 	now := z.now()
 	access, refresh = newToken("access"), newToken("refresh")
@@ -201,7 +195,7 @@ func (z *Zoom) issueLocked(g *grant) (access, refresh string) {
 	return access, refresh
 }
 
-// newToken returns a text of the size and look of Zoom's tokens.
+// newToken returns a random token with the size and format of Zoom's.
 func newToken(kind string) string {
 	header := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none","typ":"JWT","kind":"` + kind + `"}`))
 	var claims [480]byte
@@ -230,15 +224,14 @@ func (z *Zoom) liveLocked(token string) *accessToken {
 	return a
 }
 
-// Live reports whether an access token works now.
+// IsLive reports whether an access token is valid now.
 func (z *Zoom) IsLive(access string) bool {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	return z.liveLocked(access) != nil
 }
 
-// Whose returns the user of an access token that works now, and how long it
-// will.
+// LookUpAccessToken returns the user of a valid access token and its remaining lifetime.
 func (z *Zoom) LookUpAccessToken(access string) (u User, left time.Duration, ok bool) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -249,14 +242,14 @@ func (z *Zoom) LookUpAccessToken(access string) (u User, left time.Duration, ok 
 	return z.users[a.grant.user], a.expires.Sub(z.now()), true
 }
 
-// Honours reports whether a refresh token would be exchanged now.
+// AcceptsRefreshToken reports whether a refresh token would be exchanged now.
 func (z *Zoom) AcceptsRefreshToken(refresh string) bool {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	return z.acceptsLocked(z.refresh[refresh])
 }
 
-// Counts returns what has happened since the start.
+// Counts returns a copy of the counts.
 func (z *Zoom) Counts() Counts {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -265,7 +258,7 @@ func (z *Zoom) Counts() Counts {
 	return counts
 }
 
-// RefreshesOf returns how many refresh tokens of a user were exchanged.
+// RefreshesOf returns the number of refresh tokens of a user that were exchanged.
 func (z *Zoom) RefreshesOf(userID string) int {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -292,15 +285,15 @@ func (z *Zoom) SetClientSecret(clientID, secret string) {
 	z.options.Apps[clientID] = secret
 }
 
-// SetAccessTokenLife changes the life of the access tokens to come.
-func (z *Zoom) SetAccessTokenLife(d time.Duration) {
+// SetAccessTokenLifetime sets the lifetime of access tokens issued from now on.
+func (z *Zoom) SetAccessTokenLifetime(d time.Duration) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	z.options.AccessTokenLifetime = d
 }
 
-// RevokeUser is a user who removes the app: all the user's grants end, and
-// codes that were not exchanged yet.
+// RevokeUser removes the app for a user: it ends the user's grants and deletes codes that
+// were not exchanged.
 func (z *Zoom) RevokeUser(userID string) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -312,10 +305,10 @@ func (z *Zoom) RevokeUser(userID string) {
 	maps.DeleteFunc(z.codes, func(_ string, c *code) bool { return c.user == userID && !c.spent })
 }
 
-// s256 is the challenge of a PKCE verifier (RFC 7636, section 4.2).
+// s256 returns the challenge of a PKCE verifier (RFC 7636, section 4.2).
 func s256(verifier string) string {
 	sum := sha256.Sum256([]byte(verifier))
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-func same(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
+func equal(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
