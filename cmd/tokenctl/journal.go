@@ -38,7 +38,7 @@ func (j *journalShow) IsOptional(setting string) bool { return j.Offline && sett
 
 // Help implements [kong.HelpProvider].
 func (*journalShow) Help() string {
-	return `Lists the responses with their users, and their status in Redis: stored, wanted (missing, and to be committed), superseded (Redis has a later one), absent (the user was removed). It can run while a process uses the journal. No token is shown.
+	return `Lists the responses with their users, and their status in Redis: stored, missing (to be committed), superseded (Redis has a later one), no_grant (the user was removed). It can run while a process uses the journal. No token is shown.
 
 Example:
 
@@ -145,7 +145,7 @@ type journalReplay struct {
 
 // Help implements [kong.HelpProvider].
 func (*journalReplay) Help() string {
-	return `For the journal of a process that will not start again, on a volume left behind. It refuses while a process uses the journal. A response is committed only if Redis has the refresh token that was spent for it, so the command can be repeated, and run late; a response to a consent is accepted for a day. The directory stays unchanged: remove it when no entry is wanted.
+	return `For the journal of a process that will not start again, on a volume left behind. It refuses while a process uses the journal. A response is committed only if Redis has the refresh token that was spent for it, so the command can be repeated, and run late; a response to a consent is accepted for a day. The directory stays unchanged: remove it when no entry is missing.
 
 Example:
 
@@ -191,7 +191,7 @@ func (j *journalReplay) run(ctx context.Context, s *session) error {
 	}
 	rows := s.table("ISSUED", "KIND", "USER", "APP", "IN REDIS BEFORE", "NOW", "GRANT")
 	for i, e := range after {
-		if before[i].InRedis != store.Stored && e.InRedis == store.Stored {
+		if before[i].InRedis != store.ResponseStored && e.InRedis == store.ResponseStored {
 			committed++
 		}
 		e.Error = faults[i]

@@ -45,17 +45,17 @@ func (r *reencrypt) run(ctx context.Context, s *session) error {
 	progress := s.progress("grants")
 	defer progress.done()
 	primary := r.Keyset().Primary()
-	done, err := grants.Reencrypt(ctx, r.PerSecond, func(p store.ReencryptProgress) { progress.at(p.Seen, total) })
+	done, err := grants.Reencrypt(ctx, r.PerSecond, func(p store.ReencryptProgress) { progress.at(p.Scanned, total) })
 	progress.done()
 	if err != nil {
-		return fmt.Errorf("reencrypt: after %s: %w", count(done.Seen, "grant"), err)
+		return fmt.Errorf("reencrypt: after %s: %w", count(done.Scanned, "grant"), err)
 	}
-	s.say("%s checked, %d re-encrypted with key %d", count(done.Seen, "grant"), done.Resealed, primary)
-	if err := s.object(map[string]any{"grants": done.Seen, "reencrypted": done.Resealed, "undecryptable": done.Broken, "key": primary}); err != nil {
+	s.say("%s checked, %d re-encrypted with key %d", count(done.Scanned, "grant"), done.Reencrypted, primary)
+	if err := s.object(map[string]any{"grants": done.Scanned, "reencrypted": done.Reencrypted, "undecryptable": done.Undecryptable, "key": primary}); err != nil {
 		return err
 	}
-	if done.Broken > 0 {
-		return fmt.Errorf("reencrypt: no key of the keyset decrypts %s: check for a missing or disabled key", count(done.Broken, "grant"))
+	if done.Undecryptable > 0 {
+		return fmt.Errorf("reencrypt: no key of the keyset decrypts %s: check for a missing or disabled key", count(done.Undecryptable, "grant"))
 	}
 	return grants.SetReencryptedBy(ctx, primary)
 }

@@ -400,7 +400,7 @@ func TestOperatorReplaysAJournal(t *testing.T) {
 	if err := errors.Join(kept.Add(t.Context(), entry), kept.Add(t.Context(), consent)); err != nil {
 		t.Fatal(err)
 	}
-	contains(t, o.ok("journal", "show"), "a process uses this journal", "wanted", "renewal", "ann", "consent", "bob")
+	contains(t, o.ok("journal", "show"), "a process uses this journal", "missing", "renewal", "ann", "consent", "bob")
 	o.refused(1, "another process uses this journal, and commits the missing responses itself", "journal", "replay", folder)
 	if err := kept.Close(); err != nil {
 		t.Fatal(err)

@@ -91,18 +91,18 @@ func (r *Reencrypter) runOnce(ctx context.Context, primary uint32, perSecond int
 	done, err := r.Store.Reencrypt(ctx, perSecond, func(p store.ReencryptProgress) {
 		if time.Since(logged) > progressInterval {
 			logged = time.Now()
-			r.Log.Info("re-encryption in progress", zap.Int("grants", p.Seen), zap.Int("reencrypted", p.Resealed))
+			r.Log.Info("re-encryption in progress", zap.Int("grants", p.Scanned), zap.Int("reencrypted", p.Reencrypted))
 		}
 	})
 	if err != nil {
 		return err
 	}
-	if done.Broken > 0 {
-		r.Log.Error("no key of the keyset decrypts some grants; a key may be missing or disabled", zap.Int("grants", done.Broken))
+	if done.Undecryptable > 0 {
+		r.Log.Error("no key of the keyset decrypts some grants; a key may be missing or disabled", zap.Int("grants", done.Undecryptable))
 	}
 	if r.Keyset.Primary() != primary {
 		return nil // promoted meanwhile: Run begins again after its wait
 	}
-	r.Log.Info("re-encryption complete", zap.Uint32("key", primary), zap.Int("grants", done.Seen), zap.Int("reencrypted", done.Resealed))
+	r.Log.Info("re-encryption complete", zap.Uint32("key", primary), zap.Int("grants", done.Scanned), zap.Int("reencrypted", done.Reencrypted))
 	return r.Store.SetReencryptedBy(ctx, primary)
 }

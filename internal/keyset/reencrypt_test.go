@@ -197,10 +197,10 @@ func TestReencryptionLogsProgressAndUndecryptableGrants(t *testing.T) {
 		var p store.ReencryptProgress
 		for _, pause := range []time.Duration{10, 6, 10, 1} { // reported after 16 and 27 s
 			time.Sleep(pause * time.Second)
-			p.Seen++
+			p.Scanned++
 			progress(p)
 		}
-		p.Broken = 3
+		p.Undecryptable = 3
 		return p, nil
 	}}
 	reencrypting(t, r, nil, func(t *testing.T, keys *seal.Keyset, logs *observer.ObservedLogs) {

@@ -49,7 +49,7 @@ func TestKeyReplacement(t *testing.T) {
 		t.Fatal(err)
 	}
 	both := parse(json)
-	if both.Primary() != old || len(both.Keys()) != 2 || seal.SealedBy(encrypt(both)) != old {
+	if both.Primary() != old || len(both.Keys()) != 2 || seal.KeyID(encrypt(both)) != old {
 		t.Errorf("an added key encrypts before its promotion: %+v", both.Keys())
 	}
 	if json, err = clear.Promote(json, added); err != nil {
@@ -57,8 +57,8 @@ func TestKeyReplacement(t *testing.T) {
 	}
 	promoted := parse(json)
 	after := encrypt(promoted)
-	if promoted.Primary() != added || seal.SealedBy(after) != added || seal.SealedBy(before) != old {
-		t.Errorf("encrypted by key %d, want %d", seal.SealedBy(after), added)
+	if promoted.Primary() != added || seal.KeyID(after) != added || seal.KeyID(before) != old {
+		t.Errorf("encrypted by key %d, want %d", seal.KeyID(after), added)
 	}
 	if !decrypts(promoted, before) || !decrypts(both, after) || decrypts(first, after) {
 		t.Error("a keyset with both keys must decrypt both values, one without the new key only the old value")
@@ -100,13 +100,13 @@ func TestKeyReplacement(t *testing.T) {
 
 func second(_ []byte, err error) error { return err }
 
-func TestSealedByWithoutPrefix(t *testing.T) {
+func TestKeyIDWithoutPrefix(t *testing.T) {
 	for _, text := range []string{"", "\x01", "\x01\x00\x00\x00", "hello", "\x00\x00\x00\x00\x01"} {
-		if id := seal.SealedBy(text); id != 0 {
+		if id := seal.KeyID(text); id != 0 {
 			t.Errorf("%q has key id %d", text, id)
 		}
 	}
-	if id := seal.SealedBy("\x01\x00\x00\x01\x02"); id != 258 {
+	if id := seal.KeyID("\x01\x00\x00\x01\x02"); id != 258 {
 		t.Errorf("a prefix alone has key id %d, want 258", id)
 	}
 }

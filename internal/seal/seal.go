@@ -72,9 +72,9 @@ func (k *Keyset) Decrypt(sealed []byte, record, field string) ([]byte, error) {
 // place returns the associated data. Neither part may contain a NUL.
 func place(record, field string) []byte { return []byte(record + "\x00" + field) }
 
-// SealedBy returns the id of the key that encrypted a value, or 0 without one. The id
+// KeyID returns the id of the key that encrypted a value, or 0 without one. The id
 // is in Tink's output prefix: a 1 and the id, big-endian (Tink wire format).
-func SealedBy[text []byte | string](sealed text) uint32 {
+func KeyID[text []byte | string](sealed text) uint32 {
 	if len(sealed) < 5 || sealed[0] != 1 {
 		return 0
 	}

@@ -26,7 +26,7 @@ var transientFields = []string{"state", "version", "visible_hash", "change", "up
 
 // ReadBackup calls page with every grant, in batches.
 func (s *Backup) ReadBackup(ctx context.Context, page func([]BackupRecord) error) error {
-	err := s.walk(ctx, func(sealed []sealedRecord) error {
+	err := s.walk(ctx, func(sealed []encryptedRecord) error {
 		records := make([]*redis.MapStringStringCmd, len(sealed))
 		if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 			for i, r := range sealed {
@@ -62,7 +62,7 @@ func (s *Backup) dump(id grant.ID, record map[string]string) (secret.Text, error
 			continue
 		}
 		fields[field] = []byte(value)
-		if slices.Contains(sealedFields[:], field) {
+		if slices.Contains(encryptedFields[:], field) {
 			plain, err := s.seal.Decrypt([]byte(value), string(id), field)
 			if err != nil {
 				return secret.Text{}, err
@@ -89,7 +89,7 @@ func (s *Backup) Restore(ctx context.Context, dumped []BackupRecord, reason stri
 			if err != nil {
 				return err
 			}
-			answers[i] = s.of(restoreScript).Eval(ctx, pipe, recordKeys(d.ID), append([]any{string(d.ID), reason}, args...)...)
+			answers[i] = s.variant(restoreScript).Eval(ctx, pipe, recordKeys(d.ID), append([]any{string(d.ID), reason}, args...)...)
 		}
 		return nil
 	})
@@ -119,7 +119,7 @@ func (s *Backup) encodeBackup(d BackupRecord) (args []any, err error) {
 	}
 	delete(fields, fieldAccess)
 	for field, value := range fields {
-		if slices.Contains(sealedFields[:], field) {
+		if slices.Contains(encryptedFields[:], field) {
 			if value, err = s.seal.Encrypt(value, string(d.ID), field); err != nil {
 				return nil, err
 			}

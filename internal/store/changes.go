@@ -27,8 +27,8 @@ type ChangeListener interface {
 }
 
 const (
-	beat    = 500 * time.Millisecond  // between pings
-	silence = 1500 * time.Millisecond // without a reply, after which a subscription is replaced
+	pingInterval = 500 * time.Millisecond  // between pings
+	replyTimeout = 1500 * time.Millisecond // without a reply, after which a subscription is replaced
 )
 
 // ErrNoReply means that Redis does not respond.
@@ -68,7 +68,7 @@ func (s *Changes) follow(ctx context.Context, f ChangeListener) error {
 	if err != nil {
 		return err
 	}
-	all := &sequel{ChangeListener: f, waiting: len(nodes)}
+	all := &mergedListener{ChangeListener: f, waiting: len(nodes)}
 	ended := make(chan error, len(nodes))
 	var wg sync.WaitGroup
 	for _, node := range nodes {
@@ -80,15 +80,15 @@ func (s *Changes) follow(ctx context.Context, f ChangeListener) error {
 	return err
 }
 
-// sequel combines several subscriptions: it is synced when all of them are.
-type sequel struct {
+// mergedListener combines several subscriptions: it is synced when all of them are.
+type mergedListener struct {
 	ChangeListener
 
 	mu      sync.Mutex
 	waiting int
 }
 
-func (q *sequel) Synced() {
+func (q *mergedListener) Synced() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.waiting--; q.waiting == 0 {
@@ -96,7 +96,7 @@ func (q *sequel) Synced() {
 	}
 }
 
-func (q *sequel) Invalidate(id grant.ID) {
+func (q *mergedListener) Invalidate(id grant.ID) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.ChangeListener.Invalidate(id)
@@ -141,18 +141,18 @@ func (s *core) subscriptions(ctx context.Context) ([]subscription, error) {
 	return nodes, nil
 }
 
-// answers makes sure that a server can be read. After an outage the client's pool
+// checkReadable makes sure that a server can be read. After an outage the client's pool
 // refuses to for up to a second more, when a subscription, which has a connection of
 // its own, is told already what has to be read again.
-func answers(ctx context.Context, server *redis.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, silence)
+func checkReadable(ctx context.Context, server *redis.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, replyTimeout)
 	defer cancel()
 	return server.Ping(ctx).Err()
 }
 
 // listen follows one server until something is wrong.
-func (s *Changes) listen(ctx context.Context, node subscription, f *sequel) error {
-	if err := answers(ctx, node.server); err != nil {
+func (s *Changes) listen(ctx context.Context, node subscription, f *mergedListener) error {
+	if err := checkReadable(ctx, node.server); err != nil {
 		return fmt.Errorf("following changes: %w", err)
 	}
 	var link *redis.PubSub
@@ -172,7 +172,7 @@ func (s *Changes) listen(ctx context.Context, node subscription, f *sequel) erro
 	}
 	heard, asked, breaks := time.Now(), time.Time{}, int64(-1)
 	for confirmed := 0; ctx.Err() == nil; {
-		message, err := link.ReceiveTimeout(ctx, beat)
+		message, err := link.ReceiveTimeout(ctx, pingInterval)
 		var timeout interface{ Timeout() bool }
 		switch {
 		case err == nil:
@@ -191,18 +191,18 @@ func (s *Changes) listen(ctx context.Context, node subscription, f *sequel) erro
 				return errors.New("following changes: the subscription was replaced")
 			}
 			if confirmed == len(node.channels) {
-				breaks = s.continuity.Failovers()
+				breaks = s.failovers.Failovers()
 				f.Synced()
 			}
 		}
 		now := time.Now()
-		if now.Sub(heard) > silence {
+		if now.Sub(heard) > replyTimeout {
 			return fmt.Errorf("following changes: %w", ErrNoReply)
 		}
-		if breaks >= 0 && s.continuity.Failovers() != breaks {
+		if breaks >= 0 && s.failovers.Failovers() != breaks {
 			return errors.New("following changes: Redis restarted or failed over")
 		}
-		if now.Sub(asked) >= beat { // also between messages: the server may have been replaced
+		if now.Sub(asked) >= pingInterval { // also between messages: the server may have been replaced
 			asked = now
 			if err := link.Ping(ctx); err != nil {
 				return fmt.Errorf("following changes: %w", err)

@@ -22,17 +22,17 @@ const URLForms = "redis://[user:password@]host:port/db, rediss:// (TLS), " +
 // may have forgotten something.
 type Connection struct {
 	redis.UniversalClient
-	continuity *FailoverDetector
-	login      *login
+	failovers   *FailoverDetector
+	credentials *credentials
 }
 
-// login is how new connections authenticate.
-type login struct {
-	place   string // the URL without user and password
+// credentials is how new connections authenticate.
+type credentials struct {
+	address string // the URL without user and password
 	current atomic.Pointer[url.Userinfo]
 }
 
-func (l *login) credentials(context.Context) (user, password string, err error) {
+func (l *credentials) credentials(context.Context) (user, password string, err error) {
 	if info := l.current.Load(); info != nil {
 		password, _ = info.Password()
 		user = info.Username()
@@ -49,10 +49,10 @@ func (c *Connection) SetURL(raw secret.Text) error {
 	}
 	info := parsed.User
 	parsed.User = nil
-	if parsed.String() != c.login.place {
+	if parsed.String() != c.credentials.address {
 		return errors.New("it differs in more than user and password: that needs a restart")
 	}
-	c.login.current.Store(info)
+	c.credentials.current.Store(info)
 	return nil
 }
 
@@ -65,11 +65,11 @@ func Connect(raw secret.Text) (*Connection, error) {
 	if err != nil {
 		return nil, errors.New("not a URL: want " + URLForms)
 	}
-	login := &login{}
+	login := &credentials{}
 	login.current.Store(parsed.User)
 	place := *parsed
 	place.User = nil
-	login.place = place.String()
+	login.address = place.String()
 	scheme, kind, _ := strings.Cut(parsed.Scheme, "+")
 	parsed.Scheme = scheme
 	plain, continuity := parsed.String(), &FailoverDetector{}
@@ -78,30 +78,30 @@ func Connect(raw secret.Text) (*Connection, error) {
 	case "":
 		opts, err := redis.ParseURL(plain)
 		if err != nil {
-			return nil, wrongURL(err)
+			return nil, urlError(err)
 		}
-		bound(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
+		setDefaults(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
 		opts.ContextTimeoutEnabled, opts.DialerRetries, opts.OnConnect = true, 1, continuity.onConnect
 		opts.CredentialsProviderContext = login.credentials
 		client = redis.NewClient(opts)
 	case "sentinel":
 		opts, err := redis.ParseFailoverURL(plain)
 		if err != nil {
-			return nil, wrongURL(err)
+			return nil, urlError(err)
 		}
 		if opts.MasterName == "" {
 			return nil, errors.New("redis+sentinel:// needs ?master_name=NAME")
 		}
-		bound(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
+		setDefaults(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
 		opts.ContextTimeoutEnabled, opts.DialerRetries, opts.OnConnect = true, 1, continuity.onConnect
 		opts.CredentialsProviderContext = login.credentials
 		client = redis.NewFailoverClient(opts)
 	case "cluster":
 		opts, err := redis.ParseClusterURL(plain)
 		if err != nil {
-			return nil, wrongURL(err)
+			return nil, urlError(err)
 		}
-		bound(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
+		setDefaults(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
 		opts.ContextTimeoutEnabled, opts.DialerRetries, opts.OnConnect = true, 1, continuity.onConnect
 		opts.CredentialsProviderContext = login.credentials
 		client = redis.NewClusterClient(opts)
@@ -111,11 +111,11 @@ func Connect(raw secret.Text) (*Connection, error) {
 	return &Connection{client, continuity, login}, nil
 }
 
-// bound gives the bounds that the URL leaves open. They fit a callback's
+// setDefaults gives the bounds that the URL leaves open. They fit a callback's
 // patience: Recall waits 5 s for all of it. One repetition gets over a broken
 // connection; what takes longer is for the callers, who know what they may
 // repeat.
-func bound(retries *int, timeouts ...*time.Duration) {
+func setDefaults(retries *int, timeouts ...*time.Duration) {
 	if *retries == 0 {
 		*retries = 1
 	}
@@ -126,8 +126,8 @@ func bound(retries *int, timeouts ...*time.Duration) {
 	}
 }
 
-// wrongURL says what go-redis found wrong without the parts that it quotes.
-func wrongURL(err error) error {
+// urlError says what go-redis found wrong without the parts that it quotes.
+func urlError(err error) error {
 	text, _, _ := strings.Cut(strings.TrimPrefix(err.Error(), "redis: "), ":")
 	return fmt.Errorf("%s: want %s", text, URLForms)
 }

@@ -28,7 +28,7 @@ func (o ConsentOutcome) text() string {
 	case o.Stored:
 		return "stored"
 	case o.Conflict:
-		return "taken\x00" + o.ConflictUser + "\x00" + o.ConflictAccount
+		return "conflict\x00" + o.ConflictUser + "\x00" + o.ConflictAccount
 	}
 	return "void"
 }
@@ -39,7 +39,7 @@ func parseOutcome(text string) (ConsentOutcome, error) {
 		return ConsentOutcome{Stored: true}, nil
 	case "void":
 		return ConsentOutcome{}, nil
-	case "taken":
+	case "conflict":
 		user, account, _ := strings.Cut(rest, "\x00")
 		return ConsentOutcome{Conflict: true, ConflictUser: user, ConflictAccount: account}, nil
 	}

@@ -45,7 +45,7 @@ var servingFields = [...]string{"state", "expires", "renew_at", fieldAccess, fie
 // [grant.ErrNotFound] or [ErrUnavailable]. Without a grant it decrypts a decoy, so that
 // its duration does not reveal whether there is one.
 func (s *Grants) ReadServingRecord(ctx context.Context, id grant.ID) (grant.ServingRecord, error) {
-	values, err := s.reads.read(ctx, id)
+	values, err := s.batcher.read(ctx, id)
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, redis.ErrPoolTimeout): // not a fault of Redis
 		return grant.ServingRecord{}, fmt.Errorf("reading grant %s: %w", id, err)

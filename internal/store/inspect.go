@@ -30,16 +30,16 @@ func (s *Encryption) CheckDecrypts(ctx context.Context) (key uint32, err error) 
 		return 0, fmt.Errorf("reading the keyset's mark: %w", err)
 	}
 	if _, err := s.seal.Decrypt(mark, keysetKey, "mark"); err != nil {
-		return seal.SealedBy(mark), ErrKeyset
+		return seal.KeyID(mark), ErrKeyset
 	}
-	return seal.SealedBy(mark), nil
+	return seal.KeyID(mark), nil
 }
 
 // Sample is the result of [Encryption.SampleValues].
 type Sample struct {
-	Grants int            // sampled
-	Keys   map[uint32]int // number of grants with a value of each key
-	Broken int            // grants with a value that cannot be decrypted
+	Grants        int            // sampled
+	Keys          map[uint32]int // number of grants with a value of each key
+	Undecryptable int            // grants with a value that cannot be decrypted
 }
 
 // SampleValues decrypts the encrypted values of up to n grants of each shard.
@@ -55,7 +55,7 @@ func (s *Encryption) SampleValues(ctx context.Context, n int) (Sample, error) {
 	}
 	sampled := Sample{Keys: map[uint32]int{}}
 	for _, index := range indexes {
-		records, err := s.sealedRecords(ctx, index.Val())
+		records, err := s.readEncrypted(ctx, index.Val())
 		if err != nil {
 			return Sample{}, fmt.Errorf("sampling grants: %w", err)
 		}
@@ -65,7 +65,7 @@ func (s *Encryption) SampleValues(ctx context.Context, n int) (Sample, error) {
 				if value == "" {
 					continue
 				}
-				if _, err := s.seal.Decrypt([]byte(value), string(r.id), sealedFields[n]); err != nil {
+				if _, err := s.seal.Decrypt([]byte(value), string(r.id), encryptedFields[n]); err != nil {
 					broken = true
 				}
 			}
@@ -74,7 +74,7 @@ func (s *Encryption) SampleValues(ctx context.Context, n int) (Sample, error) {
 				sampled.Keys[key]++
 			}
 			if broken {
-				sampled.Broken++
+				sampled.Undecryptable++
 			}
 		}
 	}
@@ -207,7 +207,7 @@ func (s *Renewals) ReadRenewals(ctx context.Context, ids []grant.ID) ([]Renewal,
 		renewals[i] = Renewal{
 			ID: id, Failures: int(d.int("failures", text(0))), RetryAt: d.time("retry_at", text(1)),
 			LeaseUntil: d.time("lease_until", text(2)), Intent: d.time("intent", text(3)), Uncertain: text(4) != "",
-			Due: scored(due[i]), Work: scored(work[i]),
+			Due: scoreTime(due[i]), Work: scoreTime(work[i]),
 		}
 		if d.err != nil {
 			return nil, fmt.Errorf("reading the renewal of grant %s: %w", id, d.err)
@@ -216,7 +216,7 @@ func (s *Renewals) ReadRenewals(ctx context.Context, ids []grant.ID) ([]Renewal,
 	return renewals, nil
 }
 
-func scored(score *redis.FloatCmd) time.Time {
+func scoreTime(score *redis.FloatCmd) time.Time {
 	if score.Err() != nil {
 		return time.Time{}
 	}
@@ -277,10 +277,10 @@ type ResponseStatus string
 
 // The statuses of a response.
 const (
-	Stored     ResponseStatus = "stored"     // Redis has it as the latest
-	Wanted     ResponseStatus = "wanted"     // Redis has its predecessor: it must be committed
-	Superseded ResponseStatus = "superseded" // Redis has a later response
-	Absent     ResponseStatus = "absent"     // there is no such grant
+	ResponseStored     ResponseStatus = "stored"     // Redis has it as the latest
+	ResponseMissing    ResponseStatus = "missing"    // Redis has its predecessor: it must be committed
+	ResponseSuperseded ResponseStatus = "superseded" // Redis has a later response
+	ResponseNoGrant    ResponseStatus = "no_grant"   // the user was removed
 )
 
 // CheckResponses returns the status of responses, in their order.
@@ -303,19 +303,19 @@ func (s *Renewals) CheckResponses(ctx context.Context, answers []JournaledRespon
 		outcome := consents[i].Val()
 		switch {
 		case a.OfConsent && (consent == a.Spent || outcome == "stored"):
-			standings[i] = Stored
-		case a.OfConsent && (outcome == "void" || strings.HasPrefix(outcome, "taken")):
-			standings[i] = Superseded
+			standings[i] = ResponseStored
+		case a.OfConsent && (outcome == "void" || strings.HasPrefix(outcome, "conflict")):
+			standings[i] = ResponseSuperseded
 		case a.OfConsent:
-			standings[i] = Wanted
+			standings[i] = ResponseMissing
 		case refresh == "":
-			standings[i] = Absent
+			standings[i] = ResponseNoGrant
 		case refresh == a.Refresh:
-			standings[i] = Stored
+			standings[i] = ResponseStored
 		case refresh == a.Spent:
-			standings[i] = Wanted
+			standings[i] = ResponseMissing
 		default:
-			standings[i] = Superseded
+			standings[i] = ResponseSuperseded
 		}
 	}
 	return standings, nil

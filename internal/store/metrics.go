@@ -19,7 +19,7 @@ import (
 // RegisterMetrics measures commands and connections from now on. It must be called
 // before the connection is used concurrently.
 func (c *Connection) RegisterMetrics(registerer prometheus.Registerer) {
-	m := &commands{
+	m := &commandMetrics{
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:                        "tokenprovider_redis_command_duration_seconds",
 			Help:                        "Time until Redis responded, by command; a script by its name.",
@@ -35,7 +35,7 @@ func (c *Connection) RegisterMetrics(registerer prometheus.Registerer) {
 		m.errors.WithLabelValues(kind)
 	}
 	c.AddHook(m)
-	registerer.MustRegister(m.durations, m.errors, &pool{
+	registerer.MustRegister(m.durations, m.errors, &poolCollector{
 		client: c,
 		connections: prometheus.NewDesc("tokenprovider_redis_pool_connections",
 			"Connections to Redis, by state.", []string{"state"}, nil),
@@ -44,8 +44,8 @@ func (c *Connection) RegisterMetrics(registerer prometheus.Registerer) {
 	})
 }
 
-// commands is go-redis's hook around every command.
-type commands struct {
+// commandMetrics is go-redis's hook around every command.
+type commandMetrics struct {
 	durations *prometheus.HistogramVec
 	errors    *prometheus.CounterVec
 }
@@ -63,45 +63,45 @@ const (
 )
 
 // DialHook implements [redis.Hook].
-func (m *commands) DialHook(next redis.DialHook) redis.DialHook {
+func (m *commandMetrics) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		connection, err := next(ctx, network, addr)
-		m.failed(ctx, err)
+		m.countError(ctx, err)
 		return connection, err
 	}
 }
 
 // ProcessHook implements [redis.Hook].
-func (m *commands) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+func (m *commandMetrics) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, command redis.Cmder) error {
 		began := time.Now()
 		err := next(ctx, command)
 		m.durations.WithLabelValues(label(command)).Observe(time.Since(began).Seconds())
-		if !introduces(command) {
-			m.failed(ctx, err)
+		if !isHandshake(command) {
+			m.countError(ctx, err)
 		}
 		return err
 	}
 }
 
 // ProcessPipelineHook implements [redis.Hook].
-func (m *commands) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (m *commandMetrics) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, list []redis.Cmder) error {
 		began := time.Now()
 		err := next(ctx, list)
 		m.durations.WithLabelValues("pipeline").Observe(time.Since(began).Seconds())
-		if !slices.ContainsFunc(list, introduces) {
-			m.failed(ctx, err)
+		if !slices.ContainsFunc(list, isHandshake) {
+			m.countError(ctx, err)
 		}
 		return err
 	}
 }
 
-// introduces reports whether a command sets up a new connection: go-redis sends
+// isHandshake reports whether a command sets up a new connection: go-redis sends
 // some that an older Redis rejects, and ignores the error.
-func introduces(command redis.Cmder) bool { return command.Name() == "client" }
+func isHandshake(command redis.Cmder) bool { return command.Name() == "client" }
 
-func (m *commands) failed(ctx context.Context, err error) {
+func (m *commandMetrics) countError(ctx context.Context, err error) {
 	if kind := faultOf(ctx, err); kind != "" {
 		m.errors.WithLabelValues(kind).Inc()
 	}
@@ -133,8 +133,8 @@ func faultOf(ctx context.Context, err error) string {
 	return faultUnreachable
 }
 
-// plain are the commands with a label of their own; any other is "other".
-var plain = map[string]bool{
+// labelled are the commands with a label of their own; any other is "other".
+var labelled = map[string]bool{
 	"get": true, "set": true, "hget": true, "hgetall": true, "hmget": true, "pttl": true, "ping": true, "info": true,
 	"xrange": true, "zrange": true, "zrangebylex": true, "eval": true, "evalsha": true, "hello": true,
 }
@@ -149,26 +149,26 @@ func label(command redis.Cmder) string {
 			}
 		}
 	}
-	if plain[name] {
+	if labelled[name] {
 		return name
 	}
 	return "other"
 }
 
-// pool collects the metrics of the connections.
-type pool struct {
+// poolCollector collects the metrics of the connections.
+type poolCollector struct {
 	client                redis.UniversalClient
 	connections, timeouts *prometheus.Desc
 }
 
 // Describe implements [prometheus.Collector].
-func (p *pool) Describe(descriptions chan<- *prometheus.Desc) {
+func (p *poolCollector) Describe(descriptions chan<- *prometheus.Desc) {
 	descriptions <- p.connections
 	descriptions <- p.timeouts
 }
 
 // Collect implements [prometheus.Collector].
-func (p *pool) Collect(metrics chan<- prometheus.Metric) {
+func (p *poolCollector) Collect(metrics chan<- prometheus.Metric) {
 	stats := p.client.PoolStats()
 	gauge := func(state string, n uint32) {
 		metrics <- prometheus.MustNewConstMetric(p.connections, prometheus.GaugeValue, float64(n), state)
@@ -186,7 +186,7 @@ type Collector struct {
 
 	mu     sync.Mutex
 	at     time.Time
-	latest *count // nil: Redis could not be read
+	latest *counts // nil: Redis could not be read
 
 	up, states, due, oldest, clock, memory, limit *prometheus.Desc
 }
@@ -222,7 +222,7 @@ func (c *Collector) Describe(descriptions chan<- *prometheus.Desc) {
 
 // Collect implements [prometheus.Collector].
 func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
-	now := c.look()
+	now := c.current()
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
@@ -243,8 +243,8 @@ func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 	}
 }
 
-// look returns the latest count, nil if Redis could not be read.
-func (c *Collector) look() *count {
+// current returns the latest count, nil if Redis could not be read.
+func (c *Collector) current() *counts {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if time.Since(c.at) < countAge && c.latest != nil {
@@ -259,8 +259,8 @@ func (c *Collector) look() *count {
 	return c.latest
 }
 
-// count is the result of counting.
-type count struct {
+// counts is the result of counting.
+type counts struct {
 	states        map[grant.State]int64
 	due           int64
 	oldest        time.Duration
@@ -271,13 +271,13 @@ type count struct {
 // count counts the grants in three round trips: the Zoom apps of each shard, the
 // sizes of the indexes, and the planned renewal of the first grant of each due
 // index. Its score would not show how late it is, as each failure moves it.
-func (s *Health) count(ctx context.Context) (*count, error) {
+func (s *Health) count(ctx context.Context) (*counts, error) {
 	began := time.Now()
 	clock, err := s.redis.Time(ctx).Result()
 	if err != nil {
 		return nil, fmt.Errorf("reading the time of Redis: %w", err)
 	}
-	now := &count{states: map[grant.State]int64{}, offset: clock.Sub(began.Add(time.Since(began) / 2))}
+	now := &counts{states: map[grant.State]int64{}, offset: clock.Sub(began.Add(time.Since(began) / 2))}
 	indexes, err := s.allDueKeys(ctx)
 	if err != nil {
 		return nil, err
@@ -322,11 +322,11 @@ func (s *Health) count(ctx context.Context) (*count, error) {
 			now.oldest = max(now.oldest, clock.Sub(time.UnixMilli(at)))
 		}
 	}
-	return now, s.weigh(ctx, now)
+	return now, s.readMemory(ctx, now)
 }
 
-// weigh reads the memory of the masters.
-func (s *Health) weigh(ctx context.Context, now *count) error {
+// readMemory reads the memory of the masters.
+func (s *Health) readMemory(ctx context.Context, now *counts) error {
 	var mu sync.Mutex
 	ask := func(ctx context.Context, master redis.Cmdable) error {
 		info, err := master.Info(ctx, "memory").Result()
@@ -337,8 +337,8 @@ func (s *Health) weigh(ctx context.Context, now *count) error {
 		if err != nil {
 			return fmt.Errorf("reading the memory of Redis: %w", err)
 		}
-		used, _ := strconv.ParseFloat(infoField(info, "used_memory"), 64)
-		limit, _ := strconv.ParseFloat(infoField(info, "maxmemory"), 64)
+		used, _ := strconv.ParseFloat(infoValue(info, "used_memory"), 64)
+		limit, _ := strconv.ParseFloat(infoValue(info, "maxmemory"), 64)
 		mu.Lock()
 		defer mu.Unlock()
 		if fuller := limit > 0 && (now.limit == 0 || used/limit > now.memory/now.limit); fuller || now.limit == 0 && limit == 0 && used > now.memory {

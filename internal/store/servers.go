@@ -56,19 +56,19 @@ func describe(ctx context.Context, server redis.Cmdable) (Server, error) {
 	if err != nil {
 		return Server{}, fmt.Errorf("reading the state of Redis: %w", err)
 	}
-	number := func(name string) int64 { n, _ := strconv.ParseInt(infoField(info, name), 10, 64); return n }
+	number := func(name string) int64 { n, _ := strconv.ParseInt(infoValue(info, name), 10, 64); return n }
 	s := Server{
-		Version: infoField(info, "redis_version"), Mode: infoField(info, "redis_mode"),
-		AppendOnly: infoField(info, "aof_enabled") == "1", Eviction: infoField(info, "maxmemory_policy"),
+		Version: infoValue(info, "redis_version"), Mode: infoValue(info, "redis_mode"),
+		AppendOnly: infoValue(info, "aof_enabled") == "1", Eviction: infoValue(info, "maxmemory_policy"),
 		MemoryUsed: number("used_memory"), MemoryMax: number("maxmemory"),
 	}
 	for _, field := range []string{"aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"} {
-		if status := infoField(info, field); status != "" && status != "ok" && s.Broken == "" {
+		if status := infoValue(info, field); status != "" && status != "ok" && s.Broken == "" {
 			s.Broken = field + " " + status
 		}
 	}
 	for i := range number("connected_slaves") {
-		fields := infoField(info, fmt.Sprintf("slave%d", i)) // ip=…,port=…,state=online,offset=…,lag=1
+		fields := infoValue(info, fmt.Sprintf("slave%d", i)) // ip=…,port=…,state=online,offset=…,lag=1
 		if !strings.Contains(fields, "state=online") {
 			continue
 		}

@@ -77,7 +77,7 @@ type Store struct {
 // bounded by its context and by the timeouts of the Redis client.
 type core struct {
 	redis        redis.UniversalClient
-	continuity   *FailoverDetector
+	failovers    *FailoverDetector
 	seal         *seal.Keyset
 	waitReplicas int
 }
@@ -89,8 +89,8 @@ type core struct {
 // one. After a lost reply the caller reads the grant again.
 type Grants struct {
 	*core
-	reads *reads
-	decoy [len(servingFields)]string // a record of no user, see [Grants.ReadServingRecord]
+	batcher *readBatcher
+	decoy   [len(servingFields)]string // a record of no user, see [Grants.ReadServingRecord]
 }
 
 // Renewals claims, commits and schedules renewals. All times are by Redis's
@@ -109,7 +109,7 @@ type Renewals struct{ *core }
 //	spending → spending       ClaimConsent, once the holder is considered dead
 //	spending → stored         AcceptConsent: the grant is stored
 //	spending → open           ReleaseConsent without outcome: it may be tried again
-//	spending → void, taken    ReleaseConsent with an outcome: final
+//	spending → void, conflict    ReleaseConsent with an outcome: final
 //	any → void                Grants.Remove: the user was removed
 //
 // Outcomes are kept for [grant.ConsentMemory]. AcceptConsent may be repeated, and
@@ -144,9 +144,9 @@ type Health struct{ *core }
 
 // New returns a store on a connection, which the caller closes.
 func New(connection *Connection, keyset *seal.Keyset) *Store {
-	c := &core{redis: connection.UniversalClient, continuity: connection.continuity, seal: keyset}
+	c := &core{redis: connection.UniversalClient, failovers: connection.failovers, seal: keyset}
 	s := &Store{
-		Grants: &Grants{core: c, reads: &reads{redis: c.redis}}, Renewals: &Renewals{c}, Consents: &Consents{c},
+		Grants: &Grants{core: c, batcher: &readBatcher{redis: c.redis}}, Renewals: &Renewals{c}, Consents: &Consents{c},
 		Lists: &Lists{c}, Work: &Work{c}, Changes: &Changes{c}, Locks: &Locks{c}, Backup: &Backup{c},
 		Encryption: &Encryption{c}, Health: &Health{c},
 	}
@@ -304,26 +304,26 @@ func script(name, prelude string, others ...string) *redis.Script {
 
 // recordScript is a script that changes a record, for a single server and for a
 // cluster, which publish with different commands.
-type recordScript struct{ server, cluster *redis.Script }
+type recordScript struct{ single, cluster *redis.Script }
 
 func record(name string) recordScript {
 	return recordScript{
-		server:  script(name, luaUserFields()+"local publish = 'PUBLISH'\n", "record"),
+		single:  script(name, luaUserFields()+"local publish = 'PUBLISH'\n", "record"),
 		cluster: script(name, luaUserFields()+"local publish = 'SPUBLISH'\n", "record"),
 	}
 }
 
 // of is the form of a script that fits the store's Redis.
-func (s *core) of(script recordScript) *redis.Script {
+func (s *core) variant(script recordScript) *redis.Script {
 	if _, cluster := s.redis.(*redis.ClusterClient); cluster {
 		return script.cluster
 	}
-	return script.server
+	return script.single
 }
 
 // run runs a record script. Its reply is a list that begins with a word.
 func (s *core) run(ctx context.Context, script recordScript, id grant.ID, args ...any) (string, []any, error) {
-	answer, err := s.of(script).Run(ctx, s.redis, recordKeys(id), append([]any{string(id)}, args...)...).Slice()
+	answer, err := s.variant(script).Run(ctx, s.redis, recordKeys(id), append([]any{string(id)}, args...)...).Slice()
 	if err != nil {
 		return "", nil, err
 	}

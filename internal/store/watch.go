@@ -31,7 +31,7 @@ func (m StreamID) Before(other StreamID) bool {
 	return m.Time < other.Time || m.Time == other.Time && m.Number < other.Number
 }
 
-func parseMark(text string) (StreamID, error) {
+func parseStreamID(text string) (StreamID, error) {
 	time, number, _ := strings.Cut(text, "-")
 	t, errTime := strconv.ParseUint(time, 10, 64)
 	n, errNumber := strconv.ParseUint(number, 10, 64)
@@ -85,7 +85,7 @@ func (s *Changes) ReadHeads(ctx context.Context) (*Position, error) {
 	p := &Position{}
 	for shard, answer := range last {
 		for _, message := range answer.Val() {
-			if p[shard], err = parseMark(message.ID); err != nil {
+			if p[shard], err = parseStreamID(message.ID); err != nil {
 				return nil, err
 			}
 		}
@@ -113,8 +113,8 @@ func (s *Changes) ReadChanges(ctx context.Context, shard int, after StreamID, li
 	events := make([]Event, 0, len(messages))
 	for i, message := range messages {
 		text := func(field string) string { value, _ := message.Values[field].(string); return value }
-		mark, errMark := parseMark(message.ID)
-		before, errBefore := parseMark(text("after"))
+		mark, errMark := parseStreamID(message.ID)
+		before, errBefore := parseStreamID(text("after"))
 		if err := errors.Join(errMark, errBefore); err != nil {
 			return nil, fmt.Errorf("reading the changes of shard %d: %w", shard, err)
 		}

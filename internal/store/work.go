@@ -54,7 +54,7 @@ func (s *Work) Postpone(ctx context.Context, id grant.ID, wait time.Duration) er
 func (s *Work) MarkListed(ctx context.Context, ids []grant.ID) error {
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, id := range ids {
-			s.of(markListedScript).Eval(ctx, pipe, recordKeys(id), string(id))
+			s.variant(markListedScript).Eval(ctx, pipe, recordKeys(id), string(id))
 		}
 		return nil
 	})

@@ -44,8 +44,8 @@ func (c Config) keyset(ctx context.Context) Finding {
 	if err != nil {
 		return notChecked("%s; %s", keys, redisSilent)
 	}
-	if sample.Broken > 0 {
-		return fault(mend, "%s; of %s, %d do not open", keys, count(sample.Grants, "grant"), sample.Broken)
+	if sample.Undecryptable > 0 {
+		return fault(mend, "%s; of %s, %d do not open", keys, count(sample.Grants, "grant"), sample.Undecryptable)
 	}
 	var used []string
 	for _, id := range slices.Sorted(maps.Keys(sample.Keys)) {
@@ -185,7 +185,7 @@ func (c Config) journal(ctx context.Context) Finding {
 	}
 	waiting := 0
 	for i, standing := range standings {
-		if standing == store.Wanted && c.Now().Sub(entries[i].Tokens.Issued) > time.Minute {
+		if standing == store.ResponseMissing && c.Now().Sub(entries[i].Tokens.Issued) > time.Minute {
 			waiting++
 		}
 	}

@@ -10,10 +10,10 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// reads batches reads of serving fields. A read starts at once while fewer than
+// readBatcher batches reads of serving fields. A read starts at once while fewer than
 // two batches are in progress. Otherwise it waits, and shares the next batch with all
 // other waiting reads.
-type reads struct {
+type readBatcher struct {
 	redis redis.UniversalClient
 
 	mu      sync.Mutex
@@ -36,7 +36,7 @@ const (
 )
 
 // read reads the serving fields of a record. It gives up when ctx ends.
-func (b *reads) read(ctx context.Context, id grant.ID) ([]any, error) {
+func (b *readBatcher) read(ctx context.Context, id grant.ID) ([]any, error) {
 	r := &read{id: id, done: make(chan struct{})}
 	b.mu.Lock()
 	b.waiting = append(b.waiting, r)
@@ -54,7 +54,7 @@ func (b *reads) read(ctx context.Context, id grant.ID) ([]any, error) {
 }
 
 // run reads batches until no read waits.
-func (b *reads) run() {
+func (b *readBatcher) run() {
 	for {
 		b.mu.Lock()
 		batch := b.waiting[:min(len(b.waiting), batchSize)]
@@ -70,7 +70,7 @@ func (b *reads) run() {
 	}
 }
 
-func (b *reads) readAll(batch []*read) {
+func (b *readBatcher) readAll(batch []*read) {
 	// Independent of the callers' contexts: one may end before the others.
 	ctx, cancel := context.WithTimeout(context.Background(), batchTime)
 	defer cancel()

@@ -125,7 +125,7 @@ func (s *core) runReplicated(ctx context.Context, script recordScript, id grant.
 	var answer *redis.Cmd
 	var reached *redis.Cmd
 	_, err = node.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		answer = s.of(script).Eval(ctx, pipe, recordKeys(id), append([]any{string(id)}, args...)...)
+		answer = s.variant(script).Eval(ctx, pipe, recordKeys(id), append([]any{string(id)}, args...)...)
 		reached = pipe.Do(ctx, "WAIT", s.waitReplicas, replicationWait.Milliseconds())
 		return nil
 	})
@@ -173,7 +173,7 @@ func (s *Renewals) ReindexDue(ctx context.Context, shard int) (int, error) {
 	reindex := func(ids []string) error {
 		_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 			for _, id := range ids {
-				s.of(reindexScript).Eval(ctx, pipe, recordKeys(grant.ID(id)), id)
+				s.variant(reindexScript).Eval(ctx, pipe, recordKeys(grant.ID(id)), id)
 			}
 			return nil
 		})

@@ -13,14 +13,14 @@ import (
 	"tokenprovider/internal/seal"
 )
 
-// sealedFields are the encrypted fields of a record.
-var sealedFields = [...]string{fieldAccess, fieldRefresh, fieldSecrets}
+// encryptedFields are the encrypted fields of a record.
+var encryptedFields = [...]string{fieldAccess, fieldRefresh, fieldSecrets}
 
 // ReencryptProgress is the progress of [Encryption.Reencrypt]
 type ReencryptProgress struct {
-	Seen     int // grants read
-	Resealed int // re-encrypted grants
-	Broken   int // grants with a value that no key decrypts
+	Scanned       int // grants read
+	Reencrypted   int // re-encrypted grants
+	Undecryptable int // grants with a value that no key decrypts
 }
 
 // Reencrypt re-encrypts the values of other keys with the primary key, at most
@@ -33,13 +33,13 @@ func (s *Encryption) Reencrypt(ctx context.Context, perSecond int, report func(R
 		limit = rate.Limit(perSecond)
 	}
 	pace := rate.NewLimiter(limit, walkPage)
-	err := s.walk(ctx, func(sealed []sealedRecord) error {
-		before := done.Resealed
-		if err := s.reencryptAll(ctx, sealed, &done); err != nil {
+	err := s.walk(ctx, func(sealed []encryptedRecord) error {
+		before := done.Reencrypted
+		if err := s.reencryptPage(ctx, sealed, &done); err != nil {
 			return err
 		}
 		// Reading a grant costs a tenth of re-encrypting it.
-		if err := pace.WaitN(ctx, min(walkPage, done.Resealed-before+len(sealed)/10)); err != nil {
+		if err := pace.WaitN(ctx, min(walkPage, done.Reencrypted-before+len(sealed)/10)); err != nil {
 			return err
 		}
 		if report != nil {
@@ -60,7 +60,7 @@ func (s *Encryption) Reencrypt(ctx context.Context, perSecond int, report func(R
 // id.
 func (s *Encryption) CountByKey(ctx context.Context) (map[uint32]int, error) {
 	counts := map[uint32]int{}
-	err := s.walk(ctx, func(sealed []sealedRecord) error {
+	err := s.walk(ctx, func(sealed []encryptedRecord) error {
 		for _, r := range sealed {
 			for key := range r.keys() {
 				counts[key]++
@@ -74,35 +74,35 @@ func (s *Encryption) CountByKey(ctx context.Context) (map[uint32]int, error) {
 	return counts, nil
 }
 
-// sealedRecord is the encrypted fields of a grant; "" if absent.
-type sealedRecord struct {
+// encryptedRecord is the encrypted fields of a grant; "" if absent.
+type encryptedRecord struct {
 	id     grant.ID
-	values [len(sealedFields)]string
+	values [len(encryptedFields)]string
 }
 
 // keys returns the keys that have encrypted any of the values.
-func (r sealedRecord) keys() map[uint32]bool {
+func (r encryptedRecord) keys() map[uint32]bool {
 	keys := map[uint32]bool{}
 	for _, value := range r.values {
 		if value != "" {
-			keys[seal.SealedBy(value)] = true
+			keys[seal.KeyID(value)] = true
 		}
 	}
 	return keys
 }
 
-// sealedRecords reads the encrypted fields of grants, in the order of the ids.
-func (s *core) sealedRecords(ctx context.Context, ids []string) ([]sealedRecord, error) {
+// readEncrypted reads the encrypted fields of grants, in the order of the ids.
+func (s *core) readEncrypted(ctx context.Context, ids []string) ([]encryptedRecord, error) {
 	commands := make([]*redis.SliceCmd, len(ids))
 	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for i, id := range ids {
-			commands[i] = pipe.HMGet(ctx, grantKey(grant.ID(id)), sealedFields[:]...)
+			commands[i] = pipe.HMGet(ctx, grantKey(grant.ID(id)), encryptedFields[:]...)
 		}
 		return nil
 	}); err != nil {
 		return nil, err
 	}
-	records := make([]sealedRecord, len(ids))
+	records := make([]encryptedRecord, len(ids))
 	for i, id := range ids {
 		records[i].id = grant.ID(id)
 		for n, value := range commands[i].Val() {
@@ -115,7 +115,7 @@ func (s *core) sealedRecords(ctx context.Context, ids []string) ([]sealedRecord,
 const walkPage = 100
 
 // walk reads the encrypted fields of every grant, page by page.
-func (s *core) walk(ctx context.Context, page func([]sealedRecord) error) error {
+func (s *core) walk(ctx context.Context, page func([]encryptedRecord) error) error {
 	for shard := range grant.Shards {
 		for low := "-"; ; {
 			ids, err := s.redis.ZRangeByLex(ctx, usersKey(shard, ""), &redis.ZRangeBy{Min: low, Max: "+", Count: walkPage}).Result()
@@ -126,7 +126,7 @@ func (s *core) walk(ctx context.Context, page func([]sealedRecord) error) error 
 				break
 			}
 			low = "(" + ids[len(ids)-1]
-			records, err := s.sealedRecords(ctx, ids)
+			records, err := s.readEncrypted(ctx, ids)
 			if err != nil {
 				return err
 			}
@@ -138,18 +138,18 @@ func (s *core) walk(ctx context.Context, page func([]sealedRecord) error) error 
 	return nil
 }
 
-func (s *Encryption) reencryptAll(ctx context.Context, sealed []sealedRecord, done *ReencryptProgress) error {
+func (s *Encryption) reencryptPage(ctx context.Context, sealed []encryptedRecord, done *ReencryptProgress) error {
 	primary := s.seal.Primary()
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, r := range sealed {
-			done.Seen++
+			done.Scanned++
 			var changes []any
 			broken := false
 			for i, value := range r.values {
-				if value == "" || seal.SealedBy(value) == primary {
+				if value == "" || seal.KeyID(value) == primary {
 					continue
 				}
-				plain, err := s.seal.Decrypt([]byte(value), string(r.id), sealedFields[i])
+				plain, err := s.seal.Decrypt([]byte(value), string(r.id), encryptedFields[i])
 				if errors.Is(err, seal.ErrDecrypt) {
 					broken = true
 					continue
@@ -157,18 +157,18 @@ func (s *Encryption) reencryptAll(ctx context.Context, sealed []sealedRecord, do
 				if err != nil {
 					return err
 				}
-				again, err := s.seal.Encrypt(plain, string(r.id), sealedFields[i])
+				again, err := s.seal.Encrypt(plain, string(r.id), encryptedFields[i])
 				if err != nil {
 					return err
 				}
-				changes = append(changes, sealedFields[i], value, again)
+				changes = append(changes, encryptedFields[i], value, again)
 			}
 			if broken {
-				done.Broken++
+				done.Undecryptable++
 			}
 			if len(changes) > 0 {
-				done.Resealed++
-				s.of(reencryptScript).Eval(ctx, pipe, recordKeys(r.id), append([]any{string(r.id)}, changes...)...)
+				done.Reencrypted++
+				s.variant(reencryptScript).Eval(ctx, pipe, recordKeys(r.id), append([]any{string(r.id)}, changes...)...)
 			}
 		}
 		return nil
@@ -185,7 +185,7 @@ func (s *Encryption) reencryptMark(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if seal.SealedBy(stored) == s.seal.Primary() {
+	if seal.KeyID(stored) == s.seal.Primary() {
 		return nil
 	}
 	if _, err := s.seal.Decrypt(stored, keysetKey, "mark"); err != nil {

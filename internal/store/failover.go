@@ -17,27 +17,27 @@ import (
 // connection before its first use. No connection survives a restart, so no command
 // reaches a restarted server before the restart is detected.
 type FailoverDetector struct {
-	breaks atomic.Int64
+	count atomic.Int64
 
-	mu    sync.Mutex
-	known map[string]bool // identities of masters
-	armed bool            // the masters at the start are known
+	mu      sync.Mutex
+	known   map[string]bool // identities of masters
+	started bool            // the masters at the start are known
 }
 
-// restartAge: an unknown server with a shorter uptime counts as restarted.
-const restartAge = 10 * time.Second
+// restartUptime: an unknown server with a shorter uptime counts as restarted.
+const restartUptime = 10 * time.Second
 
 // Failovers returns how often Redis may have lost writes since the start. It does no
 // I/O.
-func (c *FailoverDetector) Failovers() int64 { return c.breaks.Load() }
+func (c *FailoverDetector) Failovers() int64 { return c.count.Load() }
 
 // onConnect is go-redis's hook for new connections.
 func (c *FailoverDetector) onConnect(ctx context.Context, connection *redis.Conn) error {
-	return c.meet(ctx, connection)
+	return c.identify(ctx, connection)
 }
 
-// meet reads a server's identity.
-func (c *FailoverDetector) meet(ctx context.Context, server interface {
+// identify reads a server's identity.
+func (c *FailoverDetector) identify(ctx context.Context, server interface {
 	Info(ctx context.Context, section ...string) *redis.StringCmd
 },
 ) error {
@@ -52,18 +52,18 @@ func (c *FailoverDetector) meet(ctx context.Context, server interface {
 	if err != nil {
 		return fmt.Errorf("reading the role of Redis: %w", err)
 	}
-	if infoField(replication, "role") != "master" {
+	if infoValue(replication, "role") != "master" {
 		return nil // a replica is not written to
 	}
-	uptime, err := strconv.Atoi(infoField(info, "uptime_in_seconds"))
+	uptime, err := strconv.Atoi(infoValue(info, "uptime_in_seconds"))
 	if err != nil {
 		uptime = 0
 	}
-	c.saw(infoField(info, "run_id")+" "+infoField(replication, "master_replid"), time.Duration(uptime)*time.Second)
+	c.observe(infoValue(info, "run_id")+" "+infoValue(replication, "master_replid"), time.Duration(uptime)*time.Second)
 	return nil
 }
 
-func (c *FailoverDetector) saw(identity string, uptime time.Duration) {
+func (c *FailoverDetector) observe(identity string, uptime time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.known[identity] {
@@ -73,12 +73,12 @@ func (c *FailoverDetector) saw(identity string, uptime time.Duration) {
 		c.known = map[string]bool{}
 	}
 	c.known[identity] = true
-	if c.armed || uptime < restartAge {
-		c.breaks.Add(1)
+	if c.started || uptime < restartUptime {
+		c.count.Add(1)
 	}
 }
 
-func infoField(info, name string) string {
+func infoValue(info, name string) string {
 	for line := range strings.Lines(info) {
 		if value, ok := strings.CutPrefix(line, name+":"); ok {
 			return strings.TrimSpace(value)
@@ -94,22 +94,22 @@ func (s *Health) CheckFailover(ctx context.Context) error {
 	switch client := s.redis.(type) {
 	case *redis.ClusterClient:
 		err = client.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error {
-			return s.continuity.meet(ctx, master)
+			return s.failovers.identify(ctx, master)
 		})
 	case *redis.Client:
-		err = s.continuity.meet(ctx, client)
+		err = s.failovers.identify(ctx, client)
 	}
 	if err != nil {
 		return err
 	}
-	s.continuity.mu.Lock()
-	s.continuity.armed = true
-	s.continuity.mu.Unlock()
+	s.failovers.mu.Lock()
+	s.failovers.started = true
+	s.failovers.mu.Unlock()
 	return nil
 }
 
 // Failovers returns how often Redis may have lost writes; see
 // [FailoverDetector.Failovers].
 func (s *Health) Failovers() int64 {
-	return s.continuity.Failovers()
+	return s.failovers.Failovers()
 }

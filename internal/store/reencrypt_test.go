@@ -105,11 +105,11 @@ func testResealing(t *testing.T, client *store.Connection) {
 	version := f.get(addresses[1].ID).Version
 	told := store.ReencryptProgress{}
 	done, err := s.Reencrypt(t.Context(), 0, func(p store.ReencryptProgress) { told = p })
-	if err != nil || done != (store.ReencryptProgress{Seen: n, Resealed: n}) || told != done {
+	if err != nil || done != (store.ReencryptProgress{Scanned: n, Reencrypted: n}) || told != done {
 		t.Errorf("resealed %+v, told %+v, %v", done, told, err)
 	}
 	wantKeys(map[uint32]int{k.keyset.Primary(): n})
-	if again, err := s.Reencrypt(t.Context(), 0, nil); err != nil || again.Resealed != 0 {
+	if again, err := s.Reencrypt(t.Context(), 0, nil); err != nil || again.Reencrypted != 0 {
 		t.Errorf("resealed again: %+v, %v", again, err)
 	}
 	if f.get(addresses[1].ID).Version != version {
@@ -146,11 +146,11 @@ func TestResealingLeavesWhatItCannotOpen(t *testing.T) {
 	old := k.rotate()
 	k.change(func(json []byte) ([]byte, error) { return seal.Wrapping{}.Disable(json, old) }) // too early
 	done, err := s.Reencrypt(t.Context(), 0, nil)
-	if err != nil || done.Broken != 1 || done.Resealed != 0 {
+	if err != nil || done.Undecryptable != 1 || done.Reencrypted != 0 {
 		t.Errorf("resealed %+v, %v, want one that is broken", done, err)
 	}
 	k.change(func(json []byte) ([]byte, error) { return seal.Wrapping{}.Enable(json, old) })
-	if done, err := s.Reencrypt(t.Context(), 0, nil); err != nil || done.Resealed != 1 {
+	if done, err := s.Reencrypt(t.Context(), 0, nil); err != nil || done.Reencrypted != 1 {
 		t.Errorf("resealed %+v, %v: nothing was lost, the key is back", done, err)
 	}
 }

@@ -29,7 +29,7 @@ func (s *Health) CheckConfig(ctx context.Context) ([]ConfigProblem, error) {
 	}
 	var found []ConfigProblem
 	for _, master := range masters {
-		dangers, err := master.dangers(ctx)
+		dangers, err := master.configProblems(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("looking at how Redis is set up: %w", err)
 		}
@@ -38,19 +38,19 @@ func (s *Health) CheckConfig(ctx context.Context) ([]ConfigProblem, error) {
 	return found, nil
 }
 
-func (n subscription) dangers(ctx context.Context) (found []ConfigProblem, err error) {
+func (n subscription) configProblems(ctx context.Context) (found []ConfigProblem, err error) {
 	danger := func(fatal bool, text string) { found = append(found, ConfigProblem{fatal, text}) }
 
 	memory, err := n.server.Info(ctx, "memory").Result()
-	if policy := infoField(memory, "maxmemory_policy"); err == nil && policy != "" && policy != "noeviction" {
+	if policy := infoValue(memory, "maxmemory_policy"); err == nil && policy != "" && policy != "noeviction" {
 		danger(true, "Redis evicts grants when its memory is full (maxmemory-policy "+policy+"): redis-cli config set maxmemory-policy noeviction, and config rewrite")
 	}
-	if err = unlessRefused(err); err != nil {
+	if err = ignoreReply(err); err != nil {
 		return nil, err
 	}
 
 	persistence, err := n.server.Info(ctx, "persistence").Result()
-	if err == nil && infoField(persistence, "aof_enabled") == "0" {
+	if err == nil && infoValue(persistence, "aof_enabled") == "0" {
 		saves, configErr := n.server.ConfigGet(ctx, "save").Result()
 		switch {
 		case configErr != nil:
@@ -61,7 +61,7 @@ func (n subscription) dangers(ctx context.Context) (found []ConfigProblem, err e
 			danger(false, "Redis writes to disk now and then only (save "+saves["save"]+"): a crash loses the grants of the minutes before; while it runs: "+AppendOnly)
 		}
 	}
-	if err = unlessRefused(err); err != nil {
+	if err = ignoreReply(err); err != nil {
 		return nil, err
 	}
 
@@ -80,9 +80,9 @@ func (n subscription) dangers(ctx context.Context) (found []ConfigProblem, err e
 	return found, nil
 }
 
-// unlessRefused drops an error that Redis itself has answered: it does not know the
+// ignoreReply drops an error that Redis itself has answered: it does not know the
 // question, or does not let us ask it.
-func unlessRefused(err error) error {
+func ignoreReply(err error) error {
 	if _, refused := err.(redis.Error); refused { //nolint:errorlint // go-redis's own kind of answer
 		return nil
 	}
