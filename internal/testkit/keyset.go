@@ -13,7 +13,7 @@ func Keyset(tb testing.TB) *seal.Keyset {
 	return keyset
 }
 
-// KeysetJSON returns a new keyset, also as it stands in a file.
+// KeysetJSON returns a new keyset, and its JSON as in a keyset file.
 func KeysetJSON(tb testing.TB) ([]byte, *seal.Keyset) {
 	tb.Helper()
 	json, err := seal.Generate()

@@ -10,9 +10,9 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// MetricValue returns what a series is worth now, which is named as in PromQL, with all
-// its labels in the order of their names: `calls_total{app="a",outcome="ok"}`. Of a
-// histogram it is how much was observed. A series that is not there fails the test.
+// MetricValue returns the value of a series, or the number of observations of a
+// histogram. The series is named as in PromQL, with all its labels sorted by name:
+// `calls_total{app="a",outcome="ok"}`. A missing series fails the test.
 func MetricValue(tb testing.TB, gatherer prometheus.Gatherer, series string) float64 {
 	tb.Helper()
 	name, _, _ := strings.Cut(series, "{")
@@ -28,16 +28,16 @@ func MetricValue(tb testing.TB, gatherer prometheus.Gatherer, series string) flo
 		for _, metric := range family.GetMetric() {
 			text := name + labels(metric)
 			if text == series {
-				return worth(metric)
+				return value(metric)
 			}
 			known = append(known, text)
 		}
 	}
-	tb.Fatalf("there is no series %s; of that name: %v", series, known)
+	tb.Fatalf("no series %s; series of that metric: %v", series, known)
 	return 0
 }
 
-// HasMetric reports whether there is a series.
+// HasMetric reports whether a series exists. It is named as in [MetricValue].
 func HasMetric(tb testing.TB, gatherer prometheus.Gatherer, series string) bool {
 	tb.Helper()
 	families, err := gatherer.Gather()
@@ -63,7 +63,7 @@ func labels(metric *dto.Metric) string {
 	return "{" + strings.Join(pairs, ",") + "}"
 }
 
-func worth(metric *dto.Metric) float64 {
+func value(metric *dto.Metric) float64 {
 	switch {
 	case metric.GetCounter() != nil:
 		return metric.GetCounter().GetValue()

@@ -1,6 +1,5 @@
-// Package testkit has what many tests share: a real redis-server on a free loopback
-// port, keysets, and readers of metrics. A machine without redis-server fails the test;
-// it never skips it.
+// Package testkit provides fixtures for tests: a real redis-server on a free loopback
+// port, keysets and metric values. Without redis-server a test fails; it is not skipped.
 package testkit
 
 import (
@@ -25,15 +24,15 @@ import (
 // Redis is a running redis-server.
 type Redis struct {
 	Addr string // host:port
-	Dir  string // where it keeps its files
+	Dir  string // of the append-only file and the log
 
 	tb      testing.TB
 	args    []string
 	command *exec.Cmd
 }
 
-// StartRedis runs redis-server with an append-only file that is synced at every
-// write, and with args besides, until the test ends.
+// StartRedis runs redis-server until the test ends. It syncs the append-only file after
+// each write. args are further arguments of the server.
 func StartRedis(tb testing.TB, args ...string) *Redis {
 	tb.Helper()
 	s := &Redis{Addr: freeAddr(tb), Dir: tb.TempDir(), tb: tb, args: args}
@@ -42,27 +41,27 @@ func StartRedis(tb testing.TB, args ...string) *Redis {
 	return s
 }
 
-// StartRedisCluster runs a Redis Cluster of one node that holds all slots: enough to
-// find a script or a pipeline whose keys do not share a slot.
+// StartRedisCluster runs a Redis Cluster of one node that has all slots. It rejects
+// scripts and pipelines whose keys are in different slots.
 func StartRedisCluster(tb testing.TB) *Redis {
 	tb.Helper()
 	s := StartRedis(tb, "--cluster-enabled", "yes")
 	client := redis.NewClient(&redis.Options{Addr: s.Addr})
 	defer func() { _ = client.Close() }()
 	if err := client.ClusterAddSlotsRange(tb.Context(), 0, 16383).Err(); err != nil {
-		tb.Fatalf("giving the node its slots: %v", err)
+		tb.Fatalf("assigning the cluster slots: %v", err)
 	}
 	s.await(func(ctx context.Context) error {
 		info, err := client.ClusterInfo(ctx).Result()
 		if err == nil && !strings.Contains(info, "cluster_state:ok") {
-			err = fmt.Errorf("cluster is not ready")
+			err = fmt.Errorf("cluster not ready")
 		}
 		return err
 	})
 	return s
 }
 
-// Run starts the server, again after [Redis.Kill], with the files it had.
+// Run starts the server. After [Redis.Kill] it keeps its address and files.
 func (s *Redis) Run() {
 	s.tb.Helper()
 	path, err := exec.LookPath("redis-server")
@@ -74,7 +73,7 @@ func (s *Redis) Run() {
 		"--port", port, "--bind", "127.0.0.1", "--dir", s.Dir, "--save", "",
 		"--appendonly", "yes", "--appendfsync", "always", "--logfile", filepath.Join(s.Dir, "log"),
 	}, s.args...)
-	s.command = exec.Command(path, args...) //nolint:noctx // a test's own server, ended by Kill
+	s.command = exec.Command(path, args...) //nolint:noctx // ended by Kill
 	if err := s.command.Start(); err != nil {
 		s.tb.Fatalf("starting redis-server: %v", err)
 	}
@@ -83,7 +82,8 @@ func (s *Redis) Run() {
 	s.await(func(ctx context.Context) error { return client.Ping(ctx).Err() })
 }
 
-// Kill ends the server at once, as a crash would.
+// Kill ends the server with SIGKILL, as a crash does. It does nothing if the server is
+// not running.
 func (s *Redis) Kill() {
 	if s.command == nil {
 		return
@@ -93,11 +93,10 @@ func (s *Redis) Kill() {
 	s.command = nil
 }
 
-// Freeze stops the server without ending it or a connection, until
-// [Redis.Thaw].
+// Freeze stops the server's process until [Redis.Thaw]. Its connections stay open.
 func (s *Redis) Freeze() { s.signal(syscall.SIGSTOP) }
 
-// Thaw ends [Redis.Freeze].
+// Thaw resumes the server's process after [Redis.Freeze].
 func (s *Redis) Thaw() { s.signal(syscall.SIGCONT) }
 
 func (s *Redis) signal(signal syscall.Signal) {
@@ -110,16 +109,16 @@ func (s *Redis) signal(signal syscall.Signal) {
 // URL returns the server's REDIS_URL.
 func (s *Redis) URL() string { return "redis://" + s.Addr + "/0" }
 
-// RedisClient returns a client as the programs make it, closed with the test.
+// Client returns a client with the programs' options. It is closed when the test ends.
 func (s *Redis) Client() *store.Connection {
 	s.tb.Helper()
 	return RedisClient(s.tb, s.URL())
 }
 
-// RedisClient returns a client for a Redis URL, closed with the test.
+// RedisClient returns a client for a Redis URL. It is closed when the test ends.
 func RedisClient(tb testing.TB, url string) *store.Connection {
 	tb.Helper()
-	logging.Disable() // it has no level, and would be in every test's output
+	logging.Disable() // the logger has no levels; it would fill the output of each test
 	client, err := store.Connect(secret.New(url))
 	if err != nil {
 		tb.Fatal(err)
@@ -128,8 +127,7 @@ func RedisClient(tb testing.TB, url string) *store.Connection {
 	return client
 }
 
-// Contents returns all that the server keeps on disk, to search it for what
-// should not be there.
+// Contents returns the contents of all files of the server, to search them for secrets.
 func (s *Redis) Contents() []byte {
 	s.tb.Helper()
 	var all []byte
@@ -147,25 +145,25 @@ func (s *Redis) Contents() []byte {
 	return all
 }
 
-// Save returns a copy of the server's files as they are now, without stopping
-// it: what a disk that is restored would have.
-func (s *Redis) Save() (folder string) {
+// Save copies the server's files to a new directory while the server runs, like a disk
+// snapshot.
+func (s *Redis) Save() (dir string) {
 	s.tb.Helper()
-	folder = s.tb.TempDir()
-	if err := os.CopyFS(folder, os.DirFS(s.Dir)); err != nil {
+	dir = s.tb.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(s.Dir)); err != nil {
 		s.tb.Fatalf("copying Redis's files: %v", err)
 	}
-	return folder
+	return dir
 }
 
-// Restore puts files back that [Redis.Save] has copied. The server must be
-// down.
-func (s *Redis) Restore(folder string) {
+// Restore replaces the server's files with a copy made by [Redis.Save]. The server must
+// not be running.
+func (s *Redis) Restore(dir string) {
 	s.tb.Helper()
 	if err := os.RemoveAll(s.Dir); err != nil {
 		s.tb.Fatalf("removing Redis's files: %v", err)
 	}
-	if err := os.CopyFS(s.Dir, os.DirFS(folder)); err != nil {
+	if err := os.CopyFS(s.Dir, os.DirFS(dir)); err != nil {
 		s.tb.Fatalf("restoring Redis's files: %v", err)
 	}
 }
@@ -187,8 +185,8 @@ func (s *Redis) await(ready func(context.Context) error) {
 	}
 }
 
-// freeAddr lets the kernel choose a port that is free now. A cluster node also
-// listens on its port + 10000, so high ones are passed over.
+// freeAddr returns an address with a port that is free now. A cluster node also listens
+// on its port + 10000, so the port is below 55000.
 func freeAddr(tb testing.TB) string {
 	tb.Helper()
 	for {
