@@ -9,57 +9,59 @@ import (
 	"tokenprovider/internal/clock"
 )
 
-// smallSkew is how far a clock may be from ours without a word.
+// smallSkew is the skew that is reported as ok.
 const smallSkew = 3 * time.Second
 
-func judgeSkew(whose string, theirs, ours time.Time, error time.Duration) Finding {
+// judgeSkew compares a server's clock with this machine's, within the error of the
+// measurement.
+func judgeSkew(whose string, theirs, ours time.Time, margin time.Duration) Finding {
 	skew := theirs.Sub(ours)
-	text := "the same as here"
-	if skew.Abs() > error {
+	text := "matches this machine's"
+	if skew.Abs() > margin {
 		word := "ahead of"
 		if skew < 0 {
 			word = "behind"
 		}
-		text = skew.Abs().Round(100*time.Millisecond).String() + " " + word + " this machine's"
+		text = "is " + skew.Abs().Round(100*time.Millisecond).String() + " " + word + " this machine's"
 	}
-	const mend = "set the clocks by NTP: tokens are taken for good when they are not, and signed callbacks are refused"
-	switch away := skew.Abs() - error; {
+	const fix = "synchronize the clocks with NTP: otherwise expired tokens are served, and valid callback signatures rejected"
+	switch away := skew.Abs() - margin; {
 	case away > clock.Tolerance:
-		return fault(mend, "%s clock is %s", whose, text)
+		return fault(fix, "%s clock %s", whose, text)
 	case away > smallSkew:
-		return warning(mend, "%s clock is %s", whose, text)
+		return warning(fix, "%s clock %s", whose, text)
 	}
-	return ok("%s clock is %s", whose, text)
+	return ok("%s clock %s", whose, text)
 }
 
 func (c Config) redisClock(ctx context.Context) Finding {
 	if c.Redis == nil {
 		return notChecked(noRedis)
 	}
-	asked := c.Now()
+	before := c.Now()
 	theirs, err := c.store.Now(ctx)
 	if err != nil {
-		return notChecked("Redis does not answer")
+		return notChecked(redisSilent)
 	}
-	took := c.Now().Sub(asked)
-	return judgeSkew("Redis's", theirs, asked.Add(took/2), took/2+50*time.Millisecond)
+	elapsed := c.Now().Sub(before)
+	return judgeSkew("Redis's", theirs, before.Add(elapsed/2), elapsed/2+50*time.Millisecond)
 }
 
-// httpClock reads the Date of an answer, whatever the answer is.
-func (c Config) httpClock(ctx context.Context, who string, base *url.URL) Finding {
+// httpClock compares the Date header of a response, of any status.
+func (c Config) httpClock(ctx context.Context, server string, base *url.URL) Finding {
 	if base == nil {
-		return notChecked("the settings do not say where %s is", who)
+		return notChecked("the URL of %s is not set", server)
 	}
-	asked := c.Now()
+	before := c.Now()
 	theirs, err := clock.ServerTime(ctx, c.http(), base)
 	if err != nil {
-		return notChecked("%s does not say the time, or cannot be reached from here", who)
+		return notChecked("%s does not report the time, or is unreachable from here", server)
 	}
-	took := c.Now().Sub(asked)
-	return judgeSkew(who+"'s", theirs, asked.Add(took/2), took/2+600*time.Millisecond)
+	elapsed := c.Now().Sub(before)
+	return judgeSkew(server+"'s", theirs, before.Add(elapsed/2), elapsed/2+600*time.Millisecond)
 }
 
-// http is a client that follows no redirects.
+// http returns a client that follows no redirects.
 func (c Config) http() *http.Client {
 	client := *c.HTTP
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }

@@ -238,8 +238,8 @@ func TestRedisIsDown(t *testing.T) {
 		t.Errorf("redis: %s, %q", f.Verdict, f.Found)
 	}
 	for _, check := range []string{"redis persistence", "redis memory", "redis replication", "redis permissions", "clock of redis", "keyset", "processes", "grants", "renewals", "pauses"} {
-		if f := findings[check]; f.Verdict != doctor.NotChecked || !strings.Contains(f.Found, "Redis does not answer") {
-			t.Errorf("%s: %s, %q; want that Redis does not answer", check, f.Verdict, f.Found)
+		if f := findings[check]; f.Verdict != doctor.NotChecked || !strings.Contains(f.Found, "Redis does not respond") {
+			t.Errorf("%s: %s, %q; want that Redis does not respond", check, f.Verdict, f.Found)
 		}
 	}
 	if f := findings["zoom app default"]; f.Verdict != doctor.OK {
@@ -295,7 +295,7 @@ func TestRedisIsNotAsItShouldBe(t *testing.T) {
 	set("appendonly", "no")
 	w.want("redis persistence", doctor.Fault, "no append-only file")
 	set("save", "60 1000")
-	w.want("redis persistence", doctor.Warning, "only snapshots now and then (save 60 1000)")
+	w.want("redis persistence", doctor.Warning, "only snapshots (save 60 1000)")
 	set("appendonly", "yes")
 	set("appendfsync", "no")
 	w.want("redis persistence", doctor.Warning, "appendfsync is no")
@@ -305,7 +305,7 @@ func TestRedisIsNotAsItShouldBe(t *testing.T) {
 	set("maxmemory-policy", "allkeys-lru")
 	w.want("redis memory", doctor.Warning, "allkeys-lru")
 	set("maxmemory", "1gb")
-	w.want("redis memory", doctor.Fault, "throws grants away")
+	w.want("redis memory", doctor.Fault, "Redis evicts grants")
 	set("maxmemory-policy", "noeviction")
 	w.want("redis memory", doctor.OK, "of 1.0 GiB used")
 	set("maxmemory", "1mb") // less than it has
@@ -314,7 +314,7 @@ func TestRedisIsNotAsItShouldBe(t *testing.T) {
 	set("maxmemory", "0")
 
 	w.WaitReplicas = 1
-	w.want("redis replication", doctor.Fault, "0 replicas in step, and REDIS_WAIT_REPLICAS is 1")
+	w.want("redis replication", doctor.Fault, "0 replicas in sync, and REDIS_WAIT_REPLICAS is 1")
 	host, port, _ := strings.Cut(w.redis.Addr, ":")
 	testkit.StartRedis(t, "--replicaof", host, port)
 	for end := time.Now().Add(20 * time.Second); w.look()["redis replication"].Verdict != doctor.OK; {
@@ -322,7 +322,7 @@ func TestRedisIsNotAsItShouldBe(t *testing.T) {
 			t.Fatal("the replica is not seen")
 		}
 	}
-	w.want("redis replication", doctor.OK, "1 replica in step")
+	w.want("redis replication", doctor.OK, "1 replica in sync")
 
 	w.Redis = testkit.RedisClient(t, "redis://"+old(t, w.redis.Addr))
 	w.want("redis", doctor.Fault, "is too old")
@@ -339,10 +339,10 @@ func TestRedisLetsItsUserDoTooLittle(t *testing.T) {
 		found   string
 	}{
 		"all":         {[]any{"~*", "&tp1:*", "+@all"}, "redis permissions", doctor.OK, ""},
-		"no channels": {[]any{"~*", "resetchannels", "+@all"}, "redis permissions", doctor.Fault, "others do not hear"},
-		"no writing":  {[]any{"~*", "&*", "+@all", "-@write"}, "redis permissions", doctor.Fault, "does not let its user write"},
-		"no scripts":  {[]any{"~*", "&*", "+@all", "-@scripting"}, "redis permissions", doctor.Fault, "does not let its user write"},
-		"other keys":  {[]any{"~other:*", "&*", "+@all"}, "redis permissions", doctor.Fault, "does not let its user write"},
+		"no channels": {[]any{"~*", "resetchannels", "+@all"}, "redis permissions", doctor.Fault, "cannot be published"},
+		"no writing":  {[]any{"~*", "&*", "+@all", "-@write"}, "redis permissions", doctor.Fault, "may not write"},
+		"no scripts":  {[]any{"~*", "&*", "+@all", "-@scripting"}, "redis permissions", doctor.Fault, "may not write"},
+		"other keys":  {[]any{"~other:*", "&*", "+@all"}, "redis permissions", doctor.Fault, "may not write"},
 		"no state":    {[]any{"~*", "&*", "+@all", "-info"}, "redis", doctor.Warning, "INFO"},
 		"no config":   {[]any{"~*", "&*", "+@all", "-config"}, "redis persistence", doctor.OK, "CONFIG is not allowed"},
 	} {
@@ -365,13 +365,17 @@ func TestClocks(t *testing.T) {
 	} {
 		w.Now = func() time.Time { return time.Now().Add(away) }
 		for _, check := range []string{"clock of redis", "clock of zoom", "clock of recall"} {
-			w.want(check, verdict, "clock is")
+			found := "clock is"
+			if verdict == doctor.OK {
+				found = "clock matches this machine's"
+			}
+			w.want(check, verdict, found)
 		}
 	}
 	w.Now = func() time.Time { return time.Now().Add(10 * time.Minute) }
 	w.want("clock of redis", doctor.Fault, "10m0s behind this machine's")
 	w.ZoomURL = parse(t, "http://127.0.0.1:1")
-	w.want("clock of zoom", doctor.NotChecked, "cannot be reached")
+	w.want("clock of zoom", doctor.NotChecked, "is unreachable")
 }
 
 func TestKeyset(t *testing.T) {
@@ -656,16 +660,16 @@ func TestRenewalsAreOverdue(t *testing.T) {
 	w.want("renewals", doctor.Fault, "2 renewals overdue, the oldest for 1h0m")
 }
 
-// TestProcesses: two that live, one that has not said so for a while, and what is
-// left when they end.
+// TestProcesses: two running processes, an overdue heartbeat, and the entries that
+// remain after a shutdown.
 func TestProcesses(t *testing.T) {
 	t.Parallel()
 	w := start(t)
-	w.want("processes", doctor.Fault, "no token server lives: no token is served or renewed; no registrar lives")
-	var living sync.WaitGroup
-	attend := func(program, version string) (end func()) {
+	w.want("processes", doctor.Fault, "no token server runs: no token is served or renewed; no registrar runs")
+	var running sync.WaitGroup
+	run := func(program, version string) (end func()) {
 		ctx, cancel := context.WithCancel(t.Context())
-		living.Go(func() { w.grants.Heartbeat(ctx, program, version) })
+		running.Go(func() { w.grants.Heartbeat(ctx, program, version) })
 		for !slices.ContainsFunc(w.processes(), func(p store.Process) bool {
 			return p.Program == program && strings.HasSuffix(p.Name, fmt.Sprint("/", os.Getpid()))
 		}) {
@@ -673,38 +677,38 @@ func TestProcesses(t *testing.T) {
 		}
 		return cancel
 	}
-	endServer := attend("tokenserver", "v1")
-	w.want("processes", doctor.Fault, "no registrar lives: nobody can be registered; 1 token server")
-	endRegistrar := attend("registrar", "v1")
+	endServer := run("tokenserver", "v1")
+	w.want("processes", doctor.Fault, "no registrar runs: no user can be registered; 1 token server")
+	endRegistrar := run("registrar", "v1")
 	w.want("processes", doctor.OK, "1 token server, 1 registrar, of one version")
 
 	long := time.Now().Add(-time.Minute).UnixMilli()
 	if err := w.Redis.HSet(t.Context(), "tp1:processes", "tokenserver stuck-pod/1", fmt.Sprint(long, " v1")).Err(); err != nil {
 		t.Fatal(err)
 	}
-	w.want("processes", doctor.Warning, "not heard of: tokenserver stuck-pod/1 for 1m")
+	w.want("processes", doctor.Warning, "no heartbeat from tokenserver stuck-pod/1 for 1m")
 	now := time.Now().UnixMilli()
 	if err := w.Redis.HSet(t.Context(), "tp1:processes", "tokenserver young-pod/1", fmt.Sprint(now, " v2")).Err(); err != nil {
 		t.Fatal(err)
 	}
 	w.want("processes", doctor.Warning, "2 token servers, 1 registrar, of versions v1 and v2")
 
-	forgotten := time.Now().Add(-2 * time.Hour).UnixMilli()
-	if err := w.Redis.HSet(t.Context(), "tp1:processes", "tokenserver old-pod/1", fmt.Sprint(forgotten, " v1"), "registrar 7", "nonsense").Err(); err != nil {
+	expired := time.Now().Add(-2 * time.Hour).UnixMilli()
+	if err := w.Redis.HSet(t.Context(), "tp1:processes", "tokenserver old-pod/1", fmt.Sprint(expired, " v1"), "registrar 7", "nonsense").Err(); err != nil {
 		t.Fatal(err)
 	}
 	endServer()
 	endRegistrar()
-	living.Wait()
+	running.Wait()
 	if left := w.processes(); len(left) != 3 {
-		t.Errorf("left behind: %v", left)
+		t.Errorf("entries after the shutdown: %v", left)
 	}
-	endServer = attend("tokenserver", "v2")
+	endServer = run("tokenserver", "v2")
 	if left := w.processes(); len(left) != 3 || slices.ContainsFunc(left, func(p store.Process) bool { return p.Name == "old-pod/1" }) {
-		t.Errorf("who was silent for two hours is not forgotten: %v", left)
+		t.Errorf("the entry of a process without a heartbeat for two hours remains: %v", left)
 	}
 	endServer()
-	living.Wait()
+	running.Wait()
 
 	if err := w.Redis.HDel(t.Context(), "tp1:processes", "tokenserver young-pod/1").Err(); err != nil {
 		t.Fatal(err)
@@ -712,7 +716,7 @@ func TestProcesses(t *testing.T) {
 	if err := w.Redis.ConfigSet(t.Context(), "maxmemory", "1mb").Err(); err != nil { // less than it has
 		t.Fatal(err)
 	}
-	w.want("processes", doctor.NotChecked, "Redis takes no writes")
+	w.want("processes", doctor.NotChecked, "Redis rejects writes")
 }
 
 func (w *world) processes() []store.Process {

@@ -16,8 +16,6 @@ import (
 	"tokenprovider/internal/store"
 )
 
-const redisSilent = "Redis does not answer"
-
 func (c Config) keyset(ctx context.Context) Finding {
 	if c.Keyset == nil {
 		return notChecked("KEYSET_FILE is not set, or of no use")

@@ -9,17 +9,18 @@ import (
 	"time"
 )
 
-// silence is for how long nobody has heard of a process that is stuck: they all say
-// that they live every 5 s.
-const silence = 20 * time.Second
+// maxHeartbeatAge is the age from which a heartbeat is overdue. A process sends one
+// every 5 s.
+const maxHeartbeatAge = 20 * time.Second
 
-// programs are those that have to run, by the names they give themselves.
-var programs = []struct{ name, called, without string }{
+// programs lists the programs that must run, by the names in their heartbeats.
+var programs = []struct{ name, label, impact string }{
 	{"tokenserver", "token server", "no token is served or renewed"},
-	{"registrar", "registrar", "nobody can be registered"},
+	{"registrar", "registrar", "no user can be registered"},
 }
 
-// processes looks for who runs, and for who does no more, without having ended.
+// processes checks the heartbeats: which processes run, and which stopped sending
+// heartbeats without a shutdown.
 func (c Config) processes(ctx context.Context) Finding {
 	if c.Redis == nil {
 		return notChecked(noRedis)
@@ -30,34 +31,34 @@ func (c Config) processes(ctx context.Context) Finding {
 		return notChecked(redisSilent)
 	}
 	if len(all) == 0 {
-		sample, err := c.store.CountByApp(ctx)
+		grants, err := c.store.CountByApp(ctx)
 		if err != nil {
 			return notChecked(redisSilent)
 		}
-		if len(sample) == 0 {
-			return notChecked("none lives, and there are no grants yet")
+		if len(grants) == 0 {
+			return notChecked("no process runs, and there are no grants yet")
 		}
 	}
-	live, versions := map[string]int{}, map[string]bool{}
+	running, versions := map[string]int{}, map[string]bool{}
 	var silent []string
 	for _, p := range all {
-		if d := now.Sub(p.Seen); d > silence {
-			silent = append(silent, fmt.Sprintf("%s %s for %v", p.Program, p.Name, d.Round(time.Second)))
+		if age := now.Sub(p.Seen); age > maxHeartbeatAge {
+			silent = append(silent, fmt.Sprintf("%s %s for %v", p.Program, p.Name, age.Round(time.Second)))
 			continue
 		}
-		live[p.Program]++
+		running[p.Program]++
 		versions[p.Version] = true
 	}
-	if len(live) == 0 && c.store.CheckWritable(ctx) != nil {
-		return notChecked("Redis takes no writes, so nobody can say that they live")
+	if len(running) == 0 && c.store.CheckWritable(ctx) != nil {
+		return notChecked("Redis rejects writes, so no process can record a heartbeat")
 	}
 	var text, missing []string
 	for _, program := range programs {
-		if live[program.name] == 0 {
-			missing = append(missing, "no "+program.called+" lives: "+program.without)
+		if running[program.name] == 0 {
+			missing = append(missing, "no "+program.label+" runs: "+program.impact)
 			continue
 		}
-		text = append(text, count(live[program.name], program.called))
+		text = append(text, count(running[program.name], program.label))
 	}
 	found := strings.Join(text, ", ")
 	if len(versions) == 1 {
@@ -66,11 +67,11 @@ func (c Config) processes(ctx context.Context) Finding {
 		found += ", of versions " + strings.Join(slices.Sorted(maps.Keys(versions)), " and ")
 	}
 	if len(missing) > 0 {
-		return fault("start it, and see its log for why it ended", "%s", strings.Join(append(missing, text...), "; "))
+		return fault("start it, and see its log for the cause of its exit", "%s", strings.Join(append(missing, text...), "; "))
 	}
 	if len(silent) > 0 {
-		return warning("if it still runs, it is stuck or cut off from Redis: see its log, then delete the pod, never its journal; others have taken over its work. If it was killed, nothing: it is forgotten in an hour",
-			"%s; not heard of: %s", found, strings.Join(silent, ", "))
+		return warning("if it still runs, it is stuck or cannot reach Redis: see its log, then delete the pod, but keep its journal; other processes do its work. If it was killed, do nothing: its entry expires in an hour",
+			"%s; no heartbeat from %s", found, strings.Join(silent, ", "))
 	}
 	return ok("%s", found)
 }
