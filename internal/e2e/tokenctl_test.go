@@ -406,7 +406,7 @@ func TestOperatorReplaysAJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	status, out, _ := o.run(o.env, "doctor")
-	if contains(t, out, "of which Redis is waiting for 2; no process has the folder"); status != 1 {
+	if contains(t, out, "of which Redis is missing 2; no process uses this journal"); status != 1 {
 		t.Errorf("doctor: exit status %d", status)
 	}
 	if status, out, fault := o.run(o.without("REDIS_URL"), "journal", "show", "--offline", folder); status != 0 || !strings.Contains(out, "renewal") {
@@ -489,7 +489,7 @@ func TestOperatorReplacesAKey(t *testing.T) {
 	o.refused(1, "is primary already", "keyset", "promote", young, "--yes")
 	o.refused(1, "encrypts records of 2 grants and the record that identifies the keyset: run tokenctl reencrypt first", "keyset", "disable", old, "--yes")
 	o.refused(1, "encrypts records of 2 grants", "keyset", "disable", old, "--check")
-	contains(t, o.ok("doctor"), "it opens a sample of 2 grants")
+	contains(t, o.ok("doctor"), "it decrypts a sample of 2 grants")
 	contains(t, o.ok("reencrypt"), "2 grants checked, 2 re-encrypted with key "+young)
 	if again := objects(t, o.ok("reencrypt", "-o", "json"))[0]; again["reencrypted"] != 0.0 || again["grants"] != 2.0 || again["undecryptable"] != 0.0 {
 		t.Errorf("again: %v", again)

@@ -391,7 +391,7 @@ func TestKeyset(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.want("keyset", doctor.Fault, "sealed with another keyset")
+	w.want("keyset", doctor.Fault, "encrypted with another keyset")
 
 	// Only some records are of another keyset.
 	w = start(t)
@@ -401,7 +401,7 @@ func TestKeyset(t *testing.T) {
 	}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	w.want("keyset", doctor.Fault, "of 21 grants, 1 do not open")
+	w.want("keyset", doctor.Fault, "of 21 grants, 1 cannot be decrypted")
 }
 
 func TestZoomApp(t *testing.T) {
@@ -653,7 +653,7 @@ func TestGrants(t *testing.T) {
 func TestRenewalsAreOverdue(t *testing.T) {
 	t.Parallel()
 	w := start(t)
-	w.want("renewals", doctor.OK, "nothing is overdue")
+	w.want("renewals", doctor.OK, "none is overdue")
 	w.consent("late", time.Now().Add(-40*time.Second))
 	w.want("renewals", doctor.Warning, "1 renewal overdue, the oldest for 40s")
 	w.consent("later", time.Now().Add(-time.Hour))
@@ -738,7 +738,7 @@ func TestPauses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.want("pauses", doctor.Warning, "Recall (other) is left alone for 1m0s; Zoom app default is left alone for 1m0s: Zoom returned 503")
+	w.want("pauses", doctor.Warning, "Recall (other) is paused for 1m0s; Zoom app default is paused for 1m0s: Zoom returned 503")
 }
 
 func TestJournal(t *testing.T) {
@@ -756,19 +756,19 @@ func TestJournal(t *testing.T) {
 	if err := kept.Add(t.Context(), journal.Entry{ID: id, Spent: spent, Tokens: answer}); err != nil {
 		t.Fatal(err)
 	}
-	w.want("journal", doctor.Fault, "1 answer, of which Redis is waiting for 1")
+	w.want("journal", doctor.Fault, "1 response, of which Redis is missing 1")
 	if err := kept.Close(); err != nil {
 		t.Fatal(err)
 	}
-	w.want("journal", doctor.Fault, "no process has the folder")
+	w.want("journal", doctor.Fault, "no process uses this journal")
 	if _, err := w.grants.Commit(t.Context(), id, spent, answer, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	w.want("journal", doctor.OK, "1 answer, all of them in Redis")
+	w.want("journal", doctor.OK, "1 response, all in Redis")
 	w.Keyset = testkit.Keyset(t)
 	w.want("journal", doctor.Fault, "decrypting entry")
 	w.JournalDir = filepath.Join(w.JournalDir, "missing")
-	w.want("journal", doctor.NotChecked, "no folder missing here")
+	w.want("journal", doctor.NotChecked, "no directory missing here")
 }
 
 func TestACheckThatDoesNotEnd(t *testing.T) {

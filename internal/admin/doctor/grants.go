@@ -16,9 +16,12 @@ import (
 	"tokenprovider/internal/store"
 )
 
+const noKeyset = "KEYSET_FILE is not set, or invalid"
+
+// keyset checks that the keyset decrypts a sample of the stored grants.
 func (c Config) keyset(ctx context.Context) Finding {
 	if c.Keyset == nil {
-		return notChecked("KEYSET_FILE is not set, or of no use")
+		return notChecked(noKeyset)
 	}
 	enabled := 0
 	for _, key := range c.Keyset.Keys() {
@@ -26,15 +29,15 @@ func (c Config) keyset(ctx context.Context) Finding {
 			enabled++
 		}
 	}
-	keys := fmt.Sprintf("%s, %d enabled; %d seals", count(len(c.Keyset.Keys()), "key"), enabled, c.Keyset.Primary())
+	keys := fmt.Sprintf("%s, %d enabled; primary key %d", count(len(c.Keyset.Keys()), "key"), enabled, c.Keyset.Primary())
 	if c.Redis == nil {
-		return notChecked("%s; whether they open what is stored is not known without Redis", keys)
+		return notChecked("%s; without Redis it is unknown whether it decrypts the grants", keys)
 	}
-	const mend = "put back the keyset that the grants were sealed with, from its copy, or enable the key that is disabled (tokenctl keyset show, keyset enable): without it nothing can be read"
+	const fix = "restore the keyset that encrypted the grants from its copy, or enable the disabled key (tokenctl keyset show, keyset enable): without it no grant can be decrypted"
 	key, err := c.store.CheckDecrypts(ctx)
 	switch {
 	case errors.Is(err, store.ErrKeyset):
-		return fault(mend, "%s; the records in this Redis were sealed with another keyset, by key %d", keys, key)
+		return fault(fix, "%s; this Redis is encrypted with another keyset, with its key %d", keys, key)
 	case err != nil:
 		return notChecked("%s; %s", keys, redisSilent)
 	}
@@ -43,21 +46,22 @@ func (c Config) keyset(ctx context.Context) Finding {
 		return notChecked("%s; %s", keys, redisSilent)
 	}
 	if sample.Undecryptable > 0 {
-		return fault(mend, "%s; of %s, %d do not open", keys, count(sample.Grants, "grant"), sample.Undecryptable)
+		return fault(fix, "%s; of %s, %d cannot be decrypted", keys, count(sample.Grants, "grant"), sample.Undecryptable)
 	}
 	var used []string
 	for _, id := range slices.Sorted(maps.Keys(sample.Keys)) {
-		used = append(used, fmt.Sprintf("%d of them by %d", sample.Keys[id], id))
+		used = append(used, fmt.Sprintf("%d with key %d", sample.Keys[id], id))
 	}
 	if len(used) == 0 {
-		return ok("%s; nothing is stored yet", keys)
+		return ok("%s; no grant is stored yet", keys)
 	}
 	if len(used) > 1 {
-		return ok("%s; it opens a sample of %s, sealed %s: sealing again is under way, or due (tokenctl reencrypt)", keys, count(sample.Grants, "grant"), strings.Join(used, ", "))
+		return ok("%s; it decrypts a sample of %s, %s: a re-encryption is in progress, or due (tokenctl reencrypt)", keys, count(sample.Grants, "grant"), strings.Join(used, ", "))
 	}
-	return ok("%s; it opens a sample of %s", keys, count(sample.Grants, "grant"))
+	return ok("%s; it decrypts a sample of %s", keys, count(sample.Grants, "grant"))
 }
 
+// grants checks the shares of grants that are not active, and their Zoom apps.
 func (c Config) grants(ctx context.Context) Finding {
 	if c.Redis == nil {
 		return notChecked(noRedis)
@@ -78,28 +82,27 @@ func (c Config) grants(ctx context.Context) Finding {
 		return ok("none")
 	}
 	found := strings.Join(text, ", ")
-	var strange []string
+	var unknown []string
 	for _, app := range slices.Sorted(maps.Keys(apps)) {
 		if !slices.ContainsFunc(c.Apps, func(known App) bool { return known.Name == app }) {
-			strange = append(strange, fmt.Sprintf("%d of the Zoom app %q", apps[app], app))
+			unknown = append(unknown, fmt.Sprintf("%d of the Zoom app %q", apps[app], app))
 		}
 	}
-	const look = "tokenctl grants stuck says which, and why"
+	const list = "see tokenctl grants stuck for the grants and their causes"
 	switch {
-	case len(strange) > 0 && len(c.Apps) > 0:
-		return fault("put the app back into ZOOM_APPS_FILE, or deregister its users: their tokens cannot be renewed", "%s; %s, which is not in the settings", found, strings.Join(strange, ", "))
+	case len(unknown) > 0 && len(c.Apps) > 0:
+		return fault("add the app to ZOOM_APPS_FILE again, or deregister its users: their tokens cannot be renewed", "%s; %s, which is not in the settings", found, strings.Join(unknown, ", "))
 	case states[grant.Degraded]*10 > all:
-		return fault(look, "%s", found)
+		return fault(list, "%s", found)
 	case states[grant.Degraded]*100 > all:
-		return warning(look, "%s", found)
+		return warning(list, "%s", found)
 	case states[grant.ReauthorizationRequired]*10 > all:
-		return warning("these users have to consent again: tokenctl users list --state reauthorization_required", "%s", found)
+		return warning("these users must consent again: see tokenctl users list --state reauthorization_required", "%s", found)
 	}
 	return ok("%s", found)
 }
 
-// renewals looks for what should have been renewed and was not: the sign of
-// refreshers that do not run, or of an app that they may not call Zoom for.
+// renewals checks for overdue renewals: no token server runs, or a Zoom app is paused.
 func (c Config) renewals(ctx context.Context) Finding {
 	if c.Redis == nil {
 		return notChecked(noRedis)
@@ -111,20 +114,21 @@ func (c Config) renewals(ctx context.Context) Finding {
 		return notChecked(redisSilent)
 	}
 	if len(overdue) == 0 {
-		return ok("nothing is overdue")
+		return ok("none is overdue")
 	}
 	late := now.Sub(overdue[0].At).Round(time.Second)
-	const mend = "see that token servers run and are ready, and whether a Zoom app is paused (pauses, zoom app): tokens end an hour after their last renewal"
+	const fix = "check that token servers run and are ready, and that no Zoom app is paused (checks pauses, zoom app): a token expires an hour after its last renewal"
 	found := fmt.Sprintf("%s overdue, the oldest for %v", count(n, "renewal"), late)
 	switch {
 	case late > 2*time.Minute:
-		return fault(mend, "%s", found)
+		return fault(fix, "%s", found)
 	case late > 30*time.Second:
-		return warning(mend, "%s", found)
+		return warning(fix, "%s", found)
 	}
 	return ok("%s", found)
 }
 
+// pauses checks whether calls to Zoom or Recall are paused.
 func (c Config) pauses(ctx context.Context) Finding {
 	if c.Redis == nil {
 		return notChecked(noRedis)
@@ -138,69 +142,69 @@ func (c Config) pauses(ctx context.Context) Finding {
 		return notChecked(redisSilent)
 	}
 	if len(paused) == 0 {
-		return ok("Zoom and Recall are called as usual")
+		return ok("no calls to Zoom or Recall are paused")
 	}
 	var text []string
 	for _, p := range paused {
-		who := "Zoom app " + p.Name
+		target := "Zoom app " + p.Name
 		if kind, ofRecall := strings.CutPrefix(p.Name, "recall:"); ofRecall {
-			who = "Recall (" + kind + ")"
+			target = "Recall (" + kind + ")"
 		}
-		line := fmt.Sprintf("%s is left alone for %v", who, p.For.Round(time.Second))
+		line := fmt.Sprintf("%s is paused for %v", target, p.For.Round(time.Second))
 		if p.Why != "" {
 			line += ": " + p.Why
 		}
 		text = append(text, line)
 	}
-	return warning("it ends by itself when they answer again; see what the checks of the Zoom apps and of Recall say", "%s", strings.Join(text, "; "))
+	return warning("wait: a pause ends by itself. For its cause, see the checks of the Zoom apps and of Recall", "%s", strings.Join(text, "; "))
 }
 
-// journal looks for answers of Zoom's that Redis does not have.
+// journal checks for responses from Zoom that are in the journal, but not in Redis.
 func (c Config) journal(ctx context.Context) Finding {
 	if c.JournalDir == "" {
 		return notChecked("JOURNAL_DIR is not set")
 	}
 	if _, err := os.Stat(c.JournalDir); err != nil {
-		return notChecked("there is no folder %s here: each token server and registrar has its own", filepath.Base(c.JournalDir))
+		return notChecked("no directory %s here: each token server and registrar has its own", filepath.Base(c.JournalDir))
 	}
 	if c.Keyset == nil {
-		return notChecked("KEYSET_FILE is not set, or of no use")
+		return notChecked(noKeyset)
 	}
 	entries, running, err := journal.Read(c.JournalDir, c.Keyset)
 	if err != nil {
-		return fault("see whether the keyset is the one of the process that has written it: what Redis may not have cannot be read", "%v", err)
+		return fault("check that the keyset is that of the process that wrote the journal: responses that are not in Redis cannot be read", "%v", err)
 	}
 	if len(entries) == 0 {
 		return ok("empty")
 	}
-	found := count(len(entries), "answer")
+	found := count(len(entries), "response")
 	if c.Redis == nil {
-		return notChecked("%s; whether Redis has them is not known", found)
+		return notChecked("%s; without Redis it is unknown whether it has them", found)
 	}
-	standings, err := c.store.CheckResponses(ctx, JournaledResponses(entries))
+	statuses, err := c.store.CheckResponses(ctx, JournaledResponses(entries))
 	if err != nil {
 		return notChecked("%s; %s", found, redisSilent)
 	}
-	waiting := 0
-	for i, standing := range standings {
-		if standing == store.ResponseMissing && c.Now().Sub(entries[i].Tokens.Issued) > time.Minute {
-			waiting++
+	missing := 0
+	for i, status := range statuses {
+		if status == store.ResponseMissing && c.Now().Sub(entries[i].Tokens.Issued) > time.Minute {
+			missing++
 		}
 	}
 	switch {
-	case waiting == 0:
-		return ok("%s, all of them in Redis", found)
+	case missing == 0:
+		return ok("%s, all in Redis", found)
 	case !running:
-		return fault("start the process that the folder is of, or run tokenctl journal replay", "%s, of which Redis is waiting for %d; no process has the folder", found, waiting)
+		return fault("start the process of this journal, or run tokenctl journal replay", "%s, of which Redis is missing %d; no process uses this journal", found, missing)
 	}
-	return fault("see that Redis takes writes: these answers are on this disk only, and their users are lost with it", "%s, of which Redis is waiting for %d", found, waiting)
+	return fault("check that Redis accepts writes: until then these responses are on this disk only. If it is lost, their users must consent again", "%s, of which Redis is missing %d", found, missing)
 }
 
-// Answers is what the store can tell entries of a journal by.
+// JournaledResponses returns what the store needs to look up entries of a journal.
 func JournaledResponses(entries []journal.Entry) []store.JournaledResponse {
-	answers := make([]store.JournaledResponse, len(entries))
+	responses := make([]store.JournaledResponse, len(entries))
 	for i, e := range entries {
-		answers[i] = store.JournaledResponse{ID: e.ID, OfConsent: e.OfConsent(), Spent: e.Spent, Refresh: store.RefreshFingerprint(e.Tokens.Refresh)}
+		responses[i] = store.JournaledResponse{ID: e.ID, OfConsent: e.OfConsent(), Spent: e.Spent, Refresh: store.RefreshFingerprint(e.Tokens.Refresh)}
 	}
-	return answers
+	return responses
 }
