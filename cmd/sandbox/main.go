@@ -1,7 +1,7 @@
-// Command sandbox shows the whole thing in one process, without any set-up: an
-// embedded Redis, stand-ins for Zoom and Recall, the registrar and the token
-// server, all on loopback. It registers a first user over gRPC, calls back as
-// Recall would, and waits for a renewal. Nothing of it is fit for real tokens.
+// Command sandbox runs the token server and the registrar in one process, with an
+// embedded Redis and stand-ins for Zoom and Recall, all on loopback. It registers a
+// user over gRPC, calls the callback URL as Recall does, and waits for a renewal. It
+// is not safe for real tokens.
 package main
 
 import (
@@ -24,11 +24,11 @@ import (
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
 
-const about = `Runs everything in one process on loopback, with stand-ins for Redis, Zoom and Recall: registers a user, serves a token, renews it.`
+const about = `Runs the token server and the registrar in one process on loopback, with stand-ins for Redis, Zoom and Recall: registers a user, serves a token, renews it.`
 
 type settings struct {
 	config.Program
-	Once bool `help:"Make one full round, from a user's consent to the removal, and exit."`
+	Once bool `help:"One full round, from a user's consent to the user's removal, then exit."`
 }
 
 func main() { os.Exit(app.Main("sandbox", run)) }
@@ -43,21 +43,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	played := make(chan error, 1)
+	demonstrated := make(chan error, 1)
 	go func() {
-		err := s.play(ctx, &narrator{w: stdout, began: time.Now()}, c.Once)
+		err := s.demonstrate(ctx, &narrator{w: stdout, began: time.Now()}, c.Once)
 		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 			err = nil // interrupted
 		}
-		played <- err
+		demonstrated <- err
 		cancel()
 	}()
 	stopped := app.Run(ctx, s.log, 10*time.Second, s.parts...)
 	cancel()
-	return errors.Join(<-played, stopped)
+	return errors.Join(<-demonstrated, stopped)
 }
 
-// narrator prints what happens, a line each.
+// narrator prints one line for each event.
 type narrator struct {
 	w     io.Writer
 	began time.Time
@@ -78,11 +78,12 @@ const (
 	user        = "ann"
 	zoomUser    = "zoom-user-ann"
 	redirectURI = "https://app.example/oauth/zoom"
-	recallKey   = "recall-key" // the one that the stand-in takes
+	recallKey   = "recall-key" // accepted by the stand-in
 )
 
-// play is the story that the sandbox tells.
-func (s *sandbox) play(ctx context.Context, n *narrator, once bool) error {
+// demonstrate registers a user, serves a token and waits for its renewal. With once it
+// then removes the user and returns; otherwise it reports renewals until ctx ends.
+func (s *sandbox) demonstrate(ctx context.Context, n *narrator, once bool) error {
 	n.say("start", "Redis (embedded), Zoom and Recall (stand-ins) are up")
 	n.say("start", "token server at %s, registrar at %s", s.tokens, s.registrar)
 
@@ -94,7 +95,7 @@ func (s *sandbox) play(ctx context.Context, n *narrator, once bool) error {
 	registrar := registrarv1.NewRegistrarServiceClient(connection)
 
 	code := s.zoom.Consent(zoomtest.DefaultClientID, zoomUser, redirectURI, "")
-	n.say("zoom", "the user %s consents; Zoom sends a code, good once and for 5 minutes", user)
+	n.say("zoom", "the user %s consents; Zoom issues a code, valid once and for 5 minutes", user)
 	registered, err := registrar.RegisterUser(ctx, &registrarv1.RegisterUserRequest{
 		UserId: user,
 		Grant: &registrarv1.RegisterUserRequest_AuthorizationCode{
@@ -105,14 +106,14 @@ func (s *sandbox) play(ctx context.Context, n *narrator, once bool) error {
 		return fmt.Errorf("registering: %w", err)
 	}
 	credential := registered.GetUser().GetRecallCredentialId()
-	n.say("registrar", "RegisterUser: the code is a grant now, and Recall has a credential for it (%s)", registered.GetUser().GetState())
-	n.say("recall", "called the user's own URL while it made the credential, and took the token")
+	n.say("registrar", "RegisterUser: the code is exchanged for a grant, and Recall has its credential (%s)", registered.GetUser().GetState())
+	n.say("recall", "called the user's own URL while it created the credential, and got the token")
 
 	first, err := s.callBack(ctx, credential)
 	if err != nil {
 		return err
 	}
-	n.say("recall", "a bot joins a meeting: calls the URL again, gets the token %s", look(first))
+	n.say("recall", "a bot joins a meeting: calls the URL again, gets the token %s", tail(first))
 	if !once {
 		n.try("Try it in another terminal:",
 			fmt.Sprintf("curl -i %s", s.url(credential)),
@@ -123,7 +124,7 @@ func (s *sandbox) play(ctx context.Context, n *narrator, once bool) error {
 		n.try("Or run bin/tokenserver, bin/registrar and bin/tokenctl against these stand-ins, with:", s.settings()...)
 		_, _ = fmt.Fprintln(n.w)
 	}
-	n.say("wait", "tokens live for %v here and are renewed after %v: the refresh token works once, the old access token dies", tokenLife, tokenLife/10)
+	n.say("wait", "tokens are valid for %v here and renewed after %v: a refresh token works once, and its use ends the old access token", tokenLife, tokenLife/10)
 
 	if err := s.awaitRenewals(ctx, 1); err != nil {
 		return err
@@ -135,9 +136,9 @@ func (s *sandbox) play(ctx context.Context, n *narrator, once bool) error {
 	if second == first || s.zoom.IsLive(first) || !s.zoom.IsLive(second) {
 		return errors.New("the renewal did not replace the token")
 	}
-	n.say("refresher", "renewed it: %s is dead at Zoom, the URL gives %s", look(first), look(second))
+	n.say("refresher", "renewed it: %s is invalid at Zoom, the URL returns %s", tail(first), tail(second))
 	if !once {
-		return s.keepTelling(ctx, n)
+		return s.reportRenewals(ctx, n)
 	}
 	address := s.url(credential)
 	if _, err := registrar.DeregisterUser(ctx, &registrarv1.DeregisterUserRequest{UserId: user, RevokeGrant: true}); err != nil {
@@ -148,16 +149,16 @@ func (s *sandbox) play(ctx context.Context, n *narrator, once bool) error {
 		return err
 	}
 	if status != http.StatusNotFound || len(s.recall.Credentials()) != 0 {
-		return fmt.Errorf("after the removal: the URL answers %d, Recall has %d credentials", status, len(s.recall.Credentials()))
+		return fmt.Errorf("after the removal: the URL returns %d, Recall has %d credentials", status, len(s.recall.Credentials()))
 	}
-	n.say("registrar", "DeregisterUser: the credential is gone at Recall, the grant at Zoom, and the URL answers %d", status)
+	n.say("registrar", "DeregisterUser: the credential is deleted at Recall, the grant revoked at Zoom, and the URL returns %d", status)
 	n.say("done", "one full round")
 	return nil
 }
 
-// keepTelling tells of every renewal until ctx ends.
-func (s *sandbox) keepTelling(ctx context.Context, n *narrator) error {
-	n.say("run", "this goes on until you press Ctrl-C")
+// reportRenewals prints every renewal until ctx ends.
+func (s *sandbox) reportRenewals(ctx context.Context, n *narrator) error {
+	n.say("run", "continues until Ctrl-C")
 	for {
 		count := s.zoom.Counts().Refreshes
 		if err := s.awaitRenewals(ctx, count+1); err != nil {
@@ -189,17 +190,16 @@ func (s *sandbox) awaitRenewals(ctx context.Context, n int) error {
 	return nil
 }
 
-// callBack is Recall asking for a token.
+// callBack has the Recall stand-in call a credential's URL, and returns the token.
 func (s *sandbox) callBack(ctx context.Context, credential string) (string, error) {
 	token, status, err := s.recall.Callback(ctx, credential)
 	if err != nil {
-		return "", fmt.Errorf("Recall's callback was answered %d: %w", status, err) //nolint:staticcheck // a name
+		return "", fmt.Errorf("calling back: status %d: %w", status, err)
 	}
 	return token, nil
 }
 
-// url is the address that Recall was given. The sandbox may show it; nothing
-// else may.
+// url returns the callback URL of a credential. Only the sandbox may print one.
 func (s *sandbox) url(credential string) string {
 	for _, c := range s.recall.Credentials() {
 		if c.ID == credential {
@@ -221,8 +221,8 @@ func get(ctx context.Context, address string) (int, error) {
 	return response.StatusCode, response.Body.Close()
 }
 
-// look shows enough of a stand-in's token to tell it from the next.
-func look(token string) string { return "…" + token[len(token)-8:] }
+// tail returns the end of a stand-in's token, enough to distinguish tokens.
+func tail(token string) string { return "…" + token[len(token)-8:] }
 
 func ordinal(n int) string {
 	suffix := "th"

@@ -28,14 +28,15 @@ import (
 	"tokenprovider/tokenserver"
 )
 
-// Recall wants tokens that are good for two minutes, so they cannot be much
-// shorter; the margin makes them be renewed in the tenth of their life.
+// Recall needs tokens that are valid for two minutes, so tokenLife cannot be much
+// shorter. With this margin a token is renewed after the first tenth of its
+// lifetime, the earliest time.
 const (
 	tokenLife     = 150 * time.Second
 	refreshBefore = 140 * time.Second
 )
 
-// sandbox is everything that runs.
+// sandbox has the running parts and their addresses.
 type sandbox struct {
 	log    *zap.Logger
 	zoom   *zoomtest.Zoom
@@ -49,7 +50,7 @@ type sandbox struct {
 	recallURL string // base URL of the stand-in
 }
 
-// start listens everywhere and puts the parts together; app.Run runs them.
+// start opens the listeners and creates the parts; [app.Run] runs them.
 func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	s := &sandbox{log: log, zoom: zoomtest.New(zoomtest.Options{AccessTokenLifetime: tokenLife})}
 	s.recall = recalltest.New(recalltest.Options{APIKey: recallKey, Identify: s.identify})
@@ -81,17 +82,17 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		return nil, err
 	}
 	grants := store.New(client, keyset)
-	folder, err := os.MkdirTemp("", "sandbox-journal-")
+	directory, err := os.MkdirTemp("", "sandbox-journal-")
 	if err != nil {
-		return nil, fmt.Errorf("making a folder for the journal: %w", err)
+		return nil, fmt.Errorf("creating the journal's directory: %w", err)
 	}
-	kept, err := journal.Open(folder, keyset, 0)
+	responses, err := journal.Open(directory, keyset, 0)
 	if err != nil {
 		return nil, err
 	}
 	s.parts = append(s.parts, app.Part{Name: "storage", Stop: func(context.Context) error {
 		defer embedded.Close()
-		return errors.Join(kept.Close(), os.RemoveAll(folder), client.Close())
+		return errors.Join(responses.Close(), os.RemoveAll(directory), client.Close())
 	}})
 	outbound := &http.Client{Timeout: 10 * time.Second}
 	zoomClient := zoom.New(zoom.Config{
@@ -100,7 +101,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	})
 	metrics := app.Metrics("sandbox")
 	renewer := renewal.New(renewal.Config{
-		Store: grants, Journal: kept, Log: log, Metrics: metrics, RefreshBefore: refreshBefore,
+		Store: grants, Journal: responses, Log: log, Metrics: metrics, RefreshBefore: refreshBefore,
 		Apps: map[string]renewal.App{config.DefaultApp: {Zoom: zoomClient}},
 	})
 	cache, err := tokenserver.NewCache(grants, 1000, log)
@@ -140,12 +141,12 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 	return s, nil
 }
 
-// identify is how the Recall stand-in learns from the Zoom stand-in what a token
-// is.
+// identify returns the Zoom user of a token, from the Zoom stand-in. The Recall
+// stand-in calls it.
 func (s *sandbox) identify(_ context.Context, token string) (zoomUser, account string, left time.Duration, err error) {
 	whose, left, ok := s.zoom.LookUpAccessToken(token)
 	if !ok {
-		return "", "", 0, errors.New("Zoom does not know the token") //nolint:staticcheck // a name
+		return "", "", 0, errors.New("unknown token")
 	}
 	return whose.ID, whose.AccountID, left, nil
 }
