@@ -143,7 +143,7 @@ func (s *Service) exchange(ctx context.Context, id grant.ID, c consent) (journal
 		// No journal has a response. If the release fails, other calls wait for one until
 		// the claim expires.
 		if err := s.Store.ReleaseConsent(ctx, id, c.fingerprint, nil); err != nil {
-			s.Log.Warn("releasing a failed consent failed; it stays claimed until the claim expires", zap.String("grant", string(id)), zap.Error(err))
+			s.Log.Warn("consent not released; it stays claimed until the claim expires", zap.String("grant", string(id)), zap.Error(err))
 		}
 		return journal.Entry{}, consentError(c.field, err)
 	}
@@ -154,8 +154,8 @@ func (s *Service) exchange(ctx context.Context, id grant.ID, c consent) (journal
 	return e, nil
 }
 
-// checkOwner asks Zoom whose grant a consent has brought, if it is to replace a
-// grant with a credential: a credential belongs to one Zoom user. It returns a
+// checkOwner reads from Zoom the owner of a new grant that is to replace one with a
+// credential: a credential belongs to one Zoom user. It returns a
 // [*takenError] if the new Zoom user has a credential that is not this user's. If
 // Zoom or the vendor fails, the check is left to [Service.identify].
 func (s *Service) checkOwner(ctx context.Context, before grant.Grant, e journal.Entry) (zoom.User, error) {
@@ -167,7 +167,7 @@ func (s *Service) checkOwner(ctx context.Context, before grant.Grant, e journal.
 	defer cancel()
 	owner, err := app.Zoom.Me(callCtx, e.Tokens.Access)
 	if err != nil || owner.ID == before.ZoomUser {
-		return owner, nil //nolint:nilerr // identify asks again
+		return owner, nil //nolint:nilerr // identify reads it again
 	}
 	var taken *takenError
 	filter := CredentialFilter{App: app.OAuthApp, ZoomUser: owner.ID}

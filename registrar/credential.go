@@ -107,8 +107,8 @@ func (s *Service) findCredential(ctx context.Context, g grant.Grant) (grant.Gran
 	return s.createCredential(ctx, g)
 }
 
-// secretGrace is how long earlier secrets are still accepted, for callbacks that the
-// vendor has already started.
+// secretGrace is the time for which earlier secrets are still accepted, for callbacks
+// that the vendor has already started.
 const secretGrace = time.Minute
 
 // storeCredential ends a registration: it stores the id of a credential that was

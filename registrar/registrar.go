@@ -28,7 +28,7 @@
 //	secret stored     a credential may exist at the vendor, without its id here
 //	  → active        created, or found by its URL; its id is stored
 //	active            final, until the secret is rotated or the user removed
-//	deleting          credential, then grant at Zoom (if asked), then record
+//	deleting          credential, then grant at Zoom (if requested), then record
 //
 // A crash leaves a state as it is:
 //

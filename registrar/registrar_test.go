@@ -858,9 +858,9 @@ func TestFinisherStopsAtAnOutage(t *testing.T) {
 	}
 	before := w.recall.Counts().Requests
 	w.finish(func() bool {
-		return w.logs.FilterMessage("continuing registrations failed; retry in the next round").Len() >= 3
+		return w.logs.FilterMessage("registrations not continued; retry in the next round").Len() >= 3
 	})
-	if asked := w.recall.Counts().Requests - before; asked > 2*w.logs.FilterMessage("continuing registrations failed; retry in the next round").Len()+2 {
+	if asked := w.recall.Counts().Requests - before; asked > 2*w.logs.FilterMessage("registrations not continued; retry in the next round").Len()+2 {
 		t.Errorf("%d requests to a Recall that is down", asked)
 	}
 }

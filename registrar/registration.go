@@ -63,7 +63,7 @@ func (s *Service) link(ctx context.Context, g grant.Grant) (grant.Grant, error) 
 	return s.createCredential(ctx, g)
 }
 
-// identify asks Zoom whose grant it is, unless that is known.
+// identify stores the Zoom user of a grant, as Zoom reports it, unless it is known.
 func (s *Service) identify(ctx context.Context, g grant.Grant) (grant.Grant, error) {
 	if g.ZoomUser != "" && !g.OwnerUnverified {
 		return g, nil

@@ -32,7 +32,7 @@ func (s *Service) deregister(ctx context.Context, id grant.ID, revoke bool) erro
 	return s.remove(ctx, g)
 }
 
-// remove deletes a user's credentials, then revokes the grant if asked, then removes
+// remove deletes a user's credentials, then revokes the grant if requested, then removes
 // the record: as long as a credential exists, the record names it. Every step can be
 // repeated.
 func (s *Service) remove(ctx context.Context, g grant.Grant) error {
@@ -82,11 +82,11 @@ func (s *Service) removeRecord(ctx context.Context, id grant.ID, outcome store.C
 	}
 }
 
-// revoke revokes the grant at Zoom. A grant that Zoom does not know is revoked.
+// revoke revokes the grant at Zoom. A grant that is unknown to Zoom counts as revoked.
 func (s *Service) revoke(ctx context.Context, g grant.Grant) error {
 	app, known := s.app(g.App)
 	if !known { // removed from ZOOM_APPS_FILE
-		s.Log.Warn("Zoom app is not in the settings; grant not revoked", zap.String("grant", string(g.ID)), zap.String("app", g.App))
+		s.Log.Warn("Zoom app not configured; grant not revoked", zap.String("grant", string(g.ID)), zap.String("app", g.App))
 		return nil
 	}
 	token, err := s.Store.ReadRefreshToken(ctx, g.ID)

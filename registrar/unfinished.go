@@ -43,7 +43,7 @@ func (s *Service) RunUnfinished(ctx context.Context, every time.Duration) {
 		case <-timer.C:
 		}
 		if err := s.continueDue(ctx); err != nil && ctx.Err() == nil {
-			s.Log.Warn("continuing registrations failed; retry in the next round", zap.Error(err))
+			s.Log.Warn("registrations not continued; retry in the next round", zap.Error(err))
 		}
 	}
 }
@@ -160,7 +160,7 @@ func (s *Service) postpone(ctx context.Context, id grant.ID, cause error) (grant
 	return g, nil
 }
 
-// retryAfter returns the wait that the vendor or Zoom has asked for, 0 if neither.
+// retryAfter returns the wait that the vendor or Zoom has requested, 0 if neither has.
 func retryAfter(cause error) time.Duration {
 	var atVendor *VendorError
 	var atZoom *zoom.RefusedError

@@ -37,7 +37,7 @@ var (
 )
 
 // Lookup finds the record of a grant and decides whether its token may be
-// served. It knows nothing of HTTP. A protocol calls [Lookup.Find], then checks
+// served. It is independent of HTTP. A protocol calls [Lookup.Find], then checks
 // what else the request must prove, then calls [Lookup.EnsureFresh]. It is safe
 // for concurrent use, and both methods may be repeated.
 type Lookup struct {

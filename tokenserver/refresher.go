@@ -44,7 +44,7 @@ type Refresher struct {
 const (
 	batch        = 64                    // grants read from a shard at once
 	busyInterval = 20 * time.Millisecond // between reads while there is work
-	appInterval  = time.Second           // between looks for apps that were added or removed
+	appInterval  = time.Second           // between checks for added or removed apps
 )
 
 // Run works until ctx ends. Renewals in flight continue; see [renewal.Renewer.Close].
@@ -129,7 +129,8 @@ func (q *dueQueue) run(ctx context.Context) {
 	}
 }
 
-// read reads the shards whose time has come, and returns how long none has to be read.
+// read lists what is due in the shards whose time has come, and returns the time until
+// the next shard's.
 func (q *dueQueue) read(ctx context.Context) (idle time.Duration, err error) {
 	now := time.Now()
 	earliest := now.Add(q.poll)

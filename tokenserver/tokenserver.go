@@ -1,11 +1,10 @@
-// Package tokenserver is the public HTTP endpoint. It serves access tokens to
-// bot vendors, receives Zoom's webhook, and keeps every grant's token fresh.
+// Package tokenserver serves access tokens to bot vendors over public HTTP. It also
+// receives Zoom's webhook, and starts the renewals that are due.
 //
-// A request passes two layers. A [Protocol] decides who may ask, and the form of
-// the response; Recall's callback is the first. [Lookup] finds the grant's record
-// in a [Cache] and decides whether its token may be served. [Handler] routes
-// requests to protocols, contains their panics and measures them. [Refresher]
-// starts the renewals that are due.
+// A request passes two layers. A [Protocol] checks the request's proof, and writes the
+// response; Recall's callback is the first. [Lookup] finds the grant's record in a
+// [Cache] and decides whether its token may be served. [Handler] routes requests to
+// protocols, contains their panics and measures them. [Refresher] starts the renewals.
 package tokenserver
 
 import (
@@ -18,7 +17,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// Protocol is one way to ask the token server for something: a URL path, the
+// Protocol is one kind of request to the token server: a URL path, the
 // proof that a request must carry, and the form of the response. To add one,
 // implement it in a file of its own and pass it to [Handler.Mount].
 //

@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	client, zoomMetrics := instrument.Client(app.Outbound(20*time.Second)), zoom.NewMetrics(metrics)
 	clocks := app.WatchClocks(&c.Zoom, grants, client, log)
 	renewer := renewal.New(renewal.Config{
-		Store: grants, Journal: responses, Log: log.Named("rotation"), Metrics: metrics,
+		Store: grants, Journal: responses, Log: log.Named("renewal"), Metrics: metrics,
 		SuspendReason: clocks.CheckSkew, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
 	gate := recallvendor.Gate{Quota: grants, PerMinute: c.RecallRateLimit, Log: log.Named("recall"), Metrics: recallvendor.NewGateMetrics(metrics), MaxWait: 2 * time.Second}

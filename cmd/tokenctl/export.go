@@ -105,7 +105,7 @@ Examples:
   tokenctl restore - --yes <grants-2026-11-24.backup`
 }
 
-// Spares implements [config.OptionalSettings].
+// IsOptional implements [config.OptionalSettings].
 func (r *restore) IsOptional(setting string) bool { return r.OnlyCheck && setting == "REDIS_URL" }
 
 // backup opens the backup. It is read twice, first to check that it is complete, so

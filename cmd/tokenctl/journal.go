@@ -33,7 +33,7 @@ func (j *journalShow) Check(fault func(setting, text string)) {
 	}
 }
 
-// Spares implements [config.OptionalSettings].
+// IsOptional implements [config.OptionalSettings].
 func (j *journalShow) IsOptional(setting string) bool { return j.Offline && setting == "REDIS_URL" }
 
 // Help implements [kong.HelpProvider].

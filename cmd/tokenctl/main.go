@@ -1,4 +1,5 @@
-// Command tokenctl is the operator's command line.
+// Command tokenctl inspects and repairs a deployment: users, grants, keysets, journals
+// and backups.
 //
 // Each command has a struct of its flags, and a method run, which calls the packages
 // that do the work. A file has one command, or a few of one theme.
@@ -15,7 +16,7 @@ import (
 	"tokenprovider/internal/config"
 )
 
-const about = `The operator's command line.
+const about = `Inspects and repairs a deployment: users, grants, keysets, journals and backups.
 
 Settings have the names that they have for the programs: run it where a program runs, or with its environment. Exit status: 0 for success, 1 for a failure or a fault found by doctor, 2 for an invalid flag or setting.`
 

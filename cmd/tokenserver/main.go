@@ -62,7 +62,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	client, zoomMetrics := instrument.Client(app.Outbound(0)), zoom.NewMetrics(metrics)
 	clocks := app.WatchClocks(&c.Zoom, grants, client, log)
 	renewer := renewal.New(renewal.Config{
-		Store: grants, Journal: responses, Log: log.Named("rotation"), Metrics: metrics,
+		Store: grants, Journal: responses, Log: log.Named("renewal"), Metrics: metrics,
 		SuspendReason: clocks.CheckSkew, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
 	})
 	setApps := func(list []config.App) {
@@ -121,16 +121,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	)
 }
 
-// limitMemory collects garbage less often, as callbacks leave little that lives, and
-// limits the heap to what the cache needs. The operator's GOGC and GOMEMLIMIT
-// override it.
+// limitMemory makes garbage collections rarer, as callbacks leave few live objects, and
+// limits the heap to what the cache needs. GOGC and GOMEMLIMIT override it.
 func limitMemory(cacheSize int) {
-	const base, credential = 64 << 20, 1600 // bytes
+	const base, record = 64 << 20, 1600 // bytes
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(200)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(base + int64(cacheSize)*credential)
+		debug.SetMemoryLimit(base + int64(cacheSize)*record)
 	}
 }
 

@@ -22,9 +22,9 @@ type settings struct {
 	RecallVerificationRequired    bool          `env:"RECALL_VERIFICATION_REQUIRED" help:"Refusal to start without verification secrets."`
 	ZoomWebhookSecretToken        secret.Text   `env:"ZOOM_WEBHOOK_SECRET_TOKEN" placeholder:"TOKEN" help:"Secret Token of the Zoom app, for Zoom's webhook at /zoom/events: users who remove the app at Zoom are removed here. Empty: the webhook returns 404."`
 	ZoomWebhookSecretTokenFile    string        `env:"ZOOM_WEBHOOK_SECRET_TOKEN_FILE" placeholder:"FILE" help:"File with the Secret Token. Reloaded when it changes."`
-	CacheSize                     int           `env:"CACHE_SIZE" default:"100000" help:"Maximum credentials in memory, about 2 KiB each."`
+	CacheSize                     int           `env:"CACHE_SIZE" default:"100000" help:"Maximum grants in memory, about 2 KiB each."`
 	MaxWaiting                    int           `env:"MAX_WAITING" default:"1000" help:"Maximum callbacks that wait for Zoom at once. More get a 503."`
-	DrainDelay                    time.Duration `env:"DRAIN_DELAY" default:"5s" help:"Time between the end of readiness and of the callbacks at a stop, for load balancers to notice. 0: none."`
+	DrainDelay                    time.Duration `env:"DRAIN_DELAY" default:"5s" help:"Time from the end of readiness to the end of callbacks at shutdown, in which load balancers remove the process. 0: none."`
 
 	verifier *tokenserver.Verifier
 }

@@ -1,6 +1,6 @@
-// Command register is an example of an internal service. It registers one user over
-// mutual TLS, with a deadline for each attempt, and repeats the same request until
-// there is a response. That is safe: a code is spent once, and a repeated call returns
+// Command register shows how an internal service registers a user: over mutual TLS,
+// with a deadline for each attempt, repeating the same request until there is a
+// response. That is safe: a code is spent once, and a repeated call returns
 // the result of the first.
 //
 //	register --addr registrar.internal:8443 --ca ca.pem --cert own.pem --key own-key.pem \

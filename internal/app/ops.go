@@ -19,7 +19,7 @@ type Readiness struct {
 	// Check returns the reason why the program is not ready, or nil.
 	Check func(ctx context.Context) error
 	// Drain is the time between the end of readiness and the stop of the other
-	// parts, for load balancers to notice.
+	// parts, in which load balancers remove the process.
 	Drain time.Duration
 
 	stopping atomic.Bool

@@ -136,15 +136,15 @@ func (s *Storage) Check(fault func(setting, text string)) {
 	}
 }
 
-// journalKeep is how long a committed response stays in the journal, to be replayed
-// if Redis loses acknowledged writes.
-const journalKeep = 5 * time.Minute
+// journalRetention is the time for which a committed response stays in the journal, to
+// be replayed if Redis loses acknowledged writes.
+const journalRetention = 5 * time.Minute
 
 // Open opens the journal and returns it with the store, once Redis responds and the
 // keyset decrypts its records. [config.Faults] are errors of the configuration.
 func (s *Storage) Open(ctx context.Context, log *zap.Logger) (*store.Store, *journal.Journal, error) {
 	redis.SetLogger(redisLog{log.Named("redis")})
-	responses, err := journal.Open(s.JournalDir, s.Keyset(), journalKeep)
+	responses, err := journal.Open(s.JournalDir, s.Keyset(), journalRetention)
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("JOURNAL_DIR: %w", err), s.connection.Close())
 	}

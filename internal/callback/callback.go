@@ -1,5 +1,5 @@
-// Package callback creates and parses callback URLs: the URL that Recall calls for
-// a user's access token.
+// Package callback creates and parses callback URLs: Recall calls a user's URL for the
+// user's access token.
 //
 // The form is BASE/callback/ID/SECRET. ID is the grant's id, which is not secret.
 // SECRET is 256 random bits, generated for one credential alone; it proves that the

@@ -73,14 +73,14 @@ func (a *Apps) Follow(ctx context.Context, every time.Duration, log *zap.Logger,
 		}
 		reloaded, err := a.file.Check()
 		if err != nil {
-			log.Error("zoom apps not reloaded: invalid file; keeping the current apps", zap.Error(err))
+			log.Error("Zoom apps not reloaded: invalid file; keeping the current apps", zap.Error(err))
 		}
 		if !reloaded && len(kept) == 0 {
 			continue
 		}
 		if list, dropped := a.merge(ctx, log, users, kept); reloaded || dropped {
 			a.current.Store(&list)
-			log.Info("zoom apps reloaded", zap.Strings("apps", names(list)))
+			log.Info("Zoom apps reloaded", zap.Strings("apps", names(list)))
 			changed(list)
 		}
 	}
@@ -128,7 +128,7 @@ func (a *Apps) merge(ctx context.Context, log *zap.Logger, users Users, kept map
 			continue
 		}
 		if !kept[app.Name] {
-			log.Error("zoom app missing in ZOOM_APPS_FILE but has users; keeping it until they are deregistered or it is listed under removed",
+			log.Error("Zoom app with users missing in ZOOM_APPS_FILE; keeping it",
 				zap.String("app", app.Name), zap.Int("users", counts[app.Name]), zap.Error(err))
 		}
 		kept[app.Name] = true

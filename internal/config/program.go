@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"io"
 	"time"
 
@@ -28,15 +29,14 @@ func (p Program) Check(fault func(setting, text string)) {
 	}
 }
 
-// Of a message that repeats, each second has the first logFirst lines, and then one
-// of every logEach.
+// The sampling of repeated messages: in each second the first logFirst lines of a
+// message are written, then one of every logEach.
 const (
 	logFirst = 20
 	logEach  = 100
 )
 
-// Logger returns the program's logger, which writes to w and samples messages that
-// repeat.
+// Logger returns the program's logger, which writes to w and samples repeated messages.
 func (p Program) Logger(w io.Writer) *zap.Logger {
 	level, err := zapcore.ParseLevel(p.LogLevel)
 	if err != nil {
@@ -73,7 +73,7 @@ type Renewal struct {
 // Check implements [Checker].
 func (r Renewal) Check(fault func(setting, text string)) {
 	if r.RefreshBefore <= grant.MinTTL {
-		fault("REFRESH_BEFORE", "must be greater than 2m, the lifetime that Recall needs")
+		fault("REFRESH_BEFORE", fmt.Sprintf("must be greater than %v, the lifetime that Recall needs", grant.MinTTL))
 	}
 	if r.RefreshMaxInFlight < 1 {
 		fault("REFRESH_MAX_IN_FLIGHT", "must be at least 1")

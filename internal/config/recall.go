@@ -15,7 +15,7 @@ type Recall struct {
 	RecallOAuthAppID   string      `name:"recall-oauth-app-id" env:"RECALL_OAUTH_APP_ID" placeholder:"UUID" help:"UUID of the Zoom OAuth app at Recall."`
 	RecallRateLimit    int         `name:"recall-rate-limit" env:"RECALL_RATE_LIMIT" default:"300" help:"Maximum requests to Recall per minute, over all replicas. Recall's own limit is 300 per workspace."`
 	CallbackBaseURL    *url.URL    `name:"callback-base-url" env:"CALLBACK_BASE_URL" placeholder:"URL" needed:"the public URL of the token server, as Recall reaches it" help:"Public URL of the token server, as Recall reaches it."`
-	CallbackOldBaseURL string      `name:"callback-old-base-urls" env:"CALLBACK_OLD_BASE_URLS" placeholder:"URLS" help:"Former public URLs of the token server, comma-separated. Credentials under them at Recall are removed too."`
+	CallbackOldBaseURL string      `name:"callback-old-base-urls" env:"CALLBACK_OLD_BASE_URLS" placeholder:"URLS" help:"Earlier public URLs of the token server, comma-separated. Credentials under them at Recall are removed too."`
 
 	oldBases []*url.URL
 }
@@ -48,7 +48,7 @@ func (r *Recall) CheckApp(z *Zoom, fault func(setting, text string)) {
 	}
 }
 
-// OldBases returns the former public URLs of the token server.
+// OldBases returns the earlier public URLs of the token server.
 func (r *Recall) OldBases() []*url.URL { return r.oldBases }
 
 // Certificates has the files of the registrar's mutual TLS.

@@ -1,5 +1,5 @@
-// Package grant is the domain: a user's Zoom grant, its states, and when its
-// access token is due to be renewed.
+// Package grant defines a user's Zoom grant: its states, its claims, and the time at
+// which its access token is due to be renewed.
 //
 // It is pure: no I/O and no clock of its own. Storage, protocol and transport
 // packages share these types and sentinels, and nothing else.
@@ -23,8 +23,8 @@ const MinTTL = 120 * time.Second
 // for the guard to postpone a renewal: [MinTTL] and time for the renewal.
 const HandOffTTL = MinTTL + 10*time.Second
 
-// ConsentMemory is how long the outcome of a consent is stored. A later response to
-// it is rejected, because the user may have been removed since.
+// ConsentMemory is the time for which the outcome of a consent is stored. A later
+// response to it is rejected, because the user may have been removed since.
 const ConsentMemory = 24 * time.Hour
 
 // Shards is the fixed number of shards that grants are spread over. It is part
@@ -158,8 +158,8 @@ type Grant struct {
 	Revoke             bool // revoke at Zoom when it is removed
 	OwnerUnverified    bool // the Zoom user must be looked up: the last consent may be another Zoom user's
 
-	// UnrecordedZoomUsers are Zoom users, replaced since, for whom a credential may have been made
-	// at Recall that was never recorded. Mostly empty.
+	// UnrecordedZoomUsers are earlier Zoom users of the grant, for whom a credential may
+	// have been created at Recall that was never recorded. Mostly empty.
 	UnrecordedZoomUsers []string
 
 	Status      string // of the credential, as the vendor reports it; empty without a credential
@@ -244,11 +244,11 @@ type ClaimTerms struct {
 	ValidUntil time.Time
 	// Lease is the duration of the claim.
 	Lease time.Duration
-	// LateResponseWait is how long after the end of a lease its owner, who must have
-	// crashed, may still replay a response.
+	// LateResponseWait is the time after the end of a lease in which a response may
+	// still be replayed: its owner must have crashed.
 	LateResponseWait time.Duration
-	// HandOffGuard is how long after a token was served no scheduled renewal replaces
-	// it, while it has [HandOffTTL] left.
+	// HandOffGuard is the time after a token was served in which no scheduled renewal
+	// replaces it, while it has [HandOffTTL] left.
 	HandOffGuard time.Duration
 }
 

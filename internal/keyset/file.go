@@ -58,7 +58,7 @@ func Open(ctx context.Context, path, kmsURI string) (*File, error) {
 func (f *File) Keyset() *seal.Keyset { return f.keyset }
 
 // errUndecryptable means that the new keyset lacks the current primary key.
-var errUndecryptable = errors.New("it does not decrypt what the current keyset encrypts: add the new key to the current keyset, promote it, and disable the old key last")
+var errUndecryptable = errors.New("it does not decrypt what the current keyset encrypts")
 
 // Follow reloads the keyset when its file changes, until ctx ends. It keeps the
 // current keyset if the new one is invalid or does not decrypt what the current one

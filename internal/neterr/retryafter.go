@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// MaxRetryAfter is the longest wait that is believed: a larger one is taken for a
-// mistake of the sender's and cut to this.
+// MaxRetryAfter is the longest wait that is accepted: a longer one is taken for a
+// mistake of the sender, and shortened to this.
 const MaxRetryAfter = time.Hour
 
-// RetryAfter returns how long to wait from now: 0 if the header is missing, past or
+// RetryAfter returns the wait from now: 0 if the header is missing, past or
 // not understood. Besides the seconds and the HTTP date of RFC 9110, section
 // 10.2.3, Zoom documents an ISO 8601 instant (developers.zoom.us, rate limits).
 func RetryAfter(header http.Header, now time.Time) time.Duration {

@@ -59,7 +59,7 @@ func (e *RefusedError) Error() string {
 }
 
 // LimitError means that no request was sent: it would exceed Recall's limits, or
-// Recall has asked for a pause.
+// Recall has requested a pause.
 type LimitError struct{ For time.Duration }
 
 func (e *LimitError) Error() string {
@@ -81,7 +81,7 @@ type Gate interface {
 	// Enter waits until n requests of a kind may be sent, and counts them. It returns a
 	// [*LimitError] if that takes too long. With n = 0 it counts nothing.
 	Enter(ctx context.Context, kind Kind, n int) error
-	// Pause stops requests of a kind for d, because Recall has asked for it.
+	// Pause stops requests of a kind for d, as Recall has requested.
 	Pause(ctx context.Context, kind Kind, d time.Duration)
 }
 

@@ -309,7 +309,7 @@ func TestReplace(t *testing.T) {
 	}
 }
 
-// Recall's wish for a pause reaches the gate; a failure without one does not.
+// The gate gets each pause that Recall requests, and none after another failure.
 func TestPauses(t *testing.T) {
 	r, open, _ := start(t, recalltest.Options{})
 	for name, c := range map[string]struct {

@@ -12,12 +12,12 @@ import (
 // Quota counts requests and holds pauses for all replicas; see [store.Store].
 type Quota interface {
 	// TakeQuota takes n of perMinute requests of a kind, and returns 0. If there is no
-	// room for n now, it takes none and returns how long that lasts. With n = 0 it
-	// only looks. Background requests leave half of a burst to the others.
+	// room for n now, it takes none and returns the time until there may be. With n = 0
+	// it takes none. Background requests leave half of a burst to the others.
 	TakeQuota(ctx context.Context, kind string, perMinute, n int, background bool) (wait time.Duration, err error)
 	// Pause pauses what name stands for, for d. It may be repeated.
 	Pause(ctx context.Context, name string, d time.Duration, reason string) error
-	// Paused returns how long a pause still lasts, 0 if there is none.
+	// Paused returns the remaining time of a pause, 0 if there is none.
 	Paused(ctx context.Context, name string) (time.Duration, error)
 }
 
@@ -32,7 +32,7 @@ type Gate struct {
 	// MaxWait is the longest wait for a request's turn. If the turn comes later,
 	// [Gate.Enter] returns a [*recall.LimitError] at once.
 	MaxWait time.Duration
-	// Background requests leave half of a burst to the others, which so go first.
+	// Background requests leave half of a burst to the others, which therefore go first.
 	Background bool
 }
 
@@ -61,7 +61,7 @@ func (g *Gate) Enter(ctx context.Context, kind recall.Kind, n int) (err error) {
 	}
 }
 
-// tryEnter takes the quota and returns 0, or returns how long to wait for it.
+// tryEnter takes the quota and returns 0, or returns the wait for it.
 func (g *Gate) tryEnter(ctx context.Context, kind recall.Kind, n int) (time.Duration, error) {
 	if wait, err := g.Quota.Paused(ctx, quotaName(kind)); err != nil || wait > 0 {
 		g.Metrics.observePause(kind, wait)
@@ -81,7 +81,7 @@ func (g *Gate) Pause(ctx context.Context, kind recall.Kind, d time.Duration) {
 	g.Metrics.observePause(kind, d)
 	g.Log.Warn("rate limited by Recall; requests paused", zap.String("kind", string(kind)), zap.Duration("for", d))
 	if err := g.Quota.Pause(ctx, quotaName(kind), d, "rate limited by Recall"); err != nil {
-		g.Log.Warn("storing the pause failed; other replicas may exceed Recall's limit", zap.Error(err))
+		g.Log.Warn("pause not published; other replicas may exceed Recall's limit", zap.Error(err))
 	}
 }
 

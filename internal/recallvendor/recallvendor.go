@@ -1,6 +1,5 @@
-// Package recallvendor keeps users' credentials at Recall.ai, for the registrar: it
-// implements [registrar.Vendor] with Recall's client, and a [Gate] that keeps
-// Recall's limits for all replicas together.
+// Package recallvendor implements [registrar.Vendor] for Recall.ai, with a [Gate] that
+// keeps Recall's limits for all replicas together.
 package recallvendor
 
 import (

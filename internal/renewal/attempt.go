@@ -86,7 +86,7 @@ func (r *Renewer) claim(ctx context.Context, id grant.ID, q request) (grant.Clai
 	}
 	a, ok := r.app(claim.App)
 	if !ok {
-		r.Log.Error("Zoom app of a grant not configured; grant not renewed", zap.String("grant", string(id)), zap.String("app", claim.App))
+		r.Log.Error("Zoom app not configured; grant not renewed", zap.String("grant", string(id)), zap.String("app", claim.App))
 		return grant.Claim{}, app{}, errors.Join(ErrUnknownApp, r.release(ctx, claim, time.Minute))
 	}
 	if wait := a.pace.start(time.Now(), q.isScheduled()); wait > 0 {
@@ -95,8 +95,8 @@ func (r *Renewer) claim(ctx context.Context, id grant.ID, q request) (grant.Clai
 	return claim, a, nil
 }
 
-// pauseBeforeClaim returns for how long a request need not claim, because no call
-// would follow. A caller's request has an unknown app before the claim, so it waits
+// pauseBeforeClaim returns the time for which a request must not claim, because no
+// call would follow. A caller's request has an unknown app before the claim, so it waits
 // only if all apps are paused.
 func (r *Renewer) pauseBeforeClaim(q request) time.Duration {
 	if pause := r.PauseRemaining(); pause > 0 {
@@ -204,8 +204,8 @@ func (r *Renewer) fail(ctx context.Context, claim grant.Claim, cause error) erro
 	return fmt.Errorf("%w: %w", cause, &grant.BackoffError{For: wait})
 }
 
-// classify returns what a failed call has done to the refresh token, and how long to
-// wait before the next call, if Zoom or the kind of failure says so.
+// classify returns the effect of a failed call on the refresh token, and the wait before
+// the next call, 0 if neither Zoom nor the kind of failure determines one.
 func classify(cause error) (outcome grant.Outcome, retryAfter time.Duration) {
 	var refused *zoom.RefusedError
 	switch {

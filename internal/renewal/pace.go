@@ -153,7 +153,7 @@ func (r *Renewer) recordResult(app string, p *pace, err error) {
 	if errors.Is(err, zoom.ErrInvalidClient) {
 		log.Error("Zoom app paused: client id or secret refused; no token of the app is renewed")
 	} else {
-		log.Warn("Zoom app paused")
+		log.Warn("Zoom app paused; no token of the app is renewed")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()

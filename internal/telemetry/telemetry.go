@@ -1,4 +1,4 @@
-// Package telemetry makes the spans of this project. They cost nothing unless the
+// Package telemetry creates OpenTelemetry spans. They cost nothing unless the
 // program has started OpenTelemetry (package instrument).
 //
 // Spans contain ids and outcomes, as the log does. No attribute contains a callback
