@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	c.RegisterMetrics(grants, responses, metrics)
 	registrar.MeasureCertificates(c.certificates, metrics)
 	client, zoomMetrics := instrument.Client(app.Outbound(20*time.Second)), zoom.NewMetrics(metrics)
-	clocks := app.WatchClocks(&c.Zoom, grants, client, log)
+	clocks := app.WatchClocks(&c.Zoom, grants.Health, client, log)
 	renewer := renewal.New(renewal.Config{
 		Store: grants, Journal: responses, Log: log.Named("renewal"), Metrics: metrics,
 		SuspendReason: clocks.CheckSkew, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,
@@ -83,7 +83,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return nil
 	})
 	reencrypter := &keyset.Reencrypter{
-		Store: grants, Keyset: c.Keyset(), Log: log.Named("keyset"),
+		Store: grants.Encryption, Keyset: c.Keyset(), Log: log.Named("keyset"),
 		Wait: 12 * c.ReloadInterval, // Kubernetes takes a minute to update the file, and each process an interval to reload it
 	}
 	service := registrar.New(registrar.Config{

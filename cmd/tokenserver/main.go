@@ -60,7 +60,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	metrics := app.Metrics("tokenserver")
 	c.RegisterMetrics(grants, responses, metrics)
 	client, zoomMetrics := instrument.Client(app.Outbound(0)), zoom.NewMetrics(metrics)
-	clocks := app.WatchClocks(&c.Zoom, grants, client, log)
+	clocks := app.WatchClocks(&c.Zoom, grants.Health, client, log)
 	renewer := renewal.New(renewal.Config{
 		Store: grants, Journal: responses, Log: log.Named("renewal"), Metrics: metrics,
 		SuspendReason: clocks.CheckSkew, RefreshBefore: c.RefreshBefore, MaxInFlight: c.RefreshMaxInFlight, MaxPerSecond: c.RefreshMaxPerSecond,

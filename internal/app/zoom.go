@@ -23,7 +23,7 @@ func ZoomClient(a config.App, client *http.Client, metrics *zoom.Metrics) *zoom.
 
 // WatchClocks returns the comparison of this machine's clock with Redis's and
 // Zoom's.
-func WatchClocks(z *config.Zoom, grants *store.Store, client *http.Client, log *zap.Logger) *clock.Monitor {
+func WatchClocks(z *config.Zoom, redis *store.Health, client *http.Client, log *zap.Logger) *clock.Monitor {
 	atZoom := func(ctx context.Context) (time.Time, error) { return clock.ServerTime(ctx, client, z.ZoomOAuthURL) }
-	return &clock.Monitor{Redis: grants.Now, Zoom: atZoom, Log: log.Named("clock")}
+	return &clock.Monitor{Redis: redis.Now, Zoom: atZoom, Log: log.Named("clock")}
 }

@@ -6,13 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"tokenprovider/internal/grant"
 	"tokenprovider/internal/secret"
 )
+
+// Backup reads all grants in clear, and restores them.
+type Backup struct{ *core }
 
 // BackupRecord is a grant's record as text, for a backup. It is not encrypted: it has
 // the tokens in clear.
@@ -82,22 +84,22 @@ func (s *Backup) dump(id grant.ID, record map[string]string) (secret.Text, error
 // refresh token is tried once. Until then the grant is [grant.Degraded] with the
 // given reason.
 func (s *Backup) Restore(ctx context.Context, dumped []BackupRecord, reason string) (restored int, err error) {
-	answers := make([]*redis.Cmd, len(dumped))
+	replies := make([]*redis.Cmd, len(dumped))
 	_, err = s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for i, d := range dumped {
 			args, err := s.encodeBackup(d)
 			if err != nil {
 				return err
 			}
-			answers[i] = s.variant(restoreScript).Eval(ctx, pipe, recordKeys(d.ID), append([]any{string(d.ID), reason}, args...)...)
+			replies[i] = s.variant(restoreScript).Eval(ctx, pipe, recordKeys(d.ID), append([]any{string(d.ID), reason}, args...)...)
 		}
 		return nil
 	})
 	if err != nil {
 		return 0, fmt.Errorf("restoring grants: %w", err)
 	}
-	for _, answer := range answers {
-		words, err := answer.StringSlice()
+	for _, reply := range replies {
+		words, err := reply.StringSlice()
 		if err != nil || len(words) == 0 {
 			return restored, fmt.Errorf("restoring grants: %w", errors.Join(err, errors.New("a script returned nothing")))
 		}
@@ -115,7 +117,7 @@ func (s *Backup) encodeBackup(d BackupRecord) (args []any, err error) {
 		return nil, fmt.Errorf("grant %s: not a record", d.ID) // the error may quote it
 	}
 	if grant.NewID(string(fields["app"]), string(fields["user"])) != d.ID {
-		return nil, fmt.Errorf("grant %s: the record is another user's", d.ID)
+		return nil, fmt.Errorf("grant %s: it is the record of another user", d.ID)
 	}
 	delete(fields, fieldAccess)
 	for field, value := range fields {
@@ -127,20 +129,4 @@ func (s *Backup) encodeBackup(d BackupRecord) (args []any, err error) {
 		args = append(args, field, value)
 	}
 	return args, nil
-}
-
-// IsEmpty reports whether no grant is stored.
-func (s *Lists) IsEmpty(ctx context.Context) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	states, err := s.CountByState(ctx)
-	if err != nil {
-		return false, err
-	}
-	for _, n := range states {
-		if n > 0 {
-			return false, nil
-		}
-	}
-	return true, nil
 }

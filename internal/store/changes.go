@@ -13,6 +13,10 @@ import (
 	"tokenprovider/internal/grant"
 )
 
+// Changes publishes changes of records: to subscribers at once, without history
+// ([Changes.Subscribe]), and as a stream with positions ([Changes.ReadChanges]).
+type Changes struct{ *core }
+
 // ChangeListener receives changes of records. Its methods must return quickly, and
 // are called one at a time.
 type ChangeListener interface {
@@ -45,7 +49,7 @@ func (s *Changes) Subscribe(ctx context.Context, f ChangeListener) {
 	pace.InitialInterval, pace.MaxInterval = 20*time.Millisecond, time.Second
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := s.follow(ctx, f)
+		err := s.subscribeOnce(ctx, f)
 		if ctx.Err() != nil {
 			return
 		}
@@ -60,8 +64,8 @@ func (s *Changes) Subscribe(ctx context.Context, f ChangeListener) {
 	}
 }
 
-// follow subscribes, and returns when a message may have been lost.
-func (s *Changes) follow(ctx context.Context, f ChangeListener) error {
+// subscribeOnce subscribes, and returns when a message may have been lost.
+func (s *Changes) subscribeOnce(ctx context.Context, f ChangeListener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	nodes, err := s.subscriptions(ctx)
@@ -102,14 +106,14 @@ func (q *mergedListener) Invalidate(id grant.ID) {
 	q.ChangeListener.Invalidate(id)
 }
 
-// subscription is a server and the channels to follow there.
+// subscription is a server and its channels.
 type subscription struct {
 	server   *redis.Client
 	channels []string
 	sharded  bool
 }
 
-// subscriptions returns what has to be subscribed to.
+// subscriptions returns the masters with the channels of their shards.
 func (s *core) subscriptions(ctx context.Context) ([]subscription, error) {
 	var channels []string
 	for shard := range grant.Shards {
@@ -119,7 +123,7 @@ func (s *core) subscriptions(ctx context.Context) ([]subscription, error) {
 	if !ok {
 		server, ok := s.redis.(*redis.Client)
 		if !ok {
-			return nil, fmt.Errorf("a client of type %T has no subscriptions", s.redis)
+			return nil, fmt.Errorf("a client of type %T cannot subscribe", s.redis)
 		}
 		return []subscription{{server: server, channels: channels}}, nil
 	}
@@ -128,7 +132,7 @@ func (s *core) subscriptions(ctx context.Context) ([]subscription, error) {
 	for _, channel := range channels {
 		master, err := cluster.MasterForKey(ctx, channel)
 		if err != nil {
-			return nil, fmt.Errorf("looking for the master of %s: %w", channel, err)
+			return nil, fmt.Errorf("finding the master of %s: %w", channel, err)
 		}
 		i, known := index[master]
 		if !known {
@@ -141,19 +145,19 @@ func (s *core) subscriptions(ctx context.Context) ([]subscription, error) {
 	return nodes, nil
 }
 
-// checkReadable makes sure that a server can be read. After an outage the client's pool
-// refuses to for up to a second more, when a subscription, which has a connection of
-// its own, is told already what has to be read again.
+// checkReadable returns an error if the server cannot be read through the pool. After
+// an outage the pool fails for up to another second, while a subscription works on
+// its own connection: listeners would be notified too early to revalidate.
 func checkReadable(ctx context.Context, server *redis.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, replyTimeout)
 	defer cancel()
 	return server.Ping(ctx).Err()
 }
 
-// listen follows one server until something is wrong.
+// listen receives the messages of one server until one may have been lost.
 func (s *Changes) listen(ctx context.Context, node subscription, f *mergedListener) error {
 	if err := checkReadable(ctx, node.server); err != nil {
-		return fmt.Errorf("following changes: %w", err)
+		return fmt.Errorf("subscribing to changes: %w", err)
 	}
 	var link *redis.PubSub
 	var err error
@@ -168,44 +172,44 @@ func (s *Changes) listen(ctx context.Context, node subscription, f *mergedListen
 	}
 	defer func() { _ = link.Close() }()
 	if err != nil {
-		return fmt.Errorf("following changes: %w", err)
+		return fmt.Errorf("subscribing to changes: %w", err)
 	}
-	heard, asked, breaks := time.Now(), time.Time{}, int64(-1)
+	lastReply, lastPing, failovers := time.Now(), time.Time{}, int64(-1)
 	for confirmed := 0; ctx.Err() == nil; {
 		message, err := link.ReceiveTimeout(ctx, pingInterval)
 		var timeout interface{ Timeout() bool }
 		switch {
 		case err == nil:
-			heard = time.Now()
+			lastReply = time.Now()
 		case errors.As(err, &timeout) && timeout.Timeout():
 		default:
-			return fmt.Errorf("following changes: %w", err)
+			return fmt.Errorf("subscribing to changes: %w", err)
 		}
 		switch message := message.(type) {
 		case *redis.Message:
 			f.Invalidate(grant.ID(message.Payload))
 		case *redis.Subscription:
-			// Any but the first ones mean that the connection is another one, or that
-			// the channel has moved to another server.
+			// A later confirmation means that go-redis has reconnected, or that the
+			// channel has moved to another server.
 			if confirmed++; confirmed > len(node.channels) || message.Kind == "sunsubscribe" {
-				return errors.New("following changes: the subscription was replaced")
+				return errors.New("subscribing to changes: the subscription was replaced")
 			}
 			if confirmed == len(node.channels) {
-				breaks = s.failovers.Failovers()
+				failovers = s.failovers.Failovers()
 				f.Synced()
 			}
 		}
 		now := time.Now()
-		if now.Sub(heard) > replyTimeout {
-			return fmt.Errorf("following changes: %w", ErrNoReply)
+		if now.Sub(lastReply) > replyTimeout {
+			return fmt.Errorf("subscribing to changes: %w", ErrNoReply)
 		}
-		if breaks >= 0 && s.failovers.Failovers() != breaks {
-			return errors.New("following changes: Redis restarted or failed over")
+		if failovers >= 0 && s.failovers.Failovers() != failovers {
+			return errors.New("subscribing to changes: Redis restarted or failed over")
 		}
-		if now.Sub(asked) >= pingInterval { // also between messages: the server may have been replaced
-			asked = now
+		if now.Sub(lastPing) >= pingInterval { // also between messages: the server may have been replaced
+			lastPing = now
 			if err := link.Ping(ctx); err != nil {
-				return fmt.Errorf("following changes: %w", err)
+				return fmt.Errorf("subscribing to changes: %w", err)
 			}
 		}
 	}

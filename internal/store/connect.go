@@ -14,19 +14,19 @@ import (
 	"tokenprovider/internal/secret"
 )
 
-// URLForms is how a REDIS_URL may look, for error messages and help texts.
+// URLForms lists the forms of a Redis URL, for error messages and help texts.
 const URLForms = "redis://[user:password@]host:port/db, rediss:// (TLS), " +
 	"redis+sentinel://host:port/db?master_name=NAME or redis+cluster://host:port?addr=host2:port"
 
-// Connection is a client for Redis, of whatever kind, that notices when Redis
-// may have forgotten something.
+// Connection is a client of a single Redis, of Sentinel, or of Redis Cluster. It
+// detects that Redis may have lost writes; see [FailoverDetector].
 type Connection struct {
 	redis.UniversalClient
 	failovers   *FailoverDetector
 	credentials *credentials
 }
 
-// credentials is how new connections authenticate.
+// credentials are the user and password of new connections. They can be replaced.
 type credentials struct {
 	address string // the URL without user and password
 	current atomic.Pointer[url.Userinfo]
@@ -40,30 +40,30 @@ func (l *credentials) credentials(context.Context) (user, password string, err e
 	return user, password, nil
 }
 
-// SetURL takes user and password from another Redis URL, for connections that are
-// made from now on. It is an error if the URL differs in anything else.
+// SetURL replaces the user and password of later connections by those of a URL. It
+// returns an error if the URL differs in anything else.
 func (c *Connection) SetURL(raw secret.Text) error {
 	parsed, err := url.Parse(raw.Reveal())
 	if err != nil {
-		return errors.New("not a URL: want " + URLForms)
+		return errors.New("must be " + URLForms)
 	}
 	info := parsed.User
 	parsed.User = nil
 	if parsed.String() != c.credentials.address {
-		return errors.New("it differs in more than user and password: that needs a restart")
+		return errors.New("may change its user and password only, without a restart")
 	}
 	c.credentials.current.Store(info)
 	return nil
 }
 
-// Connect makes a client for a Redis URL; it does not dial. Sentinel and
-// Cluster are spelled by a suffix of the scheme and take the query parameters
-// of go-redis's ParseFailoverURL and ParseClusterURL. Errors never quote the
-// URL, which may hold a password.
+// Connect returns a client for a Redis URL; it does not dial. A suffix of the scheme
+// selects Sentinel or Cluster, with the query parameters of go-redis's
+// ParseFailoverURL and ParseClusterURL. Errors do not quote the URL, which may have a
+// password.
 func Connect(raw secret.Text) (*Connection, error) {
 	parsed, err := url.Parse(raw.Reveal())
 	if err != nil {
-		return nil, errors.New("not a URL: want " + URLForms)
+		return nil, errors.New("must be " + URLForms)
 	}
 	login := &credentials{}
 	login.current.Store(parsed.User)
@@ -90,7 +90,7 @@ func Connect(raw secret.Text) (*Connection, error) {
 			return nil, urlError(err)
 		}
 		if opts.MasterName == "" {
-			return nil, errors.New("redis+sentinel:// needs ?master_name=NAME")
+			return nil, errors.New("master_name is required for redis+sentinel://")
 		}
 		setDefaults(&opts.MaxRetries, &opts.DialTimeout, &opts.ReadTimeout, &opts.WriteTimeout, &opts.PoolTimeout)
 		opts.ContextTimeoutEnabled, opts.DialerRetries, opts.OnConnect = true, 1, continuity.onConnect
@@ -106,15 +106,14 @@ func Connect(raw secret.Text) (*Connection, error) {
 		opts.CredentialsProviderContext = login.credentials
 		client = redis.NewClusterClient(opts)
 	default:
-		return nil, fmt.Errorf("unknown kind %q: want %s", kind, URLForms)
+		return nil, fmt.Errorf("unknown scheme suffix %q: must be %s", kind, URLForms)
 	}
 	return &Connection{client, continuity, login}, nil
 }
 
-// setDefaults gives the bounds that the URL leaves open. They fit a callback's
-// patience: Recall waits 5 s for all of it. One repetition gets over a broken
-// connection; what takes longer is for the callers, who know what they may
-// repeat.
+// setDefaults sets the options that the URL leaves open. Recall waits 5 s for a
+// callback. One retry covers a broken connection; callers decide about more, as
+// they know what may be repeated.
 func setDefaults(retries *int, timeouts ...*time.Duration) {
 	if *retries == 0 {
 		*retries = 1
@@ -126,8 +125,8 @@ func setDefaults(retries *int, timeouts ...*time.Duration) {
 	}
 }
 
-// urlError says what go-redis found wrong without the parts that it quotes.
+// urlError returns the error of go-redis without the parts of the URL that it quotes.
 func urlError(err error) error {
 	text, _, _ := strings.Cut(strings.TrimPrefix(err.Error(), "redis: "), ":")
-	return fmt.Errorf("%s: want %s", text, URLForms)
+	return fmt.Errorf("%s: must be %s", text, URLForms)
 }

@@ -12,6 +12,20 @@ import (
 	"tokenprovider/internal/grant"
 )
 
+// Consents records what became of each code or refresh token that a user was
+// registered with. A consent is claimed, then accepted or released:
+//
+//	absent, open → spending   ClaimConsent, by one replica at a time
+//	spending → spending       ClaimConsent, once the holder is considered dead
+//	spending → stored         AcceptConsent: the grant is stored
+//	spending → open           ReleaseConsent without outcome: it may be tried again
+//	spending → void, conflict    ReleaseConsent with an outcome: final
+//	any → void                Grants.Remove: the user was removed
+//
+// Outcomes are kept for [grant.ConsentMemory]. AcceptConsent may be repeated, and
+// may come late.
+type Consents struct{ *core }
+
 // ConsentOutcome is the outcome of a consent: of a code or a refresh token that a
 // user was registered with. The zero value is void: the user was removed since.
 type ConsentOutcome struct {

@@ -294,7 +294,7 @@ func testLockIsKeptWhileItsHolderLives(f *fixture) {
 		f.t.Fatal(err)
 	}
 	if now := f.get(id); now.ListedTime.IsZero() || now.Version != g.Version {
-		f.t.Errorf("seen %v, version %d", now.ListedTime, now.Version)
+		f.t.Errorf("listed at %v, version %d", now.ListedTime, now.Version)
 	}
 	if found, err := f.ByID(ctx, []grant.ID{id, grant.NewID(app, "nobody")}); err != nil || len(found) != 1 {
 		f.t.Errorf("by id: %d, %v", len(found), err)

@@ -12,7 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// FailoverDetector detects that Redis may have lost acknowledged writes: a server
+// FailoverDetector detects that Redis may have lost acknowledged writes: a server has
 // restarted, or a replica was promoted. It reads the server's identity on every new
 // connection before its first use. No connection survives a restart, so no command
 // reaches a restarted server before the restart is detected.
@@ -43,8 +43,8 @@ func (c *FailoverDetector) identify(ctx context.Context, server interface {
 ) error {
 	info, err := server.Info(ctx, "server").Result()
 	if err != nil {
-		if _, refused := err.(redis.Error); refused { //nolint:errorlint // go-redis's own kind of answer
-			return nil // the embedded Redis does not know the command, and loses no writes
+		if _, refused := err.(redis.Error); refused { //nolint:errorlint // the type of error replies
+			return nil // the embedded Redis rejects the command, and loses no writes
 		}
 		return fmt.Errorf("reading the identity of Redis: %w", err)
 	}
@@ -87,7 +87,7 @@ func infoValue(info, name string) string {
 	return ""
 }
 
-// CheckFailover reads the identity of every master: a failover need not break a
+// CheckFailover reads the identity of every master, as a failover may not break a
 // connection. It must be called at the start, and then regularly.
 func (s *Health) CheckFailover(ctx context.Context) error {
 	var err error

@@ -3,30 +3,26 @@ package store
 import (
 	"context"
 	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"tokenprovider/internal/grant"
-	"tokenprovider/internal/seal"
 	"tokenprovider/internal/secret"
 )
 
-// The encrypted fields of a record.
-const (
-	fieldAccess  = "access"
-	fieldRefresh = "refresh"
-	fieldSecrets = "secrets"
-)
-
-// RefreshFingerprint returns the fingerprint by which scripts compare refresh tokens.
-func RefreshFingerprint(refresh secret.Text) string {
-	return seal.Fingerprint("refresh", refresh.Reveal())
+// Grants reads, changes and removes single grants.
+//
+// Get, ByID and the Read methods may be repeated. Change and Remove compare the
+// version that was read and fail with [grant.ErrConflict] if it is not the stored
+// one. After a lost reply the caller reads the grant again.
+type Grants struct {
+	*core
+	batcher *readBatcher
+	decoy   [len(servingFields)]string // a record of no user, see [Grants.ReadServingRecord]
 }
 
 // Get reads a grant. It returns [grant.ErrNotFound] if there is none.
@@ -176,129 +172,22 @@ func (s *Grants) Remove(ctx context.Context, id grant.ID, version int64, outcome
 	return nil
 }
 
-// decode decodes and decrypts a record.
-func (s *core) decode(id grant.ID, fields map[string]string) (grant.Grant, error) {
-	if len(fields) == 0 {
-		return grant.Grant{}, grant.ErrNotFound
+// Deauthorize marks a grant for removal because the user has removed the app at
+// Zoom at the given time. It returns [grant.ErrFresh] if the user has consented
+// again since, and [grant.ErrDeleting] if the grant is marked already.
+func (s *Grants) Deauthorize(ctx context.Context, id grant.ID, at time.Time) error {
+	word, _, err := s.run(ctx, deauthorizeScript, id, millis(at), "the user has removed the app at Zoom")
+	switch {
+	case err != nil:
+		return fmt.Errorf("marking grant %s for removal: %w", id, err)
+	case word != "marked":
+		return wordError(word)
 	}
-	var d decoder
-	g := grant.Grant{
-		ID:                  id,
-		App:                 fields["app"],
-		User:                fields["user"],
-		State:               grant.State(fields["state"]),
-		ReplacedCredential:  fields["replaced_credential"],
-		Consent:             fields["consent"],
-		Secrets:             s.decryptSecrets(id, &d, fields[fieldSecrets]),
-		Revoke:              fields["revoke"] != "",
-		OwnerUnverified:     fields["owner_unverified"] != "",
-		UnrecordedZoomUsers: strings.FieldsFunc(fields["unrecorded_zoom_users"], func(r rune) bool { return r == 0 }),
-		Attempts:            int(d.int("attempts", fields["attempts"])),
-		ListedTime:          d.time("listed", fields["listed"]),
-		AccessExpires:       d.time("expires", fields["expires"]),
-		Refreshed:           d.time("refreshed", fields["refreshed"]),
-		Created:             d.time("created", fields["created"]),
-		Consented:           d.time("consented", fields["consented"]),
-		Updated:             d.time("updated", fields["updated"]),
-		Version:             d.int("version", fields["version"]),
-	}
-	for _, f := range userFields {
-		*f.of(&g) = fields[f.name]
-	}
-	if d.err != nil {
-		return grant.Grant{}, fmt.Errorf("reading grant %s: %w", id, d.err)
-	}
-	return g, nil
+	return nil
 }
 
-// decoder decodes fields of a record and keeps the first error.
-type decoder struct{ err error }
-
-func (d *decoder) fail(field string, err error) {
-	if d.err == nil {
-		d.err = fmt.Errorf("field %s: %w", field, err)
-	}
-}
-
-func (d *decoder) int(field, text string) int64 {
-	if text == "" {
-		return 0
-	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		d.fail(field, err)
-	}
-	return n
-}
-
-func (d *decoder) time(field, text string) time.Time {
-	if n := d.int(field, text); n != 0 {
-		return time.UnixMilli(n).UTC()
-	}
-	return time.Time{}
-}
-
-func (s *core) decryptText(id grant.ID, d *decoder, field, sealed string) secret.Text {
-	return secret.New(string(s.decrypt(id, d, field, sealed)))
-}
-
-func (s *core) decrypt(id grant.ID, d *decoder, field, sealed string) []byte {
-	if sealed == "" {
-		return nil
-	}
-	plain, err := s.seal.Decrypt([]byte(sealed), string(id), field)
-	if err != nil {
-		d.fail(field, err)
-	}
-	return plain
-}
-
-// A callback secret is stored as its fingerprint and its end in ms, big-endian.
-const secretLength = len(grant.Fingerprint{}) + 8
-
-func (s *core) decryptSecrets(id grant.ID, d *decoder, sealed string) []grant.CallbackSecret {
-	plain := s.decrypt(id, d, fieldSecrets, sealed)
-	if len(plain) == 0 {
-		return nil
-	}
-	if len(plain)%secretLength != 0 {
-		d.fail(fieldSecrets, errors.New("unknown format"))
-		return nil
-	}
-	keys := make([]grant.CallbackSecret, len(plain)/secretLength)
-	for i := range keys {
-		n := copy(keys[i].Fingerprint[:], plain)
-		if ms := binary.BigEndian.Uint64(plain[n:]); ms != 0 {
-			keys[i].NotAfter = time.UnixMilli(int64(ms)).UTC() //nolint:gosec // as it was written
-		}
-		plain = plain[secretLength:]
-	}
-	return keys
-}
-
-func (s *core) encryptSecrets(id grant.ID, keys []grant.CallbackSecret) ([]byte, error) {
-	if len(keys) == 0 {
-		return nil, nil
-	}
-	plain := make([]byte, 0, len(keys)*secretLength)
-	for _, key := range keys {
-		plain = append(plain, key.Fingerprint[:]...)
-		var ms uint64
-		if !key.NotAfter.IsZero() {
-			ms = uint64(millis(key.NotAfter)) //nolint:gosec // read back as it is
-		}
-		plain = binary.BigEndian.AppendUint64(plain, ms)
-	}
-	return s.seal.Encrypt(plain, string(id), fieldSecrets)
-}
-
-type encryptedTokens struct{ access, refresh []byte }
-
-func (s *core) encryptTokens(id grant.ID, tokens grant.Tokens) (sealed encryptedTokens, err error) {
-	sealed.access, err = s.seal.Encrypt([]byte(tokens.Access.Reveal()), string(id), fieldAccess)
-	if err != nil {
-		return sealed, err
-	}
-	sealed.refresh, err = s.seal.Encrypt([]byte(tokens.Refresh.Reveal()), string(id), fieldRefresh)
-	return sealed, err
+// ByID reads several grants at once, in no order; those that do not exist are
+// left out.
+func (s *Grants) ByID(ctx context.Context, ids []grant.ID) ([]grant.Grant, error) {
+	return s.read(ctx, ids)
 }

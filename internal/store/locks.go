@@ -9,6 +9,11 @@ import (
 	"tokenprovider/internal/grant"
 )
 
+// Locks limits work across all replicas. A lock saves work; it does not protect a
+// record. Lock order: registration of a user, then nothing else; reconciliation
+// takes registration locks, never the reverse.
+type Locks struct{ *core }
+
 // LockRegistration locks the registration and removal of a user across all replicas.
 // The lock is extended until unlock is called; if the process crashes, it expires
 // after ttl. It is not a fencing lock; see [Locks].

@@ -59,7 +59,7 @@ func (s *Health) Processes(ctx context.Context) ([]Process, error) {
 		seen, version, _ := strings.Cut(text, " ")
 		ms, err := strconv.ParseInt(seen, 10, 64)
 		if err != nil {
-			continue // another version's
+			continue // written by another version
 		}
 		found = append(found, Process{Name: name, Program: program, Version: version, Seen: time.UnixMilli(ms)})
 	}

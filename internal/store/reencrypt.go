@@ -9,14 +9,10 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/time/rate"
 
-	"tokenprovider/internal/grant"
 	"tokenprovider/internal/seal"
 )
 
-// encryptedFields are the encrypted fields of a record.
-var encryptedFields = [...]string{fieldAccess, fieldRefresh, fieldSecrets}
-
-// ReencryptProgress is the progress of [Encryption.Reencrypt]
+// ReencryptProgress is the progress of [Encryption.Reencrypt].
 type ReencryptProgress struct {
 	Scanned       int // grants read
 	Reencrypted   int // re-encrypted grants
@@ -54,88 +50,6 @@ func (s *Encryption) Reencrypt(ctx context.Context, perSecond int, report func(R
 		return done, fmt.Errorf("re-encrypting: %w", err)
 	}
 	return done, nil
-}
-
-// CountByKey counts the grants with a value of each key. Key 0: values without a key
-// id.
-func (s *Encryption) CountByKey(ctx context.Context) (map[uint32]int, error) {
-	counts := map[uint32]int{}
-	err := s.walk(ctx, func(sealed []encryptedRecord) error {
-		for _, r := range sealed {
-			for key := range r.keys() {
-				counts[key]++
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("counting grants by key: %w", err)
-	}
-	return counts, nil
-}
-
-// encryptedRecord is the encrypted fields of a grant; "" if absent.
-type encryptedRecord struct {
-	id     grant.ID
-	values [len(encryptedFields)]string
-}
-
-// keys returns the keys that have encrypted any of the values.
-func (r encryptedRecord) keys() map[uint32]bool {
-	keys := map[uint32]bool{}
-	for _, value := range r.values {
-		if value != "" {
-			keys[seal.KeyID(value)] = true
-		}
-	}
-	return keys
-}
-
-// readEncrypted reads the encrypted fields of grants, in the order of the ids.
-func (s *core) readEncrypted(ctx context.Context, ids []string) ([]encryptedRecord, error) {
-	commands := make([]*redis.SliceCmd, len(ids))
-	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for i, id := range ids {
-			commands[i] = pipe.HMGet(ctx, grantKey(grant.ID(id)), encryptedFields[:]...)
-		}
-		return nil
-	}); err != nil {
-		return nil, err
-	}
-	records := make([]encryptedRecord, len(ids))
-	for i, id := range ids {
-		records[i].id = grant.ID(id)
-		for n, value := range commands[i].Val() {
-			records[i].values[n], _ = value.(string)
-		}
-	}
-	return records, nil
-}
-
-const walkPage = 100
-
-// walk reads the encrypted fields of every grant, page by page.
-func (s *core) walk(ctx context.Context, page func([]encryptedRecord) error) error {
-	for shard := range grant.Shards {
-		for low := "-"; ; {
-			ids, err := s.redis.ZRangeByLex(ctx, usersKey(shard, ""), &redis.ZRangeBy{Min: low, Max: "+", Count: walkPage}).Result()
-			if err != nil {
-				return err
-			}
-			if len(ids) == 0 {
-				break
-			}
-			low = "(" + ids[len(ids)-1]
-			records, err := s.readEncrypted(ctx, ids)
-			if err != nil {
-				return err
-			}
-			if err := page(records); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 func (s *Encryption) reencryptPage(ctx context.Context, sealed []encryptedRecord, done *ReencryptProgress) error {
@@ -210,7 +124,7 @@ func (s *Encryption) ReencryptedBy(ctx context.Context) (uint32, error) {
 	if err != nil {
 		return 0, fmt.Errorf("reading the key of the last re-encryption: %w", err)
 	}
-	return uint32(id), nil //nolint:gosec // as it was written
+	return uint32(id), nil //nolint:gosec // the range it was written with
 }
 
 // SetReencryptedBy records that everything is encrypted by a key.
@@ -223,6 +137,6 @@ func (s *Encryption) SetReencryptedBy(ctx context.Context, id uint32) error {
 
 // LockReencryption locks re-encryption across all replicas; see
 // [Locks.LockRegistration].
-func (s *Locks) LockReencryption(ctx context.Context, ttl time.Duration) (unlock func(), ok bool, err error) {
+func (s *Encryption) LockReencryption(ctx context.Context, ttl time.Duration) (unlock func(), ok bool, err error) {
 	return s.lock(ctx, prefix+"reencrypting", ttl)
 }

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strconv"
 	"time"
 
@@ -12,27 +11,14 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-// ListDue returns up to limit grants of a Zoom app and a shard that are due, the
-// longest overdue first. next is the time until the next grant becomes due;
-// negative if there is none. All times are by Redis's clock.
-func (s *Renewals) ListDue(ctx context.Context, app string, shard, limit int) (late []grant.DueGrant, next time.Duration, err error) {
-	answer, err := listDueScript.Run(ctx, s.redis, []string{dueKey(shard, grant.AppTag(app))}, limit).StringSlice()
-	if err != nil {
-		return nil, 0, fmt.Errorf("reading what is due in shard %d: %w", shard, err)
-	}
-	next, err = parseMillis(answer[0])
-	if err != nil {
-		return nil, 0, fmt.Errorf("reading what is due in shard %d: %w", shard, err)
-	}
-	for i := 1; i+1 < len(answer); i += 2 {
-		by, err := parseMillis(answer[i+1])
-		if err != nil {
-			return nil, 0, fmt.Errorf("reading what is due in shard %d: %w", shard, err)
-		}
-		late = append(late, grant.DueGrant{ID: grant.ID(answer[i]), Overdue: by})
-	}
-	return late, next, nil
-}
+// Renewals claims, commits and schedules renewals. All times are by Redis's
+// clock, except those that a caller passes: the claim's ValidUntil, the token's
+// issue and expiry, and the renewal time.
+//
+// Claim may be repeated with the same owner. Commit may be repeated at any time:
+// it accepts a response only if the stored refresh token is the one that was
+// spent. Fail applies only while its claim is the newest one.
+type Renewals struct{ *core }
 
 // Claim claims a grant for a renewal: it writes lease and intent in one atomic step,
 // and returns the refresh token to spend. With a zero ValidUntil it claims a due
@@ -150,103 +136,6 @@ func (s *Renewals) MarkServed(ctx context.Context, id grant.ID) error {
 		return fmt.Errorf("recording that a token of grant %s was served: %w", id, err)
 	}
 	return nil
-}
-
-// ReindexDue rebuilds a shard's due indexes from its grants and returns the number
-// of grants. It runs beside renewals, and may be repeated.
-func (s *Renewals) ReindexDue(ctx context.Context, shard int) (int, error) {
-	const page = 500
-	seen, low := 0, "-"
-	apps, err := s.redis.HKeys(ctx, appsKey(shard)).Result()
-	var due []string
-	for _, index := range dueKeys(shard, apps) {
-		if err != nil {
-			break
-		}
-		var ids []string
-		ids, err = s.redis.ZRange(ctx, index, 0, -1).Result()
-		due = append(due, ids...)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("rebuilding the due index of shard %d: %w", shard, err)
-	}
-	reindex := func(ids []string) error {
-		_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-			for _, id := range ids {
-				s.variant(reindexScript).Eval(ctx, pipe, recordKeys(grant.ID(id)), id)
-			}
-			return nil
-		})
-		return err
-	}
-	for batch := range slices.Chunk(due, page) { // removes entries without a grant
-		if err := reindex(batch); err != nil {
-			return 0, fmt.Errorf("rebuilding the due index of shard %d: %w", shard, err)
-		}
-	}
-	for {
-		ids, err := s.redis.ZRangeByLex(ctx, usersKey(shard, ""), &redis.ZRangeBy{Min: low, Max: "+", Count: page}).Result()
-		if err == nil {
-			err = reindex(ids)
-		}
-		if err != nil {
-			return seen, fmt.Errorf("rebuilding the due index of shard %d: %w", shard, err)
-		}
-		seen += len(ids)
-		if len(ids) < page {
-			return seen, nil
-		}
-		low = "(" + ids[len(ids)-1]
-	}
-}
-
-// dueKeys returns the due indexes of some Zoom apps in a shard.
-func dueKeys(shard int, apps []string) []string {
-	var keys []string
-	for _, app := range apps {
-		if key := dueKey(shard, grant.AppTag(app)); !slices.Contains(keys, key) {
-			keys = append(keys, key)
-		}
-	}
-	return keys
-}
-
-// allDueKeys returns every due index that may have entries.
-func (s *core) allDueKeys(ctx context.Context) ([]string, error) {
-	apps := make([]*redis.StringSliceCmd, grant.Shards)
-	if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for shard := range apps {
-			apps[shard] = pipe.HKeys(ctx, appsKey(shard))
-		}
-		return nil
-	}); err != nil {
-		return nil, fmt.Errorf("listing the due indexes: %w", err)
-	}
-	var keys []string
-	for shard, names := range apps {
-		keys = append(keys, dueKeys(shard, names.Val())...)
-	}
-	return keys, nil
-}
-
-func pauseKey(app string) string { return prefix + "pause:" + app }
-
-// Pause pauses a Zoom app for all replicas, unless it is paused for longer already.
-// The reason is for people.
-func (s *Renewals) Pause(ctx context.Context, app string, d time.Duration, reason string) error {
-	if err := pauseScript.Run(ctx, s.redis, []string{pauseKey(app)}, d.Milliseconds(), reason).Err(); err != nil {
-		return fmt.Errorf("pausing Zoom app %s: %w", app, err)
-	}
-	return nil
-}
-
-// Paused returns the remaining time of an app's pause, 0 if there is none.
-func (s *Renewals) Paused(ctx context.Context, app string) (time.Duration, error) {
-	left, err := s.redis.PTTL(ctx, pauseKey(app)).Result()
-	if err != nil {
-		return 0, fmt.Errorf("reading the pause of Zoom app %s: %w", app, err)
-	}
-	return max(left, 0), nil
 }
 
 // Fail records that a claim failed, and releases its lease. The next attempt is due

@@ -109,23 +109,8 @@ func (c *Connection) CheckPubSub(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("waiting for the published message: %w", err)
 		}
-		if _, heard := message.(*redis.Message); heard {
+		if _, ok := message.(*redis.Message); ok {
 			return nil
 		}
 	}
-}
-
-// CheckWritable checks that Redis runs scripts and accepts writes.
-func (s *Health) CheckWritable(ctx context.Context) error {
-	unlock, ok, err := s.lock(ctx, prefix+"doctor", 5*time.Second)
-	if err != nil {
-		return err
-	}
-	if ok {
-		unlock()
-	}
-	if _, _, err := s.run(ctx, markServedScript, noID); err != nil { // no such grant: it changes nothing
-		return fmt.Errorf("running a script: %w", err)
-	}
-	return nil
 }

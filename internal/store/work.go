@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -12,6 +13,10 @@ import (
 
 	"tokenprovider/internal/grant"
 )
+
+// Work is the registrar's queue of incomplete grants, and the progress of its
+// reconciliation. Every replica works on the same queue; locks save double work.
+type Work struct{ *core }
 
 // ListWork returns up to limit incomplete grants of each shard whose next attempt is
 // due, by the process's clock, the longest waiting first. A failed attempt is put
@@ -64,29 +69,25 @@ func (s *Work) MarkListed(ctx context.Context, ids []grant.ID) error {
 	return nil
 }
 
-// CountByApp returns the number of grants of each Zoom app that has any.
-func (s *Lists) CountByApp(ctx context.Context) (map[string]int, error) {
-	shards := make([]*redis.MapStringStringCmd, grant.Shards)
-	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for shard := range shards {
-			shards[shard] = pipe.HGetAll(ctx, appsKey(shard))
-		}
-		return nil
-	})
+const reconcileKey = prefix + "reconcile"
+
+// SaveReconciliation stores the progress of the reconciliation, in the caller's
+// format.
+func (s *Work) SaveReconciliation(ctx context.Context, progress string) error {
+	if err := s.redis.Set(ctx, reconcileKey, progress, 0).Err(); err != nil {
+		return fmt.Errorf("storing the progress of the reconciliation: %w", err)
+	}
+	return nil
+}
+
+// ReadReconciliation returns the stored progress, "" if there is none.
+func (s *Work) ReadReconciliation(ctx context.Context) (progress string, err error) {
+	progress, err = s.redis.Get(ctx, reconcileKey).Result()
+	if errors.Is(err, redis.Nil) {
+		return "", nil
+	}
 	if err != nil {
-		return nil, fmt.Errorf("counting the grants of each Zoom app: %w", err)
+		return "", fmt.Errorf("reading the progress of the reconciliation: %w", err)
 	}
-	apps := map[string]int{}
-	for _, shard := range shards {
-		for app, text := range shard.Val() {
-			n, err := strconv.Atoi(text)
-			if err != nil {
-				return nil, fmt.Errorf("counting the grants of each Zoom app: %w", err)
-			}
-			if n != 0 {
-				apps[app] += n
-			}
-		}
-	}
-	return apps, nil
+	return progress, nil
 }

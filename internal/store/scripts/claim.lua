@@ -14,41 +14,41 @@
 
 local at, by = now(), ARGV[2]
 
-local function never(why)
+local function never_due(why)
   redis.call('ZREM', due, id)
   return {why}
 end
 
-local function later(why, plan)
+local function due_later(why, plan)
   redis.call('ZADD', due, text(plan), id)
   return {why, text(plan - at)}
 end
 
-if redis.call('EXISTS', grant) == 0 then return never('missing') end
-if get('deleting') then return never('deleting') end
-if get('gone') then return never('gone') end
+if redis.call('EXISTS', grant) == 0 then return never_due('missing') end
+if get('deleting') then return never_due('deleting') end
+if get('gone') then return never_due('gone') end
 
-if get('lease') ~= by then -- else this claim is repeated: return it again
+if get('lease') ~= by then -- otherwise the owner repeats its claim
   local expires = number('expires')
   if ARGV[4] == 'due' then
     local plan = redis.call('ZSCORE', due, id)
     if not plan or tonumber(plan) > at then return {'fresh'} end
-    -- A renewal ends the previous access token. A token that was just served and
-    -- is still valid is not renewed now.
+    -- A renewal ends the previous access token, so a token that was just served
+    -- is kept if it remains valid long enough.
     local free = number('served') + tonumber(ARGV[6])
-    if free > at and expires > free + tonumber(ARGV[7]) then return later('held', free) end
+    if free > at and expires > free + tonumber(ARGV[7]) then return due_later('held', free) end
   elseif expires >= tonumber(ARGV[4]) then
     return {'fresh'}
   end
 
   local lease_until = number('lease_until')
-  if lease_until > at then return later('held', lease_until) end
+  if lease_until > at then return due_later('held', lease_until) end
   -- The holder has crashed or is cut off. If it has a response, its journal will
   -- replay it; spending the token now would be spending it twice.
   lease_until = lease_until + tonumber(ARGV[5])
-  if get('lease') and lease_until > at then return later('held', lease_until) end
+  if get('lease') and lease_until > at then return due_later('held', lease_until) end
   local retry_at = number('retry_at')
-  if retry_at > at then return later('backoff', retry_at) end
+  if retry_at > at then return due_later('backoff', retry_at) end
 
   -- Nothing is renewed in the first tenth of its lifetime: a caller that requests
   -- more than Zoom's lifetime must not cause a loop of renewals.

@@ -4,4 +4,4 @@
 -- moment (hand-off guard).
 
 if redis.call('EXISTS', grant) == 1 then redis.call('HSET', grant, 'served', text(now())) end
-return {'noted'}
+return {'marked'}

@@ -14,4 +14,4 @@ if redis.call('EXISTS', grant) == 1 and is_incomplete() then
 else
   redis.call('ZREM', work, id)
 end
-return {'planned'}
+return {'indexed'}
