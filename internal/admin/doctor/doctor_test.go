@@ -69,7 +69,7 @@ func parse(t *testing.T, raw string) *url.URL {
 	return parsed
 }
 
-// tokenServer answers as a token server does to a callback that it does not know.
+// tokenServer responds as a token server does to an unknown callback URL.
 func tokenServer(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	http.Error(w, "not found", http.StatusNotFound)
@@ -428,7 +428,7 @@ func TestRecall(t *testing.T) {
 	w := start(t)
 	right := w.Recall
 	w.Recall = recall.New(recall.Config{APIURL: w.RecallURL, APIKey: secret.New("hunter2"), HTTP: w.client})
-	w.want("recall key", doctor.Fault, "refuses the API key")
+	w.want("recall key", doctor.Fault, "rejects the API key")
 	w.Recall = recall.New(recall.Config{APIURL: parse(t, "http://127.0.0.1:1"), APIKey: secret.New("hunter2"), HTTP: w.client})
 	w.want("recall key", doctor.Fault, "no response from Recall (connection refused)")
 	w.Recall = right
@@ -437,7 +437,7 @@ func TestRecall(t *testing.T) {
 	w.want("recall app default", doctor.Warning, "503")
 	w.recall.Heal()
 	w.Apps[0].OAuthApp = "11111111-2222-3333-4444-555555555555"
-	w.want("recall app default", doctor.Fault, "knows no such app")
+	w.want("recall app default", doctor.Fault, "has no such app")
 	w.Apps[0].OAuthApp, w.Apps[0].ClientID = recalltest.DefaultOAuthApp, "another"
 	w.want("recall app default", doctor.Fault, "another client id")
 	w.Apps[0].OAuthApp = ""
@@ -499,7 +499,7 @@ func TestCallback(t *testing.T) {
 		roots.AddCert(one)
 	}
 	w.HTTP = &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}}
-	answer := func(status int, header ...string) http.HandlerFunc {
+	respond := func(status int, header ...string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			for i := 0; i < len(header); i += 2 {
 				w.Header().Set(header[i], header[i+1])
@@ -513,20 +513,20 @@ func TestCallback(t *testing.T) {
 		verdict doctor.Verdict
 		found   string
 	}{
-		"as it should be":     {serve(&good, tokenServer), doctor.OK, "the token server answers as it should, from here; certificate ends in 89 days"},
-		"it ends soon":        {serve(&ending, tokenServer), doctor.Warning, "certificate ends in 4 days"},
-		"expired":             {serve(&expired, tokenServer), doctor.Fault, "has expired"},
-		"unknown authority":   {serve(&unknown, tokenServer), doctor.Fault, "signed by an unknown authority"},
-		"another name":        {strings.Replace(serve(&good, tokenServer), "127.0.0.1", "localhost", 1), doctor.Fault, "for another name"},
-		"plaintext here":      {plain, doctor.Warning, "without TLS"},
-		"not TLS at all":      {strings.Replace(plain, "http:", "https:", 1), doctor.Fault, "does not speak TLS"},
-		"somebody else's 404": {serve(&good, http.NotFound), doctor.Fault, "not the token server"},
-		"a redirect":          {serve(&good, answer(301, "Location", "https://elsewhere.example")), doctor.Fault, "301, a redirect"},
-		"no token server":     {serve(&good, answer(503)), doctor.Fault, "503"},
-		"a login page":        {serve(&good, answer(200)), doctor.Fault, "200, not 404"},
-		"refused":             {"https://127.0.0.1:1", doctor.Fault, "connection refused"},
-		"Redis is down":       {serve(&good, answer(503, "Cache-Control", "no-store")), doctor.Fault, "answers 503"},
-		"no such name":        {"https://tokens.invalid", doctor.Fault, "does not resolve"},
+		"valid":                {serve(&good, tokenServer), doctor.OK, "the token server responds; its certificate ends in 89 days"},
+		"expires soon":         {serve(&ending, tokenServer), doctor.Warning, "certificate ends in 4 days"},
+		"expired":              {serve(&expired, tokenServer), doctor.Fault, "has expired"},
+		"unknown authority":    {serve(&unknown, tokenServer), doctor.Fault, "signed by an unknown authority"},
+		"another name":         {strings.Replace(serve(&good, tokenServer), "127.0.0.1", "localhost", 1), doctor.Fault, "for another name"},
+		"plaintext here":       {plain, doctor.Warning, "without TLS"},
+		"not TLS at all":       {strings.Replace(plain, "http:", "https:", 1), doctor.Fault, "does not speak TLS"},
+		"another server's 404": {serve(&good, http.NotFound), doctor.Fault, "not the token server"},
+		"a redirect":           {serve(&good, respond(301, "Location", "https://elsewhere.example")), doctor.Fault, "301, a redirect"},
+		"no token server":      {serve(&good, respond(503)), doctor.Fault, "503"},
+		"a login page":         {serve(&good, respond(200)), doctor.Fault, "200, not 404"},
+		"refused":              {"https://127.0.0.1:1", doctor.Fault, "connection refused"},
+		"Redis is down":        {serve(&good, respond(503, "Cache-Control", "no-store")), doctor.Fault, "returns 503"},
+		"no such name":         {"https://tokens.invalid", doctor.Fault, "does not resolve"},
 	} {
 		t.Log(name)
 		w.Callback = parse(t, c.base)
@@ -535,7 +535,7 @@ func TestCallback(t *testing.T) {
 	w.Callback = parse(t, serve(&good, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	findings := doctor.RunChecks(t.Context(), w.Checks(), 200*time.Millisecond)
 	i := slices.IndexFunc(findings, func(f doctor.Finding) bool { return f.Check == "callback url" })
-	if f := findings[i]; f.Verdict != doctor.Fault || f.Found != "it cannot be reached: time-out" {
+	if f := findings[i]; f.Verdict != doctor.Fault || f.Found != "unreachable: time-out" {
 		t.Errorf("silence: %s, %q", f.Verdict, f.Found)
 	}
 }
