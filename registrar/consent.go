@@ -75,7 +75,7 @@ func (s *Service) awaitPause(ctx context.Context) error {
 
 const (
 	exchangeTimeout = 15 * time.Second // for Zoom's response to a code; less than LateResponseWait
-	identifyTimeout = 5 * time.Second  // for Zoom to say whose grant it is
+	identifyTimeout = 5 * time.Second  // for Zoom to report the owner of a grant
 )
 
 // accept stores the grant of a consent as the user's. For a consent that was

@@ -88,7 +88,7 @@ func TestZoomUserOfAnotherUser(t *testing.T) {
 	w.wantCredentials("zoom-ann")
 }
 
-// RunUnfinished may find out later whose grant a new consent has brought.
+// RunUnfinished detects later that a new consent is another Zoom user's.
 func TestAnotherZoomUserIsNoticedLate(t *testing.T) {
 	w := start(t)
 	first := w.register(byCode("ann", w.code("zoom-ann")))

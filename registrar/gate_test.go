@@ -65,7 +65,7 @@ func TestRetryAfterPausesAllReplicas(t *testing.T) {
 	}
 }
 
-// Over the limit, users are pending, and no request reaches Recall.
+// Users stay pending while the limit is reached, and no request reaches Recall.
 func TestRegistrationOverTheLimit(t *testing.T) {
 	w := surroundings(t)
 	quota := w.join(replicaOptions{})

@@ -23,7 +23,7 @@
 //	  → journaled     Zoom's response is on this replica's disk
 //	journaled         → stored, by this replica; or by its journal after a restart
 //	stored            the grant is in Redis (State pending), and in the work index
-//	  → identified    Zoom has said whose grant it is
+//	  → identified    Zoom has reported the owner of the grant
 //	identified        → secret stored: the URL works before the vendor calls it
 //	secret stored     a credential may exist at the vendor, without its id here
 //	  → active        created, or found by its URL; its id is stored

@@ -77,7 +77,7 @@ type Record struct {
 	served  atomic.Int64            // when its token was served last, in ns, to a tenth of a second
 }
 
-// markServed notes that the token is served at now.
+// markServed records that the token is served at now.
 func (r *Record) markServed(now time.Time) {
 	const grain = 100 * time.Millisecond // bounds the writes to a shared cache line
 	if at := now.UnixNano(); at-r.served.Load() > int64(grain) {
@@ -162,7 +162,7 @@ func (c *Cache) readThrough(ctx context.Context, id grant.ID) (*Record, error) {
 	return c.read(ctx, id)
 }
 
-// read reads a record from Redis. It notes whether Redis is available.
+// read reads a record from Redis. It records whether Redis is available.
 func (c *Cache) read(ctx context.Context, id grant.ID) (*Record, error) {
 	epoch := c.epoch.Load() // before the read: a change after it is reported
 	serving, err := c.grants.ReadServingRecord(ctx, id)
@@ -187,7 +187,7 @@ func (c *Cache) read(ctx context.Context, id grant.ID) (*Record, error) {
 	return newRecord(serving, epoch), nil
 }
 
-// endOutage notes that Redis is available and not slow.
+// endOutage records that Redis is available and not slow.
 func (c *Cache) endOutage() {
 	c.outage.end()
 	c.delay.end()

@@ -52,7 +52,7 @@ func (c *recallCallback) Serve(w http.ResponseWriter, r *http.Request, now time.
 	return Served
 }
 
-// find returns the record whose token the request may have.
+// find returns the record of a request that has proved its right to the token.
 func (c *recallCallback) find(r *http.Request, now time.Time) (*grant.ServingRecord, error) {
 	path := r.URL.Path
 	if r.URL.RawPath != "" {

@@ -24,7 +24,7 @@ import (
 // Implementations must be safe for concurrent use. They may panic: [Handler]
 // logs the panic without its text, responds 500 and counts it. A URL that proves
 // nothing must get [WriteNotFound] after one [Lookup.Find], as Recall's callback
-// does, so that neither bytes nor timing tell which URLs exist.
+// does, so that neither bytes nor timing reveal which URLs exist.
 type Protocol interface {
 	// Name returns the value of the metrics' protocol label. It is a constant.
 	Name() string

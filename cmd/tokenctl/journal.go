@@ -79,13 +79,13 @@ func describe(ctx context.Context, grants *store.Store, entries []journal.Entry)
 	if err != nil {
 		return nil, err
 	}
-	whose := map[grant.ID]grant.Grant{}
+	grantOf := map[grant.ID]grant.Grant{}
 	for _, g := range found {
-		whose[g.ID] = g
+		grantOf[g.ID] = g
 	}
 	described := make([]entry, len(entries))
 	for i, e := range entries {
-		user, app := whose[e.ID].User, whose[e.ID].App
+		user, app := grantOf[e.ID].User, grantOf[e.ID].App
 		if e.OfConsent() {
 			user, app = e.User, e.App
 		}

@@ -170,17 +170,17 @@ func (c confirmed) confirm(ctx context.Context, s *session, what string) error {
 // progress reports the progress of long work on standard error: as a bar on a
 // terminal, or else as a line every ten seconds. It is safe for concurrent use.
 type progress struct {
-	w     io.Writer
-	bar   bool
-	what  string
-	begun time.Time
+	w       io.Writer
+	bar     bool
+	what    string
+	started time.Time
 
 	mu      sync.Mutex
 	printed time.Time
 }
 
 func (s *session) progress(what string) *progress {
-	p := &progress{w: s.stderr, what: what, begun: time.Now(), printed: time.Now()}
+	p := &progress{w: s.stderr, what: what, started: time.Now(), printed: time.Now()}
 	if file, ok := s.stderr.(*os.File); ok {
 		p.bar = term.IsTerminal(int(file.Fd()))
 	}
@@ -207,7 +207,7 @@ func (p *progress) print(n, all int) {
 	text := fmt.Sprintf("%s: %d", p.what, n)
 	if all > 0 {
 		text = fmt.Sprintf("%s: %d of %d", p.what, n, all)
-		if took := time.Since(p.begun); n > 0 && n < all {
+		if took := time.Since(p.started); n > 0 && n < all {
 			text += ", " + short(time.Duration(float64(took)/float64(n)*float64(all-n))) + " left"
 		}
 	}

@@ -107,7 +107,7 @@ func (a *Apps) followOne(ctx context.Context, every time.Duration, log *zap.Logg
 }
 
 // merge returns the file's apps and those that are missing there and stay, which it
-// notes in kept. It reports whether one of them has been dropped.
+// records in kept. It reports whether one of them has been dropped.
 func (a *Apps) merge(ctx context.Context, log *zap.Logger, users Users, kept map[string]bool) (list []App, dropped bool) {
 	file := a.file.Get()
 	list = slices.Clone(file.apps)

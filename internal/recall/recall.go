@@ -107,7 +107,7 @@ type Config struct {
 	Metrics *Metrics // nil: nothing is measured
 }
 
-// Client talks to Recall. It is safe for concurrent use.
+// Client calls Recall's API. It is safe for concurrent use.
 type Client struct {
 	credentials *url.URL
 	logs        *url.URL

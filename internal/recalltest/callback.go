@@ -15,7 +15,7 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
-// minTTL is how long a token must still be good for when Recall gets it.
+// minTTL is the lifetime that a token must have left when Recall gets it.
 const minTTL = 120 * time.Second
 
 // maxToken limits a callback's response; Zoom's tokens have less than 1 KiB.
@@ -105,7 +105,7 @@ func (r *Recall) call(ctx context.Context, target, userID string) (called, error
 		case err != nil:
 			err = fmt.Errorf("the access token is not accepted by Zoom: %w", err)
 		case ttl < minTTL:
-			err = fmt.Errorf("the access token expires in %v, it must be good for at least %v", ttl, minTTL)
+			err = fmt.Errorf("the access token expires in %v; must be valid for at least %v", ttl, minTTL)
 		case userID != "" && userID != got.userID:
 			err = errors.New("the access token is another Zoom user's")
 		}

@@ -10,11 +10,11 @@ import (
 // Fault is a fault of a request. With only a Delay the request is served as usual,
 // later.
 //
-// Mind Go's http.Transport when dropping: it repeats a GET by itself if the
-// connection had served an earlier request. Count on [Counts], or fail twice.
+// Go's http.Transport repeats a dropped GET by itself if the connection had served an
+// earlier request. Count on [Counts], or fail twice.
 type Fault struct {
-	// Delay is how long the request waits, on top of Options.Latency, before
-	// it is served. The wait ends when the client leaves; the request is still served.
+	// Delay is the time, on top of Options.Latency, after which the request is
+	// served. The wait ends when the client leaves; the request is still served.
 	Delay time.Duration
 
 	// Status, if not 0, is returned, and the request is not carried out.
@@ -42,7 +42,7 @@ func (f Fault) write(w http.ResponseWriter) {
 	_, _ = io.WriteString(w, f.Body)
 }
 
-// scripted is a fault in the queue, good for n more requests; n < 0: for all.
+// scripted is a fault in the queue, for n more requests; n < 0: for all.
 type scripted struct {
 	method, pathPrefix string
 	n                  int
@@ -52,7 +52,7 @@ type scripted struct {
 // Fail makes the next n requests with this method and path prefix meet f; n < 0
 // means all of them until [Recall.Heal]. An empty method or prefix matches any.
 // Faults queue: a request meets the first that matches it, before its key and
-// the rate limits are looked at, and no other.
+// the rate limits are checked, and no other.
 func (r *Recall) Fail(method, pathPrefix string, n int, f Fault) {
 	f.Header = f.Header.Clone()
 	r.mu.Lock()

@@ -16,7 +16,7 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
-// DefaultOAuthApp is the id of the one Zoom OAuth app known when
+// DefaultOAuthApp is the id of the only Zoom OAuth app when
 // [Options.OAuthApps] is empty.
 const DefaultOAuthApp = "6f1d0b52-7c0e-4a55-9a86-2f4f6c1e9d03"
 
@@ -34,7 +34,7 @@ type Options struct {
 	// Empty means "recall-key".
 	APIKey string
 
-	// OAuthApps are the ids (UUIDs) of the Zoom OAuth apps Recall knows.
+	// OAuthApps are the ids (UUIDs) of the Zoom OAuth apps at Recall.
 	// Empty means DefaultOAuthApp alone.
 	OAuthApps []string
 
@@ -77,7 +77,7 @@ type Options struct {
 	Now func() time.Time
 }
 
-// Credential is a Zoom OAuth credential as Recall keeps it. An empty string
+// Credential is a Zoom OAuth credential as Recall stores it. An empty string
 // stands for JSON's null.
 type Credential struct {
 	ID                     string    // a UUID

@@ -21,7 +21,7 @@ type GateMetrics struct {
 }
 
 var pausedDesc = prometheus.NewDesc("tokenprovider_recall_paused",
-	"1 while requests to Recall are paused because Recall has asked for it, by kind of request.", []string{"kind"}, nil)
+	"1 while requests to Recall are paused as Recall has requested, by kind of request.", []string{"kind"}, nil)
 
 // NewGateMetrics returns the metrics of gates.
 func NewGateMetrics(registerer prometheus.Registerer) *GateMetrics {
@@ -83,7 +83,7 @@ func (m *GateMetrics) observeEntry(background bool, began time.Time, err error) 
 	}
 }
 
-// observePause notes a pause of a kind of request.
+// observePause records a pause of a kind of request.
 func (m *GateMetrics) observePause(kind recall.Kind, d time.Duration) {
 	if m == nil {
 		return

@@ -77,14 +77,14 @@ func (p *pace) capacity(now time.Time) int {
 	return max(0, min(int(p.window), p.max)-p.inFlight-p.queued)
 }
 
-// pauseRemaining returns for how long no call may start.
+// pauseRemaining returns the time for which no call may start.
 func (p *pace) pauseRemaining(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return max(0, p.until.Sub(now))
 }
 
-// start starts a call, or returns how long to wait. A call for which a caller waits
+// start starts a call and returns 0, or returns the wait. A call for which a caller waits
 // is not limited by the window and the rate.
 func (p *pace) start(now time.Time, scheduled bool) (wait time.Duration) {
 	p.mu.Lock()
@@ -104,7 +104,7 @@ func (p *pace) start(now time.Time, scheduled bool) (wait time.Duration) {
 	return 0
 }
 
-// end ends a call. It returns for how long the app is paused by its result, or 0.
+// end ends a call. It returns the duration of the pause that its result causes, or 0.
 func (p *pace) end(now time.Time, fault bool, retryAfter time.Duration) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -138,7 +138,8 @@ func (r *Renewer) commit(ctx context.Context, a *response) error {
 	return err
 }
 
-// finalize ends the care for a response. The journal retains it for a while.
+// finalize marks a response that needs no more commits. The journal retains it for a
+// while.
 func (r *Renewer) finalize(a *response) {
 	r.uncommitted.remove(a)
 	r.Journal.MarkCommitted(a.ID, a.Spent)
@@ -169,8 +170,8 @@ func Replay(ctx context.Context, grants Grants, e journal.Entry) error {
 	return err
 }
 
-// PauseRemaining returns for how long no token or code may be spent: because Redis may
-// have lost the record of what is spent, or because this process is suspended. During
+// PauseRemaining returns the time for which no token or code may be spent: because Redis
+// may have lost the record of what is spent, or because this process is suspended. During
 // the pause after a failover every replica replays its journal.
 func (r *Renewer) PauseRemaining() time.Duration {
 	r.handleFailover()

@@ -356,7 +356,7 @@ func (r *Renewer) EnsureFresh(ctx context.Context, id grant.ID, serving grant.Se
 // attempt continues.
 func (r *Renewer) renew(ctx context.Context, id grant.ID, validUntil time.Time) error {
 	const (
-		poll  = 100 * time.Millisecond // interval of looking at another replica's attempt
+		poll  = 100 * time.Millisecond // interval between checks of another replica's attempt
 		brief = 250 * time.Millisecond // longest backoff to wait for
 	)
 	for {
