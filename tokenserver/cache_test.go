@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"tokenprovider/internal/callback"
 	"tokenprovider/internal/grant"
@@ -166,6 +168,66 @@ func TestRecordsAreUnverifiedWithoutTheChangeFeed(t *testing.T) {
 		m.cache.Synced()
 		m.want(ann, 200, "token-of-ann", 1)
 		m.want(ann, 200, "token-of-ann", 0)
+	})
+}
+
+// TestRecordWithManySecrets: each of a record's secrets matches, however many it has.
+func TestRecordWithManySecrets(t *testing.T) {
+	inBubble(t, 10, func(m *memory) {
+		m.cache.Synced()
+		id, _ := m.add("ann")
+		var paths []string
+		var secrets []grant.CallbackSecret
+		for range 4 {
+			address := callback.NewAddress(id)
+			paths, secrets = append(paths, path(address)), append(secrets, address.CallbackSecret())
+			serving := m.records[id]
+			serving.Secrets = slices.Clone(secrets)
+			m.set(func() { m.records[id] = serving })
+			m.cache.Invalidate(id)
+			m.want(paths[0], 200, "token-of-ann", 1)
+			for _, path := range paths {
+				m.want(path, 200, "token-of-ann", 0)
+			}
+		}
+	})
+}
+
+// TestLossOfTheChangeFeedIsLoggedOnce: for each epoch that ends.
+func TestLossOfTheChangeFeedIsLoggedOnce(t *testing.T) {
+	core, logs := observer.New(zap.WarnLevel)
+	cache, err := tokenserver.NewCache(&fakeGrants{}, 10, zap.New(core))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for epoch, want := range []int{0, 1, 2} {
+		if epoch > 0 {
+			cache.Synced()
+		}
+		for range 3 {
+			cache.Desynced(errors.New("connection cut"))
+		}
+		if n := logs.FilterMessage("change feed lost; revalidating records").Len(); n != want {
+			t.Errorf("after %d epochs the loss is logged %d times, want %d", epoch, n, want)
+		}
+	}
+}
+
+// TestOutageIsProbedOnceASecond: one request a second reads Redis, from exactly one
+// second after the failed read.
+func TestOutageIsProbedOnceASecond(t *testing.T) {
+	inBubble(t, 10, func(m *memory) {
+		_, ann := m.add("ann")
+		m.want(ann, 200, "token-of-ann", 1)
+		m.set(func() { m.err = store.ErrUnavailable })
+		m.want(ann, 200, "token-of-ann", 1)
+		for range 3 {
+			time.Sleep(time.Second - 1)
+			m.want(ann, 200, "token-of-ann", 0)
+			time.Sleep(1)
+			m.want(ann, 200, "token-of-ann", 1)
+			m.want(ann, 200, "token-of-ann", 0)
+		}
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -176,6 +177,21 @@ func TestEventsRefuse(t *testing.T) {
 	if w.Code != 405 || w.Header().Get("Allow") != "POST" {
 		t.Errorf("GET: responded %d, Allow %q", w.Code, w.Header().Get("Allow"))
 	}
+}
+
+// TestEventTimestamps: an event is accepted for exactly five minutes before and after
+// its timestamp.
+func TestEventTimestamps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		handler := (&users{}).events(zap.NewNop())
+		for age, want := range map[time.Duration]int{
+			5 * time.Minute: 204, 5*time.Minute + time.Second: 401, -5 * time.Minute: 204, -5*time.Minute - time.Second: 401,
+		} {
+			if w := signed(handler, time.Now().Add(-age), `{"event":"meeting.started"}`); w.Code != want {
+				t.Errorf("%v old: responded %d, want %d", age, w.Code, want)
+			}
+		}
+	})
 }
 
 func emptyKey(stamp, body string) string {

@@ -30,6 +30,7 @@ type plan struct {
 	inFlight map[grant.ID]bool
 	most     int // renewals in flight at once
 	reads    int
+	looks    int // calls of Capacity
 	space    int // renewals of an app at once
 	order    []grant.ID
 	takes    time.Duration // one renewal
@@ -74,6 +75,7 @@ func (p *plan) AppNames() []string {
 func (p *plan) Capacity(app string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.looks++
 	if p.paused[app] {
 		return 0
 	}
@@ -148,6 +150,44 @@ func TestRefresherRenewsDueGrantsInTime(t *testing.T) {
 	})
 }
 
+// TestRefresherRenewsGrantsThatAreDueAtOnce: the shortest waits have no room for
+// jitter.
+func TestRefresherRenewsGrantsThatAreDueAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlan()
+		for i := range 100 {
+			p.due[grant.NewID("app", fmt.Sprint(i))] = time.Now().Add(time.Duration(i))
+		}
+		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop()}, time.Second)
+		if len(p.renewed) != 100 {
+			t.Errorf("%d renewed, want 100", len(p.renewed))
+		}
+	})
+}
+
+// TestRefresherPollsAtTheConfiguredInterval: a grant that another process has made due
+// is found within the interval.
+func TestRefresherPollsAtTheConfiguredInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlan()
+		id := grant.NewID("app", "ann")
+		added := time.Now().Add(time.Minute)
+		time.AfterFunc(time.Minute, func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.due[id] = added
+		})
+		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop(), Poll: 5 * time.Second}, 2*time.Minute)
+		if late := p.renewed[id].Sub(added); late < 0 || late > 5*time.Second {
+			t.Errorf("renewed %v after it became due, want within 5s", late)
+		}
+		// Each shard every 5 s, less up to a tenth.
+		if p.reads > 24*grant.Shards*12/10 {
+			t.Errorf("%d reads in two minutes", p.reads)
+		}
+	})
+}
+
 func TestRefresherBoundsRenewalsInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPlan()
@@ -198,6 +238,9 @@ func TestRefresherReadsRarelyWhenNothingIsDue(t *testing.T) {
 		p.run(t, &tokenserver.Refresher{Index: p, Renewer: p, Log: zap.NewNop()}, 10*time.Minute)
 		if perSecond := float64(p.reads) / 600; perSecond > 6 {
 			t.Errorf("%.1f reads a second with nothing due, want at most 6", perSecond)
+		}
+		if perSecond := float64(p.looks) / 600; perSecond > 20 {
+			t.Errorf("the queue wakes up %.1f times a second with nothing due, want at most 20", perSecond)
 		}
 	})
 }

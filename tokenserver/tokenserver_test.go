@@ -2,6 +2,7 @@ package tokenserver_test
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"io"
 	"net/http"
@@ -308,6 +309,33 @@ func TestSignatures(t *testing.T) {
 	}
 }
 
+// TestSignatureTimestamps: a signature is valid for exactly five minutes before and
+// after its timestamp.
+func TestSignatureTimestamps(t *testing.T) {
+	const key = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+	verifier, err := tokenserver.NewVerifier([]secret.Text{secret.New(key)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	webhook, err := standardwebhooks.NewWebhook(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := time.Unix(1614265330, 0)
+	signature, err := webhook.Sign("msg_1", at, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := http.Header{"Webhook-Id": {"msg_1"}, "Webhook-Timestamp": {"1614265330"}, "Webhook-Signature": {signature}}
+	for age, want := range map[time.Duration]bool{
+		5 * time.Minute: true, 5*time.Minute + 1: false, -5 * time.Minute: true, -5*time.Minute - 1: false,
+	} {
+		if got := verifier.Verify(header, at.Add(age)); got != want {
+			t.Errorf("%v after its timestamp: %v, want %v", age, got, want)
+		}
+	}
+}
+
 // The vector is Recall's scheme over an empty body, computed independently.
 func TestSignatureVector(t *testing.T) {
 	webhook, err := standardwebhooks.NewWebhook("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
@@ -328,6 +356,47 @@ func TestNewVerifierRefuses(t *testing.T) {
 		if _, err := tokenserver.NewVerifier(secrets); err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+func TestNewVerifierAcceptsTheShortestKey(t *testing.T) {
+	for size, accepted := range map[int]bool{15: false, 16: true} {
+		key := "whsec_" + base64.StdEncoding.EncodeToString(make([]byte, size))
+		if _, err := tokenserver.NewVerifier([]secret.Text{secret.New(key)}); (err == nil) != accepted {
+			t.Errorf("a key of %d bytes: %v, want accepted: %v", size, err, accepted)
+		}
+	}
+}
+
+// TestTokensOfAnyLength: the Content-Length is the token's, also where no shared
+// header value has that length.
+func TestTokensOfAnyLength(t *testing.T) {
+	for _, length := range []int{1, 2047, 2048, 2049, 10_000} {
+		w := httptest.NewRecorder()
+		tokenserver.WriteToken(w, strings.Repeat("t", length))
+		if got := w.Header().Get("Content-Length"); got != strconv.Itoa(length) || w.Body.Len() != length {
+			t.Errorf("a token of %d bytes: Content-Length %s, %d bytes", length, got, w.Body.Len())
+		}
+	}
+}
+
+// TestRenewalDeadline: a request waits for a renewal until the timeout after its
+// arrival.
+func TestRenewalDeadline(t *testing.T) {
+	for timeout, want := range map[time.Duration]time.Duration{0: 4500 * time.Millisecond, time.Second: time.Second} {
+		inBubble(t, 10, func(m *memory) {
+			_, path := m.add("ann")
+			var left time.Duration
+			m.handler = tokenserver.New(tokenserver.Config{Cache: m.cache, Log: zap.NewNop(), Timeout: timeout, Tokens: renewFunc(
+				func(ctx context.Context, _ grant.ID, serving grant.ServingRecord, _ time.Duration) (grant.ServingRecord, error) {
+					deadline, _ := ctx.Deadline()
+					left = time.Until(deadline)
+					return serving, nil
+				})})
+			if m.get(path); left != want {
+				m.t.Errorf("with a timeout of %v, the renewal has %v, want %v", timeout, left, want)
+			}
+		})
 	}
 }
 
