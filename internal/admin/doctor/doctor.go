@@ -1,10 +1,9 @@
-// Package doctor looks at a deployment from outside and says what is wrong with it:
-// for each check a verdict, what was found, and, where something is wrong, what
-// mends it, in words for whoever has been woken by it.
+// Package doctor checks a deployment from outside. Each check reports a verdict, what
+// it found, and for a fault the fix, in words for an operator on call.
 //
-// A check changes nothing that lasts, spends no token and creates nothing at Recall.
-// All run at the same time, each within a bound. One that cannot be made says why.
-// [Config.Checks] is the list, checks of one kind a file.
+// A check makes no lasting change, spends no token, and creates nothing at Recall. All
+// checks run concurrently, each with a timeout. [Config.Checks] lists them; each file
+// has the checks of one component.
 package doctor
 
 import (
@@ -24,23 +23,23 @@ import (
 	"tokenprovider/internal/zoom"
 )
 
-// Verdict is what a check comes to.
+// Verdict is the result of a check.
 type Verdict string
 
 // The verdicts.
 const (
 	OK         Verdict = "ok"
-	Warning    Verdict = "warning"     // it works, and should not stay so
-	Fault      Verdict = "fault"       // users are hurt by it, or will be
-	NotChecked Verdict = "not_checked" // nobody knows
+	Warning    Verdict = "warning"     // works, but must be corrected
+	Fault      Verdict = "fault"       // affects users, or will
+	NotChecked Verdict = "not_checked" // unknown; Found has the cause
 )
 
-// Finding is what came of a check.
+// Finding is the outcome of a check.
 type Finding struct {
 	Check    string
 	Verdict  Verdict
-	Found    string // for people, without secrets
-	Fix      string // what to do about it; empty if nothing is to be done
+	Found    string // human-readable, without secrets
+	Fix      string // advice; set for a Warning and a Fault only
 	Duration time.Duration
 }
 
@@ -48,43 +47,44 @@ func ok(found string, values ...any) Finding {
 	return Finding{Verdict: OK, Found: fmt.Sprintf(found, values...)}
 }
 
-func warning(mend, found string, values ...any) Finding {
-	return Finding{Verdict: Warning, Found: fmt.Sprintf(found, values...), Fix: mend}
+func warning(fix, found string, values ...any) Finding {
+	return Finding{Verdict: Warning, Found: fmt.Sprintf(found, values...), Fix: fix}
 }
 
-func fault(mend, found string, values ...any) Finding {
-	return Finding{Verdict: Fault, Found: fmt.Sprintf(found, values...), Fix: mend}
+func fault(fix, found string, values ...any) Finding {
+	return Finding{Verdict: Fault, Found: fmt.Sprintf(found, values...), Fix: fix}
 }
 
-func notChecked(why string, values ...any) Finding {
-	return Finding{Verdict: NotChecked, Found: fmt.Sprintf(why, values...)}
+func notChecked(found string, values ...any) Finding {
+	return Finding{Verdict: NotChecked, Found: fmt.Sprintf(found, values...)}
 }
 
-// Check is one thing to look at.
+// Check is a check by its name.
 type Check struct {
 	Name string
 	Run  func(ctx context.Context) Finding
 }
 
-// Examine makes all checks at the same time, each within the bound, and returns
-// what they found in their order.
-func RunChecks(ctx context.Context, checks []Check, bound time.Duration) []Finding {
+// RunChecks runs all checks concurrently, each with the timeout, and returns their
+// findings in the order of the checks.
+func RunChecks(ctx context.Context, checks []Check, timeout time.Duration) []Finding {
 	findings := make([]Finding, len(checks))
 	var wg sync.WaitGroup
 	for i, check := range checks {
 		wg.Go(func() {
-			began := time.Now()
-			findings[i] = look(ctx, check, bound)
-			findings[i].Check, findings[i].Duration = check.Name, time.Since(began)
+			start := time.Now()
+			findings[i] = runCheck(ctx, check, timeout)
+			findings[i].Check, findings[i].Duration = check.Name, time.Since(start)
 		})
 	}
 	wg.Wait()
 	return findings
 }
 
-// look makes one check. One that does not heed its context is left behind.
-func look(ctx context.Context, check Check, bound time.Duration) Finding {
-	ctx, cancel := context.WithTimeout(ctx, bound)
+// runCheck runs a check. It returns without waiting for a check that ignores its
+// context.
+func runCheck(ctx context.Context, check Check, timeout time.Duration) Finding {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	found := make(chan Finding, 1)
 	go func() { found <- check.Run(ctx) }()
@@ -96,8 +96,8 @@ func look(ctx context.Context, check Check, bound time.Duration) Finding {
 	select {
 	case f := <-found:
 		return f
-	case <-time.After(time.Second): // to say itself what it was waiting for
-		return notChecked("it came to no end within %v", bound)
+	case <-time.After(time.Second): // the check may still return what it waited for
+		return notChecked("no result within %v", timeout)
 	}
 }
 
@@ -105,18 +105,18 @@ func look(ctx context.Context, check Check, bound time.Duration) Finding {
 type App struct {
 	Name     string
 	ClientID string
-	OAuthApp string // Recall's uuid of it; empty if the settings do not say
+	OAuthApp string // its uuid at Recall; empty if not set
 	Zoom     *zoom.Client
 }
 
-// Config is what there is to look at. What is nil or empty is not checked.
+// Config has what is checked. A component that is nil or empty is not checked.
 type Config struct {
-	// Faults is what is wrong with the settings, a line each.
+	// SettingProblems lists the invalid settings, each as "NAME: problem".
 	SettingProblems []string
 
 	Redis        *store.Connection
 	Keyset       *seal.Keyset
-	WaitReplicas int // of Redis, that a commit waits for
+	WaitReplicas int // number of replicas that a commit waits for
 
 	Apps       []App
 	ZoomURL    *url.URL
@@ -125,17 +125,15 @@ type Config struct {
 	Callback   *url.URL // CALLBACK_BASE_URL
 	JournalDir string
 
-	// Certificates are files with certificates, by the settings that name them.
 	Certificates []CertificateFile
-	// Registrar is a connection to it.
-	Registrar *grpc.ClientConn
+	Registrar    *grpc.ClientConn
 
 	// HTTP makes the requests to Zoom, Recall and the callback.
 	HTTP *http.Client
-	// Now is this machine's clock. Nil: time.Now.
+	// Now returns the time of this machine's clock. Nil: time.Now.
 	Now func() time.Time
 
-	store *store.Store // nil: there is no Redis
+	store *store.Store // nil without Redis
 }
 
 // Checks returns all checks.
@@ -164,7 +162,7 @@ func (c Config) Checks() []Check {
 	}...)
 	if len(c.Apps) == 0 {
 		checks = append(checks, Check{"zoom app", func(context.Context) Finding {
-			return notChecked("ZOOM_CLIENT_ID and ZOOM_CLIENT_SECRET, or ZOOM_APPS_FILE, are not set, or of no use")
+			return notChecked("ZOOM_CLIENT_ID and ZOOM_CLIENT_SECRET, or ZOOM_APPS_FILE, are not set, or invalid")
 		}})
 	}
 	for _, app := range c.Apps {
@@ -184,7 +182,7 @@ func (c Config) Checks() []Check {
 	return checks
 }
 
-// keysetOrAny is the keyset, or one that opens nothing, for what needs none.
+// keysetOrAny returns the keyset, or an empty one for checks that decrypt nothing.
 func (c Config) keysetOrAny() *seal.Keyset {
 	if c.Keyset != nil {
 		return c.Keyset
@@ -196,31 +194,31 @@ func (c Config) keysetOrAny() *seal.Keyset {
 	return keyset
 }
 
-// settings is a check for each setting that is wrong.
+// settings returns a check for each invalid setting, or one if all are valid.
 func (c Config) settings() (checks []Check) {
 	for _, line := range c.SettingProblems {
 		name, text, _ := strings.Cut(line, ": ")
-		mend := "put it right: --help says what it may be"
+		fix := "correct it; --help lists the valid values"
 		switch {
 		case strings.Contains(text, "is required"):
-			mend = "set it as the programs have it: run this where they run, or with their environment"
+			fix = "set it: run doctor where the program runs, or with its environment"
 		case strings.Contains(text, "file cannot be read"):
-			mend = "name a file that is there and can be read; in a pod, see that its Secret has the key"
+			fix = "name an existing, readable file; in a pod, check that its Secret has the key"
 		case strings.Contains(text, "is mutually exclusive"):
-			mend = "take one of the two away"
+			fix = "unset one of the two"
 		}
-		checks = append(checks, Check{"setting " + name, func(context.Context) Finding { return fault(mend, "%s", text) }})
+		checks = append(checks, Check{"setting " + name, func(context.Context) Finding { return fault(fix, "%s", text) }})
 	}
 	if len(checks) == 0 {
-		checks = []Check{{"settings", func(context.Context) Finding { return ok("all that is set and looked at here can be read") }}}
+		checks = []Check{{"settings", func(context.Context) Finding { return ok("all settings checked here are valid") }}}
 	}
 	return checks
 }
 
-// count is "1 grant" or "2 grants".
-func count(n int, one string) string {
+// count returns "1 grant" or "2 grants".
+func count(n int, noun string) string {
 	if n == 1 {
-		return "1 " + one
+		return "1 " + noun
 	}
-	return fmt.Sprintf("%d %ss", n, one)
+	return fmt.Sprintf("%d %ss", n, noun)
 }

@@ -46,10 +46,10 @@ import (
 	"tokenprovider/internal/zoomtest"
 )
 
-// planted are secrets that no finding may show.
+// planted lists secrets that no finding may contain.
 var planted = []string{"planted-refresh", "planted-access", zoomtest.DefaultClientSecret, "recall-key", "hunter2"}
 
-// world is a deployment that is well.
+// world is a healthy deployment.
 type world struct {
 	doctor.Config
 	t      *testing.T
@@ -117,7 +117,7 @@ func tokens(name string) grant.Tokens {
 	}
 }
 
-// consent makes a user, with a credential, whose token is to be renewed at due.
+// consent registers a user with a credential, whose token is due for renewal at due.
 func (w *world) consent(user string, due time.Time) grant.ID {
 	w.t.Helper()
 	id := grant.NewID("default", user)
@@ -138,17 +138,17 @@ func (w *world) consent(user string, due time.Time) grant.ID {
 	return id
 }
 
-// look makes all checks.
-func (w *world) look() map[string]doctor.Finding {
+// runAll runs all checks.
+func (w *world) runAll() map[string]doctor.Finding {
 	w.t.Helper()
 	findings := map[string]doctor.Finding{}
 	for _, f := range doctor.RunChecks(w.t.Context(), w.Checks(), 3*time.Second) {
 		if _, twice := findings[f.Check]; twice {
-			w.t.Errorf("two checks are called %s", f.Check)
+			w.t.Errorf("two checks have the name %s", f.Check)
 		}
 		findings[f.Check] = f
 		if (f.Verdict == doctor.Fault || f.Verdict == doctor.Warning) != (f.Fix != "") {
-			w.t.Errorf("%s is %s, and its mend is %q", f.Check, f.Verdict, f.Fix)
+			w.t.Errorf("%s is %s, and its fix is %q", f.Check, f.Verdict, f.Fix)
 		}
 		for _, secret := range planted {
 			if strings.Contains(f.Found+f.Fix, secret) {
@@ -159,11 +159,11 @@ func (w *world) look() map[string]doctor.Finding {
 	return findings
 }
 
-// want compares one finding.
+// want compares the finding of one check.
 func (w *world) want(check string, verdict doctor.Verdict, found string) {
 	w.t.Helper()
-	f, made := w.look()[check]
-	if !made {
+	f, exists := w.runAll()[check]
+	if !exists {
 		w.t.Fatalf("there is no check %q", check)
 	}
 	if f.Verdict != verdict || !strings.Contains(f.Found, found) {
@@ -171,17 +171,17 @@ func (w *world) want(check string, verdict doctor.Verdict, found string) {
 	}
 }
 
-func TestAllIsWell(t *testing.T) {
+func TestHealthyDeployment(t *testing.T) {
 	t.Parallel()
 	w := start(t)
-	for check, f := range w.look() {
+	for check, f := range w.runAll() {
 		want := doctor.OK
 		switch check {
 		case "callback url": // no TLS, on loopback
 			want = doctor.Warning
 		case "registrar":
 			want = doctor.NotChecked
-		case "processes": // none is started
+		case "processes": // none runs
 			want = doctor.Fault
 		}
 		if f.Verdict != want {
@@ -189,18 +189,18 @@ func TestAllIsWell(t *testing.T) {
 		}
 	}
 	if counts := w.zoom.Counts(); counts.SpentPresented+counts.Refreshes+counts.Exchanges != 0 || counts.UnknownPresented == 0 {
-		t.Errorf("Zoom was asked for what it should not: %+v", counts)
+		t.Errorf("unexpected calls to Zoom: %+v", counts)
 	}
 	if counts := w.recall.Counts(); counts.CreateAttempts+counts.Deletes != 0 {
-		t.Errorf("Recall was asked for what it should not: %+v", counts)
+		t.Errorf("unexpected calls to Recall: %+v", counts)
 	}
 }
 
-func TestNothingIsSet(t *testing.T) {
+func TestNoSettings(t *testing.T) {
 	t.Parallel()
 	w := &world{t: t}
 	w.HTTP = &http.Client{}
-	for check, f := range w.look() {
+	for check, f := range w.runAll() {
 		want := doctor.NotChecked
 		switch check {
 		case "settings":
@@ -209,12 +209,12 @@ func TestNothingIsSet(t *testing.T) {
 			want = doctor.Fault
 		}
 		if f.Verdict != want || f.Found == "" {
-			t.Errorf("%s: %s, %q; want %s, and why", check, f.Verdict, f.Found, want)
+			t.Errorf("%s: %s, %q; want %s, with a cause", check, f.Verdict, f.Found, want)
 		}
 	}
 }
 
-func TestSettingsThatAreWrong(t *testing.T) {
+func TestInvalidSettings(t *testing.T) {
 	t.Parallel()
 	w := start(t)
 	w.SettingProblems = []string{"REDIS_URL: is required", "KEYSET_FILE: the file cannot be read"}
@@ -223,7 +223,7 @@ func TestSettingsThatAreWrong(t *testing.T) {
 	w.want("setting KEYSET_FILE", doctor.Fault, "the file cannot be read")
 	w.want("keyset", doctor.NotChecked, "KEYSET_FILE")
 	w.want("journal", doctor.NotChecked, "KEYSET_FILE")
-	w.want("grants", doctor.OK, "20 active") // needs no keyset
+	w.want("grants", doctor.OK, "20 active") // no keyset needed
 }
 
 func TestRedisIsDown(t *testing.T) {
@@ -233,7 +233,7 @@ func TestRedisIsDown(t *testing.T) {
 	w.want("redis", doctor.Fault, "")
 	w.redis.Thaw()
 	w.redis.Kill()
-	findings := w.look()
+	findings := w.runAll()
 	if f := findings["redis"]; f.Verdict != doctor.Fault || !strings.Contains(f.Found, "connection refused") {
 		t.Errorf("redis: %s, %q", f.Verdict, f.Found)
 	}
@@ -247,8 +247,8 @@ func TestRedisIsDown(t *testing.T) {
 	}
 }
 
-// old is a way to Redis on which it says that it is older.
-func old(t *testing.T, addr string) string {
+// oldRedis returns the address of a proxy through which Redis reports version 6.
+func oldRedis(t *testing.T, addr string) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -283,7 +283,7 @@ func old(t *testing.T, addr string) string {
 	return listener.Addr().String()
 }
 
-func TestRedisIsNotAsItShouldBe(t *testing.T) {
+func TestRedisIsMisconfigured(t *testing.T) {
 	t.Parallel()
 	w := start(t)
 	set := func(setting, value string) {
@@ -308,7 +308,7 @@ func TestRedisIsNotAsItShouldBe(t *testing.T) {
 	w.want("redis memory", doctor.Fault, "Redis evicts grants")
 	set("maxmemory-policy", "noeviction")
 	w.want("redis memory", doctor.OK, "of 1.0 GiB used")
-	set("maxmemory", "1mb") // less than it has
+	set("maxmemory", "1mb") // below its use
 	w.want("redis memory", doctor.Fault, "noeviction")
 	w.want("redis permissions", doctor.Fault, "Redis is full")
 	set("maxmemory", "0")
@@ -317,18 +317,18 @@ func TestRedisIsNotAsItShouldBe(t *testing.T) {
 	w.want("redis replication", doctor.Fault, "0 replicas in sync, and REDIS_WAIT_REPLICAS is 1")
 	host, port, _ := strings.Cut(w.redis.Addr, ":")
 	testkit.StartRedis(t, "--replicaof", host, port)
-	for end := time.Now().Add(20 * time.Second); w.look()["redis replication"].Verdict != doctor.OK; {
+	for end := time.Now().Add(20 * time.Second); w.runAll()["redis replication"].Verdict != doctor.OK; {
 		if time.Now().After(end) {
-			t.Fatal("the replica is not seen")
+			t.Fatal("the replica is not reported")
 		}
 	}
 	w.want("redis replication", doctor.OK, "1 replica in sync")
 
-	w.Redis = testkit.RedisClient(t, "redis://"+old(t, w.redis.Addr))
+	w.Redis = testkit.RedisClient(t, "redis://"+oldRedis(t, w.redis.Addr))
 	w.want("redis", doctor.Fault, "is too old")
 }
 
-func TestRedisLetsItsUserDoTooLittle(t *testing.T) {
+func TestRedisUserLacksPermissions(t *testing.T) {
 	t.Parallel()
 	w := start(t)
 	admin := w.Redis
@@ -360,10 +360,10 @@ func TestRedisLetsItsUserDoTooLittle(t *testing.T) {
 func TestClocks(t *testing.T) {
 	t.Parallel()
 	w := start(t)
-	for away, verdict := range map[time.Duration]doctor.Verdict{
+	for skew, verdict := range map[time.Duration]doctor.Verdict{
 		10 * time.Minute: doctor.Fault, -10 * time.Minute: doctor.Fault, 10 * time.Second: doctor.Warning, 0: doctor.OK,
 	} {
-		w.Now = func() time.Time { return time.Now().Add(away) }
+		w.Now = func() time.Time { return time.Now().Add(skew) }
 		for _, check := range []string{"clock of redis", "clock of zoom", "clock of recall"} {
 			found := "clock is"
 			if verdict == doctor.OK {
@@ -393,7 +393,7 @@ func TestKeyset(t *testing.T) {
 	}
 	w.want("keyset", doctor.Fault, "encrypted with another keyset")
 
-	// Only some records are of another keyset.
+	// Some records are encrypted with another keyset.
 	w = start(t)
 	other := store.New(w.Redis, testkit.Keyset(t))
 	if _, err := other.AcceptConsent(t.Context(), grant.NewID("default", "stranger"), grant.Consent{
@@ -444,7 +444,7 @@ func TestRecall(t *testing.T) {
 	w.want("recall app default", doctor.NotChecked, "uuid")
 }
 
-// certify makes a certificate, and what signs itself.
+// certify creates a self-signed certificate, also in PEM.
 func certify(t *testing.T, names []string, from, until time.Time) (tls.Certificate, *x509.Certificate, []byte, []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -513,8 +513,8 @@ func TestCallback(t *testing.T) {
 		verdict doctor.Verdict
 		found   string
 	}{
-		"valid":                {serve(&good, tokenServer), doctor.OK, "the token server responds; its certificate ends in 89 days"},
-		"expires soon":         {serve(&ending, tokenServer), doctor.Warning, "certificate ends in 4 days"},
+		"valid":                {serve(&good, tokenServer), doctor.OK, "the token server responds; its certificate expires in 89 days"},
+		"expires soon":         {serve(&ending, tokenServer), doctor.Warning, "certificate expires in 4 days"},
 		"expired":              {serve(&expired, tokenServer), doctor.Fault, "has expired"},
 		"unknown authority":    {serve(&unknown, tokenServer), doctor.Fault, "signed by an unknown authority"},
 		"another name":         {strings.Replace(serve(&good, tokenServer), "127.0.0.1", "localhost", 1), doctor.Fault, "for another name"},
@@ -536,16 +536,16 @@ func TestCallback(t *testing.T) {
 	findings := doctor.RunChecks(t.Context(), w.Checks(), 200*time.Millisecond)
 	i := slices.IndexFunc(findings, func(f doctor.Finding) bool { return f.Check == "callback url" })
 	if f := findings[i]; f.Verdict != doctor.Fault || f.Found != "unreachable: time-out" {
-		t.Errorf("silence: %s, %q", f.Verdict, f.Found)
+		t.Errorf("no response: %s, %q", f.Verdict, f.Found)
 	}
 }
 
 func TestCertificates(t *testing.T) {
 	t.Parallel()
 	w := start(t)
-	folder, now := t.TempDir(), time.Now()
+	dir, now := t.TempDir(), time.Now()
 	file := func(name string, content []byte) string {
-		path := filepath.Join(folder, name)
+		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -561,13 +561,13 @@ func TestCertificates(t *testing.T) {
 		found   string
 	}{
 		"good":            {doctor.CertificateFile{Path: file("good", good), KeyPath: file("key", key)}, doctor.OK, "89 days"},
-		"ends soon":       {doctor.CertificateFile{Path: file("ending", ending)}, doctor.Warning, "4 days"},
+		"expires soon":    {doctor.CertificateFile{Path: file("ending", ending)}, doctor.Warning, "4 days"},
 		"one of several":  {doctor.CertificateFile{Path: file("several", append(bytes.Clone(good), expired...))}, doctor.Fault, "has expired"},
 		"not yet":         {doctor.CertificateFile{Path: file("early", early)}, doctor.Fault, "not valid before"},
 		"another key":     {doctor.CertificateFile{Path: file("ending2", ending), KeyPath: file("key2", key)}, doctor.Fault, "another certificate's"},
-		"missing":         {doctor.CertificateFile{Path: folder + "/missing"}, doctor.Fault, "cannot be read"},
+		"missing":         {doctor.CertificateFile{Path: dir + "/missing"}, doctor.Fault, "cannot be read"},
 		"no certificate":  {doctor.CertificateFile{Path: file("none", []byte("hunter2"))}, doctor.Fault, "no certificate"},
-		"bad certificate": {doctor.CertificateFile{Path: file("bad", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}))}, doctor.Fault, "cannot be read"},
+		"bad certificate": {doctor.CertificateFile{Path: file("bad", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}))}, doctor.Fault, "cannot be parsed"},
 	} {
 		t.Log(name)
 		c.file.Setting = "GRPC_TLS_CERT_FILE"
@@ -625,7 +625,7 @@ func TestRegistrar(t *testing.T) {
 	}
 }
 
-// fail makes the next renewal of a grant fail.
+// fail records a failed renewal of a grant.
 func (w *world) fail(id grant.ID) {
 	w.t.Helper()
 	claim, err := w.grants.Claim(w.t.Context(), id, "test-"+string(id), grant.ClaimTerms{Lease: time.Minute})
@@ -713,7 +713,7 @@ func TestProcesses(t *testing.T) {
 	if err := w.Redis.HDel(t.Context(), "tp1:processes", "tokenserver young-pod/1").Err(); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Redis.ConfigSet(t.Context(), "maxmemory", "1mb").Err(); err != nil { // less than it has
+	if err := w.Redis.ConfigSet(t.Context(), "maxmemory", "1mb").Err(); err != nil { // below its use
 		t.Fatal(err)
 	}
 	w.want("processes", doctor.NotChecked, "Redis rejects writes")
@@ -747,13 +747,13 @@ func TestJournal(t *testing.T) {
 	w.want("journal", doctor.OK, "empty")
 	id := grant.NewID("default", "user-0")
 	spent := store.RefreshFingerprint(tokens("user-0").Refresh)
-	answer := tokens("successor")
-	answer.Issued = time.Now().Add(-2 * time.Minute)
+	response := tokens("successor")
+	response.Issued = time.Now().Add(-2 * time.Minute)
 	kept, err := journal.Open(w.JournalDir, w.Keyset, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := kept.Add(t.Context(), journal.Entry{ID: id, Spent: spent, Tokens: answer}); err != nil {
+	if err := kept.Add(t.Context(), journal.Entry{ID: id, Spent: spent, Tokens: response}); err != nil {
 		t.Fatal(err)
 	}
 	w.want("journal", doctor.Fault, "1 response, of which Redis is missing 1")
@@ -761,7 +761,7 @@ func TestJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.want("journal", doctor.Fault, "no process uses this journal")
-	if _, err := w.grants.Commit(t.Context(), id, spent, answer, time.Now().Add(time.Hour)); err != nil {
+	if _, err := w.grants.Commit(t.Context(), id, spent, response, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	w.want("journal", doctor.OK, "1 response, all in Redis")
@@ -771,7 +771,7 @@ func TestJournal(t *testing.T) {
 	w.want("journal", doctor.NotChecked, "no directory missing here")
 }
 
-func TestACheckThatDoesNotEnd(t *testing.T) {
+func TestCheckExceedsItsTimeout(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	var ended sync.WaitGroup
