@@ -28,18 +28,18 @@ var transientFields = []string{"state", "version", "visible_hash", "change", "up
 
 // ReadBackup calls page with every grant, in batches.
 func (s *Backup) ReadBackup(ctx context.Context, page func([]BackupRecord) error) error {
-	err := s.walk(ctx, func(sealed []encryptedRecord) error {
-		records := make([]*redis.MapStringStringCmd, len(sealed))
+	err := s.walk(ctx, func(encrypted []encryptedRecord) error {
+		records := make([]*redis.MapStringStringCmd, len(encrypted))
 		if _, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-			for i, r := range sealed {
+			for i, r := range encrypted {
 				records[i] = pipe.HGetAll(ctx, grantKey(r.id))
 			}
 			return nil
 		}); err != nil {
 			return err
 		}
-		dumped := make([]BackupRecord, 0, len(sealed))
-		for i, r := range sealed {
+		dumped := make([]BackupRecord, 0, len(encrypted))
+		for i, r := range encrypted {
 			if len(records[i].Val()) == 0 {
 				continue // removed meanwhile
 			}

@@ -12,52 +12,52 @@ import (
 	"tokenprovider/internal/testkit"
 )
 
-// testBackupIsPutBackOnce: what comes back is tried as one whose answer was lost, and
-// takes the place of nothing.
-func testBackupIsPutBackOnce(f *fixture) {
+// testBackupRestoresOnlyMissingGrants: a restored grant is uncertain, and no existing
+// grant is replaced.
+func testBackupRestoresOnlyMissingGrants(f *fixture) {
 	ctx := f.t.Context()
 	ann, bob := f.link(f.consent("ann", future)), f.link(f.consent("bob", future))
 	var all []store.BackupRecord
 	if err := f.ReadBackup(ctx, func(page []store.BackupRecord) error { all = append(all, page...); return nil }); err != nil || len(all) != 2 {
-		f.t.Fatalf("%d dumped, %v", len(all), err)
+		f.t.Fatalf("%d grants in the backup, %v", len(all), err)
 	}
 	stop := errors.New("stop")
 	if err := f.ReadBackup(ctx, func([]store.BackupRecord) error { return stop }); !errors.Is(err, stop) {
-		f.t.Errorf("a page that cannot be written: %v", err)
+		f.t.Errorf("an error of the callback returned %v", err)
 	}
 	if empty, err := f.IsEmpty(ctx); empty || err != nil {
 		f.t.Errorf("empty: %v, %v", empty, err)
 	}
 	if n, err := f.Restore(ctx, all, "restored"); n != 0 || err != nil {
-		f.t.Errorf("%d put over what is there, %v", n, err)
+		f.t.Errorf("%d existing grants restored, %v", n, err)
 	}
 	if err := f.Remove(ctx, bob.ID, bob.Version, store.ConsentOutcome{}); err != nil {
 		f.t.Fatal(err)
 	}
 	if n, err := f.Restore(ctx, all, "restored"); n != 1 || err != nil {
-		f.t.Errorf("%d put back, %v, want bob alone", n, err)
+		f.t.Errorf("%d restored, %v, want only bob", n, err)
 	}
-	back := f.get(bob.ID)
-	if back.User != "bob" || back.State != grant.Degraded || back.Reason != "restored" {
-		f.t.Errorf("put back: %+v", back)
+	restored := f.get(bob.ID)
+	if restored.User != "bob" || restored.State != grant.Degraded || restored.Reason != "restored" {
+		f.t.Errorf("restored: %+v", restored)
 	}
 	f.wantState(ann.ID, grant.Active)
 	if serving, err := f.ReadServingRecord(ctx, bob.ID); err == nil && !serving.Access.IsZero() {
-		f.t.Error("an access token came back, which may be dead")
+		f.t.Error("an access token was restored, which may have ended")
 	}
-	renewals, err := f.ReadRenewals(ctx, []grant.ID{bob.ID, ann.ID, grant.NewID("default", "nobody")})
+	renewals, err := f.ReadRenewals(ctx, []grant.ID{bob.ID, ann.ID, grant.NewID("default", "missing")})
 	if err != nil || len(renewals) != 3 || !renewals[0].Uncertain || renewals[0].Due.IsZero() || renewals[1].Uncertain || !renewals[2].Due.IsZero() {
 		f.t.Errorf("renewals: %+v, %v", renewals, err)
 	}
-	for name, text := range map[string]string{"nonsense": "plain-nonsense", "another's": `{"app":"ZGVmYXVsdA==","user":"ZXZl"}`} {
+	for name, text := range map[string]string{"nonsense": "plain-nonsense", "another user's": `{"app":"ZGVmYXVsdA==","user":"ZXZl"}`} {
 		n, err := f.Restore(ctx, []store.BackupRecord{{ID: bob.ID, Text: secret.New(text)}}, "restored")
 		if n != 0 || err == nil || strings.Contains(err.Error(), "plain") {
-			f.t.Errorf("%s: %d put back, %v", name, n, err)
+			f.t.Errorf("%s: %d restored, %v", name, n, err)
 		}
 	}
 }
 
-func testOperatorHastensARenewal(f *fixture) {
+func testMakeDue(f *fixture) {
 	ctx := f.t.Context()
 	ann := f.consent("ann", future)
 	if err := f.MakeDue(ctx, ann.ID); !errors.Is(err, grant.ErrFresh) {
@@ -72,12 +72,12 @@ func testOperatorHastensARenewal(f *fixture) {
 	if in, ok := f.dueIn(ann.ID); !ok || in > time.Second {
 		f.t.Errorf("due in %v, %v", in, ok)
 	}
-	if err := f.MakeDue(ctx, grant.NewID("default", "nobody")); !errors.Is(err, grant.ErrNotFound) {
-		f.t.Errorf("nobody: %v", err)
+	if err := f.MakeDue(ctx, grant.NewID("default", "missing")); !errors.Is(err, grant.ErrNotFound) {
+		f.t.Errorf("no such grant: %v", err)
 	}
 }
 
-// TestServersOfACluster: each master says of itself what an operator asks.
+// TestServersOfACluster reads the state of each master of a cluster.
 func TestServersOfACluster(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedisCluster(t)

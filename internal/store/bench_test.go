@@ -12,7 +12,7 @@ import (
 	"tokenprovider/internal/testkit"
 )
 
-// BenchmarkServing is a callback's one read, beside the read of one plain key.
+// BenchmarkServing compares the one read of a callback with a GET.
 func BenchmarkServing(b *testing.B) {
 	keyset := testkit.Keyset(b)
 	client := testkit.StartRedis(b, "--appendfsync", "no").Client()

@@ -17,81 +17,81 @@ import (
 	"tokenprovider/internal/testkit"
 )
 
-// follower writes down what it is told.
-type follower struct{ told chan string }
+// recorder records the calls of a ChangeListener.
+type recorder struct{ calls chan string }
 
-func (f *follower) Synced()                { f.told <- "live" }
-func (f *follower) Invalidate(id grant.ID) { f.told <- string(id) }
-func (f *follower) Desynced(error)         { f.told <- "lost" }
+func (r *recorder) Synced()                { r.calls <- "synced" }
+func (r *recorder) Invalidate(id grant.ID) { r.calls <- string(id) }
+func (r *recorder) Desynced(error)         { r.calls <- "desynced" }
 
-// follow follows changes until the test ends, and waits until that is live.
-func (f *fixture) follow() *follower {
+// subscribe records changes until the test ends. It returns once it is synced.
+func (f *fixture) subscribe() *recorder {
 	f.t.Helper()
-	told := &follower{make(chan string, 10000)}
+	listener := &recorder{make(chan string, 10000)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { f.Subscribe(ctx, told) })
+	running.Go(func() { f.Subscribe(ctx, listener) })
 	f.t.Cleanup(func() {
 		cancel()
 		running.Wait()
 	})
-	told.await(f.t, "live")
-	return told
+	listener.await(f.t, "synced")
+	return listener
 }
 
-// await waits until something is told, and returns what was told before.
-func (f *follower) await(t *testing.T, what string) (before []string) {
+// await waits for a call and returns the calls before it.
+func (r *recorder) await(t *testing.T, call string) (before []string) {
 	t.Helper()
 	deadline := time.After(10 * time.Second)
 	for {
 		select {
-		case got := <-f.told:
-			if got == what {
+		case got := <-r.calls:
+			if got == call {
 				return before
 			}
 			before = append(before, got)
 		case <-deadline:
-			t.Fatalf("%.8s was not told; but %d others were", what, len(before))
+			t.Fatalf("no call %.8s; %d others", call, len(before))
 		}
 	}
 }
 
-func testChangesAreTold(f *fixture) {
+func testChangesAreReported(f *fixture) {
 	ctx := f.t.Context()
-	one, two := f.follow(), f.follow()
-	told := func(what string, id grant.ID) {
+	one, two := f.subscribe(), f.subscribe()
+	reported := func(what string, id grant.ID) {
 		f.t.Helper()
-		for _, follower := range []*follower{one, two} {
-			if before := follower.await(f.t, string(id)); slices.ContainsFunc(before, func(s string) bool { return s != string(id) }) {
-				f.t.Errorf("%s: told before: %d others", what, len(before))
+		for _, listener := range []*recorder{one, two} {
+			if before := listener.await(f.t, string(id)); slices.ContainsFunc(before, func(s string) bool { return s != string(id) }) {
+				f.t.Errorf("%s: %d other ids first", what, len(before))
 			}
 		}
 	}
 	g := f.consent("ann", past)
-	told("a consent", g.ID)
+	reported("a consent", g.ID)
 	g = f.link(g)
-	told("a credential", g.ID)
+	reported("a credential", g.ID)
 	claim := f.claimDue(g.ID, "a")
 	if err := f.Fail(ctx, claim, grant.Unspent, 0, "no"); err != nil {
 		f.t.Fatal(err)
 	}
-	told("a failure", g.ID)
+	reported("a failure", g.ID)
 	if err := f.Commit(ctx, g.ID, claim.Spent, tokens(1), future); err != nil {
 		f.t.Fatal(err)
 	}
-	told("a commit", g.ID)
+	reported("a commit", g.ID)
 	g = f.get(g.ID)
 	if err := f.Remove(ctx, g.ID, g.Version, store.ConsentOutcome{}); err != nil {
 		f.t.Fatal(err)
 	}
-	told("a removal", g.ID)
-	for i := range 30 { // in every corner of the store
-		told("a grant", f.consent(fmt.Sprint("user-", i), future).ID)
+	reported("a removal", g.ID)
+	for i := range 30 { // in many shards
+		reported("a grant", f.consent(fmt.Sprint("user-", i), future).ID)
 	}
 }
 
-func testALostSubscriptionIsTold(f *fixture) {
-	told := f.follow()
+func testLostSubscriptionIsReported(f *fixture) {
+	listener := f.subscribe()
 	cut := func(ctx context.Context, c redis.UniversalClient) error {
 		return c.Do(ctx, "CLIENT", "KILL", "TYPE", "PUBSUB").Err()
 	}
@@ -104,13 +104,13 @@ func testALostSubscriptionIsTold(f *fixture) {
 	}
 	if err != nil {
 		if strings.Contains(err.Error(), "unknown") || strings.Contains(err.Error(), "syntax") || strings.Contains(err.Error(), "ERR") {
-			return // the embedded Redis cuts no connections
+			return // the embedded Redis cannot close connections
 		}
 		f.t.Fatal(err)
 	}
-	told.await(f.t, "lost")
-	told.await(f.t, "live")
-	told.await(f.t, string(f.consent("ann", future).ID))
+	listener.await(f.t, "desynced")
+	listener.await(f.t, "synced")
+	listener.await(f.t, string(f.consent("ann", future).ID))
 }
 
 func testReadsShareRoundTrips(f *fixture) {
@@ -126,8 +126,8 @@ func testReadsShareRoundTrips(f *fixture) {
 			if err != nil || serving.Access.Reveal() != "plain-access-0" {
 				f.t.Errorf("read %v", err)
 			}
-			if _, err := f.ReadServingRecord(f.t.Context(), grant.NewID(app, fmt.Sprint("stranger-", i))); !errors.Is(err, grant.ErrNotFound) {
-				f.t.Errorf("a stranger: %v, want ErrNotFound", err)
+			if _, err := f.ReadServingRecord(f.t.Context(), grant.NewID(app, fmt.Sprint("unknown-", i))); !errors.Is(err, grant.ErrNotFound) {
+				f.t.Errorf("an unknown user: %v, want ErrNotFound", err)
 			}
 		})
 	}
@@ -135,7 +135,7 @@ func testReadsShareRoundTrips(f *fixture) {
 	gone, cancel := context.WithCancel(f.t.Context())
 	cancel()
 	if _, err := f.ReadServingRecord(gone, ids[0]); err != nil && (!errors.Is(err, context.Canceled) || errors.Is(err, store.ErrUnavailable)) {
-		f.t.Errorf("whoever has left is told %v", err)
+		f.t.Errorf("after its context ended, a read returned %v", err)
 	}
 }
 
@@ -143,7 +143,7 @@ func testGrantsOfAZoomUser(f *fixture) {
 	ctx := f.t.Context()
 	ann, bob := f.consent("ann", future), f.consent("bob", future)
 	same := store.Change{Identity: &store.Identity{ZoomUser: "zoom-ann", ZoomAccount: "account"}}
-	bob, err := f.Change(ctx, bob.ID, bob.Version, same) // a Zoom user who is two users here
+	bob, err := f.Change(ctx, bob.ID, bob.Version, same) // two users share one Zoom user
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -171,7 +171,7 @@ func testGrantsOfAZoomUser(f *fixture) {
 	want(app, "zoom-ann")
 }
 
-func testDeauthorized(f *fixture) {
+func testDeauthorize(f *fixture) {
 	ctx := f.t.Context()
 	g := f.link(f.consent("ann", past)) // with tokens that were issued just now
 	if err := f.Deauthorize(ctx, g.ID, time.Now().Add(-time.Minute)); !errors.Is(err, grant.ErrFresh) {
@@ -183,45 +183,45 @@ func testDeauthorized(f *fixture) {
 	}
 	f.wantState(g.ID, grant.Deleting)
 	if got := f.get(g.ID); got.Reason == "" || got.Credential == "" {
-		f.t.Errorf("marked as %+v, want a reason, and the credential that has to go", got)
+		f.t.Errorf("marked as %+v, want a reason, and the credential to delete", got)
 	}
 	if _, due := f.dueIn(g.ID); due {
-		f.t.Error("it is still to be renewed")
+		f.t.Error("a deauthorized grant is still due")
 	}
 	if err := f.Deauthorize(ctx, g.ID, time.Now().Add(time.Second)); !errors.Is(err, grant.ErrDeleting) {
-		f.t.Errorf("told again: %v, want ErrDeleting", err)
+		f.t.Errorf("repeated: %v, want ErrDeleting", err)
 	}
-	wantError(f.t, f.Deauthorize(ctx, grant.NewID(app, "nobody"), time.Now()), grant.ErrNotFound)
+	wantError(f.t, f.Deauthorize(ctx, grant.NewID(app, "missing"), time.Now()), grant.ErrNotFound)
 }
 
-// TestSilentRedis follows a Redis that stops answering without a word.
-func TestSilentRedis(t *testing.T) {
+// TestRedisStopsResponding freezes Redis: connections stay open, without replies.
+func TestRedisStopsResponding(t *testing.T) {
 	server := testkit.StartRedis(t)
 	f := &fixture{store.New(server.Client(), testkit.Keyset(t)), nil, t}
 	why := make(chan error, 100)
-	told := &silent{follower{make(chan string, 1000)}, why}
+	listener := &causeRecorder{recorder{make(chan string, 1000)}, why}
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
-	running.Go(func() { f.Subscribe(ctx, told) })
+	running.Go(func() { f.Subscribe(ctx, listener) })
 	defer running.Wait()
 	defer cancel()
-	told.await(t, "live")
+	listener.await(t, "synced")
 	server.Freeze()
-	told.await(t, "lost")
+	listener.await(t, "desynced")
 	if err := <-why; !errors.Is(err, store.ErrNoReply) {
-		t.Errorf("lost because of %v, want ErrSilent", err)
+		t.Errorf("desynced because of %v, want ErrNoReply", err)
 	}
 	server.Thaw()
-	told.await(t, "live")
-	told.await(t, string(f.consent("ann", future).ID))
+	listener.await(t, "synced")
+	listener.await(t, string(f.consent("ann", future).ID))
 }
 
-type silent struct {
-	follower
+type causeRecorder struct {
+	recorder
 	why chan error
 }
 
-func (s *silent) Desynced(why error) {
-	s.why <- why
-	s.follower.Desynced(why)
+func (r *causeRecorder) Desynced(why error) {
+	r.why <- why
+	r.recorder.Desynced(why)
 }

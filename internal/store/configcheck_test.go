@@ -12,7 +12,7 @@ import (
 	"tokenprovider/internal/testkit"
 )
 
-func TestDangers(t *testing.T) {
+func TestCheckConfig(t *testing.T) {
 	cluster := testkit.StartRedisCluster(t)
 	server := testkit.StartRedis(t)
 	admin := server.Client()
@@ -24,14 +24,14 @@ func TestDangers(t *testing.T) {
 			}
 		}
 	}
-	look := func(url string) string {
+	check := func(url string) string {
 		t.Helper()
-		dangers, err := store.New(testkit.RedisClient(t, url), testkit.Keyset(t)).CheckConfig(t.Context())
+		problems, err := store.New(testkit.RedisClient(t, url), testkit.Keyset(t)).CheckConfig(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		var text strings.Builder
-		for _, d := range dangers {
+		for _, d := range problems {
 			if d.Fatal {
 				text.WriteString("FATAL ")
 			}
@@ -40,41 +40,40 @@ func TestDangers(t *testing.T) {
 		return text.String()
 	}
 	for _, url := range []string{server.URL(), "redis+cluster://" + cluster.Addr, "redis://" + miniredis.RunT(t).Addr()} {
-		if got := look(url); got != "" {
-			t.Errorf("a Redis as it should be is in danger: %s", got)
+		if got := check(url); got != "" {
+			t.Errorf("a correct configuration has problems: %s", got)
 		}
 	}
 	set("maxmemory-policy", "allkeys-lru")
-	if got := look(server.URL()); !strings.HasPrefix(got, "FATAL Redis evicts") || !strings.Contains(got, "set maxmemory-policy noeviction") {
-		t.Errorf("it evicts: %q", got)
+	if got := check(server.URL()); !strings.HasPrefix(got, "FATAL Redis evicts") || !strings.Contains(got, "set maxmemory-policy noeviction") {
+		t.Errorf("with eviction: %q", got)
 	}
 	set("maxmemory-policy", "noeviction", "appendonly", "no")
-	if got := look(server.URL()); !strings.HasPrefix(got, "FATAL Redis keeps nothing on disk") {
-		t.Errorf("it keeps nothing: %q", got)
+	if got := check(server.URL()); !strings.HasPrefix(got, "FATAL Redis keeps nothing on disk") {
+		t.Errorf("without persistence: %q", got)
 	}
 	set("save", "60 1000")
-	if got := look(server.URL()); !strings.HasPrefix(got, "Redis writes to disk now and then only (save 60 1000)") {
-		t.Errorf("it saves now and then: %q", got)
+	if got := check(server.URL()); !strings.HasPrefix(got, "Redis writes to disk now and then only (save 60 1000)") {
+		t.Errorf("with snapshots only: %q", got)
 	}
 	set("appendonly", "yes")
 	if err := admin.Do(t.Context(), "ACL", "SETUSER", "app", "on", ">pw", "~tp1:*", "resetchannels", "+@all").Err(); err != nil {
 		t.Fatal(err)
 	}
-	if got := look("redis://app:pw@" + server.Addr); !strings.HasPrefix(got, "FATAL the Redis user may not publish") {
-		t.Errorf("it may not publish: %q", got)
+	if got := check("redis://app:pw@" + server.Addr); !strings.HasPrefix(got, "FATAL the Redis user may not publish") {
+		t.Errorf("without permission to publish: %q", got)
 	}
-	// A user who may ask for nothing about the server is in no danger that anybody
-	// knows of.
+	// A user without permission for INFO and CONFIG cannot detect a problem.
 	if err := admin.Do(t.Context(), "ACL", "SETUSER", "app", "&tp1:*", "-config", "-info").Err(); err != nil {
 		t.Fatal(err)
 	}
-	if got := look("redis://app:pw@" + server.Addr); got != "" {
-		t.Errorf("a user who may not ask: %q", got)
+	if got := check("redis://app:pw@" + server.Addr); got != "" {
+		t.Errorf("without permission for INFO and CONFIG: %q", got)
 	}
 }
 
-// TestKeysetMarkIsGone: without its mark, a record tells a wrong keyset.
-func TestKeysetMarkIsGone(t *testing.T) {
+// TestKeysetMarkIsMissing: without its mark, a record reveals a wrong keyset.
+func TestKeysetMarkIsMissing(t *testing.T) {
 	server := testkit.StartRedis(t)
 	right := testkit.Keyset(t)
 	f := &fixture{store.New(server.Client(), right), server.Client(), t}

@@ -10,7 +10,7 @@ import (
 	"tokenprovider/internal/store"
 )
 
-func TestConnectReadsEveryForm(t *testing.T) {
+func TestConnectParsesEveryForm(t *testing.T) {
 	for url, check := range map[string]func(*store.Connection) bool{
 		"redis://u:p@h:1/3": func(c *store.Connection) bool {
 			o := c.UniversalClient.(*redis.Client).Options()
@@ -43,7 +43,7 @@ func TestConnectReadsEveryForm(t *testing.T) {
 	}
 }
 
-func TestConnectRefusesWithoutQuoting(t *testing.T) {
+func TestConnectErrorsQuoteNoPassword(t *testing.T) {
 	for _, url := range []string{
 		"", "hunter2", "redis://u:hunter2@h:x/0", "redis://u:hunter2@h:1/hunter2", "http://u:hunter2@h",
 		"redis+magic://u:hunter2@h:1", "redis+sentinel://u:hunter2@h:1", "redis+sentinel://u:hunter2@h:1/x",

@@ -67,16 +67,16 @@ var ErrConsentUsed = errors.New("the consent was used before")
 // write also proves that Redis is writable. It returns nil if the consent may be
 // presented; [ErrConsentUsed] with its outcome; or a [*grant.HeldError] while another
 // replica may have Zoom's response. A call with a lost reply leaves the claim until
-// lateAnswer has passed.
-func (s *Consents) ClaimConsent(ctx context.Context, id grant.ID, consent string, lateAnswer time.Duration) (ConsentOutcome, error) {
-	word, answer, err := s.run(ctx, claimConsentScript, id, consent, lateAnswer.Milliseconds(), rand.Text())
+// lateResponse has passed.
+func (s *Consents) ClaimConsent(ctx context.Context, id grant.ID, consent string, lateResponse time.Duration) (ConsentOutcome, error) {
+	word, reply, err := s.run(ctx, claimConsentScript, id, consent, lateResponse.Milliseconds(), rand.Text())
 	switch {
 	case err != nil:
 		return ConsentOutcome{}, fmt.Errorf("claiming a consent of %s: %w", id, err)
 	case word == "claimed":
 		return ConsentOutcome{}, nil
 	case word == "held":
-		text, _ := answer[0].(string)
+		text, _ := reply[0].(string)
 		wait, err := parseMillis(text)
 		if err != nil {
 			return ConsentOutcome{}, fmt.Errorf("claiming a consent of %s: %w", id, err)
@@ -111,14 +111,14 @@ func (s *Consents) ReleaseConsent(ctx context.Context, id grant.ID, consent stri
 // [grant.ErrDeleting] if the user is being removed. It also reports whether this call
 // has stored it: if an earlier call had, Redis lost that write.
 func (s *Consents) AcceptConsent(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) (missing bool, err error) {
-	sealed, err := s.encryptTokens(id, c.Tokens)
+	encrypted, err := s.encryptTokens(id, c.Tokens)
 	if err != nil {
 		return false, err
 	}
 	word, replicas, err := s.runReplicated(ctx, acceptConsentScript, id,
 		c.Fingerprint, millis(c.Tokens.Issued), millis(due), c.ZoomUser, c.ZoomAccount,
 		"app", c.App, "user", c.User,
-		"refresh_fingerprint", RefreshFingerprint(c.Tokens.Refresh), fieldRefresh, sealed.refresh, fieldAccess, sealed.access,
+		"refresh_fingerprint", RefreshFingerprint(c.Tokens.Refresh), fieldRefresh, encrypted.refresh, fieldAccess, encrypted.access,
 		"refreshed", strconv.FormatInt(millis(c.Tokens.Issued), 10), "expires", strconv.FormatInt(millis(c.Tokens.Expires), 10))
 	switch {
 	case err != nil:

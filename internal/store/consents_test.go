@@ -11,67 +11,67 @@ import (
 	"tokenprovider/internal/store"
 )
 
-func (f *fixture) spend(id grant.ID, consent string, wait time.Duration) (store.ConsentOutcome, error) {
+func (f *fixture) claimConsent(id grant.ID, consent string, wait time.Duration) (store.ConsentOutcome, error) {
 	f.t.Helper()
 	return f.ClaimConsent(f.t.Context(), id, consent, wait)
 }
 
-func testConsentIsSpentOnce(f *fixture) {
+func testConsentIsClaimedOnce(f *fixture) {
 	ctx, id := f.t.Context(), grant.NewID(app, "ann")
-	if _, err := f.spend(id, "code", time.Minute); err != nil {
+	if _, err := f.claimConsent(id, "code", time.Minute); err != nil {
 		f.t.Fatal(err)
 	}
 	var held *grant.HeldError
-	if _, err := f.spend(id, "code", time.Minute); !errors.As(err, &held) || held.For < 50*time.Second || held.For > time.Minute {
+	if _, err := f.claimConsent(id, "code", time.Minute); !errors.As(err, &held) || held.For < 50*time.Second || held.For > time.Minute {
 		f.t.Errorf("claimed twice: %v", err)
 	}
-	if _, err := f.spend(id, "other", time.Minute); err != nil {
+	if _, err := f.claimConsent(id, "other", time.Minute); err != nil {
 		f.t.Errorf("another code: %v", err)
 	}
 	time.Sleep(2 * time.Millisecond)
-	if _, err := f.spend(id, "code", time.Millisecond); err != nil {
+	if _, err := f.claimConsent(id, "code", time.Millisecond); err != nil {
 		f.t.Errorf("after the wait: %v", err)
 	}
 	if err := f.ReleaseConsent(ctx, id, "code", nil); err != nil {
 		f.t.Fatal(err)
 	}
-	if _, err := f.spend(id, "code", time.Minute); err != nil {
-		f.t.Errorf("after a claim without an answer: %v", err)
+	if _, err := f.claimConsent(id, "code", time.Minute); err != nil {
+		f.t.Errorf("after a claim without a response: %v", err)
 	}
 	if err := f.Accept(ctx, id, grant.Consent{App: app, User: "ann", Fingerprint: "code", Tokens: tokens(1)}, future); err != nil {
 		f.t.Fatal(err)
 	}
-	if outcome, err := f.spend(id, "code", 0); !errors.Is(err, store.ErrConsentUsed) || !outcome.Stored {
+	if outcome, err := f.claimConsent(id, "code", 0); !errors.Is(err, store.ErrConsentUsed) || !outcome.Stored {
 		f.t.Errorf("after it was stored: %+v, %v", outcome, err)
 	}
-	taken := store.ConsentOutcome{Conflict: true, ConflictUser: "u", ConflictAccount: "a"}
-	if err := f.ReleaseConsent(ctx, id, "other", &taken); err != nil {
+	conflict := store.ConsentOutcome{Conflict: true, ConflictUser: "u", ConflictAccount: "a"}
+	if err := f.ReleaseConsent(ctx, id, "other", &conflict); err != nil {
 		f.t.Fatal(err)
 	}
-	if outcome, err := f.spend(id, "other", 0); !errors.Is(err, store.ErrConsentUsed) || outcome != taken {
-		f.t.Errorf("after it was taken: %+v, %v", outcome, err)
+	if outcome, err := f.claimConsent(id, "other", 0); !errors.Is(err, store.ErrConsentUsed) || outcome != conflict {
+		f.t.Errorf("after a conflict: %+v, %v", outcome, err)
 	}
 
 	g := f.get(id)
-	wantError(f.t, f.Remove(ctx, id, g.Version+1, taken), grant.ErrConflict)
-	if err := f.Remove(ctx, id, g.Version, taken); err != nil {
+	wantError(f.t, f.Remove(ctx, id, g.Version+1, conflict), grant.ErrConflict)
+	if err := f.Remove(ctx, id, g.Version, conflict); err != nil {
 		f.t.Fatal(err)
 	}
-	if outcome, err := f.spend(id, "code", 0); !errors.Is(err, store.ErrConsentUsed) || outcome != taken {
+	if outcome, err := f.claimConsent(id, "code", 0); !errors.Is(err, store.ErrConsentUsed) || outcome != conflict {
 		f.t.Errorf("the removed grant's own: %+v, %v", outcome, err)
 	}
-	if outcome, err := f.spend(id, "other", 0); !errors.Is(err, store.ErrConsentUsed) || outcome != (store.ConsentOutcome{}) {
+	if outcome, err := f.claimConsent(id, "other", 0); !errors.Is(err, store.ErrConsentUsed) || outcome != (store.ConsentOutcome{}) {
 		f.t.Errorf("another, after the removal: %+v, %v", outcome, err)
 	}
 }
 
-func testAnswerToAConsentIsStoredOnce(f *fixture) {
+func testConsentResponseIsStoredOnce(f *fixture) {
 	ctx, id := f.t.Context(), grant.NewID(app, "ann")
 	accept := func(consent string, n int, zoomUser string) error {
 		return f.Accept(ctx, id, grant.Consent{App: app, User: "ann", Fingerprint: consent, Tokens: tokens(n), ZoomUser: zoomUser}, future)
 	}
 	for _, consent := range []string{"first", "second"} {
-		if _, err := f.spend(id, consent, time.Minute); err != nil {
+		if _, err := f.claimConsent(id, consent, time.Minute); err != nil {
 			f.t.Fatal(err)
 		}
 		time.Sleep(2 * time.Millisecond) // their order is by Redis's clock
@@ -82,27 +82,27 @@ func testAnswerToAConsentIsStoredOnce(f *fixture) {
 		}
 	}
 	version := f.get(id).Version
-	wantError(f.t, accept("first", 1, "zoom-ann"), grant.ErrSuperseded) // late, from a journal
+	wantError(f.t, accept("first", 1, "zoom-ann"), grant.ErrSuperseded) // late, replayed from a journal
 	if g := f.get(id); g.Version != version || g.Consent != "second" || g.OwnerUnverified {
-		f.t.Errorf("an earlier consent's answer changed the grant into %+v", g)
+		f.t.Errorf("the response to an earlier consent changed the grant: %+v", g)
 	}
 
-	// A later one replaces it; whose it is may be open.
+	// A later consent replaces it; its Zoom user may be unknown.
 	g := f.link(f.get(id))
 	if err := accept("third", 3, ""); err != nil {
 		f.t.Fatal(err)
 	}
 	if now := f.get(id); !now.OwnerUnverified || now.Credential != g.Credential || now.State != grant.Active {
-		f.t.Errorf("nobody knows whose: %+v", now)
+		f.t.Errorf("with an unknown Zoom user: %+v", now)
 	}
 	if err := accept("fourth", 4, "zoom-bob"); err != nil {
 		f.t.Fatal(err)
 	}
 	if now := f.get(id); now.OwnerUnverified || now.Credential != "" || now.ReplacedCredential != g.Credential || len(now.Secrets) != 0 || now.ZoomUser != "zoom-bob" || now.State != grant.Pending {
-		f.t.Errorf("another Zoom user's: %+v", now)
+		f.t.Errorf("of another Zoom user: %+v", now)
 	}
 	if ids, err := f.ByZoomUser(ctx, app, "zoom-ann"); err != nil || len(ids) != 0 {
-		f.t.Errorf("still found by the Zoom user before: %v, %v", ids, err)
+		f.t.Errorf("still found by the previous Zoom user: %v, %v", ids, err)
 	}
 	keys := []grant.CallbackSecret{{Fingerprint: grant.Fingerprint{1}}}
 	if _, err := f.Change(ctx, id, f.get(id).Version, store.Change{Secrets: &keys}); err != nil {
@@ -112,7 +112,7 @@ func testAnswerToAConsentIsStoredOnce(f *fixture) {
 		f.t.Fatal(err)
 	}
 	if now := f.get(id); !slices.Equal(now.UnrecordedZoomUsers, []string{"zoom-bob"}) {
-		f.t.Errorf("a create may have got through for zoom-bob: %v", now.UnrecordedZoomUsers)
+		f.t.Errorf("a create for zoom-bob may have succeeded: %v", now.UnrecordedZoomUsers)
 	}
 
 	now, err := f.Change(ctx, id, f.get(id).Version, store.Change{Deleting: true, UnrecordedZoomUsers: &[]string{}})
@@ -123,23 +123,23 @@ func testAnswerToAConsentIsStoredOnce(f *fixture) {
 	if err := f.Remove(ctx, id, now.Version, store.ConsentOutcome{}); err != nil {
 		f.t.Fatal(err)
 	}
-	wantError(f.t, accept("fifth", 5, ""), grant.ErrSuperseded) // no journal brings the user back
+	wantError(f.t, accept("fifth", 5, ""), grant.ErrSuperseded) // a replay does not restore the user
 	if _, err := f.Get(ctx, id); !errors.Is(err, grant.ErrNotFound) {
-		f.t.Errorf("the user is back: %v", err)
+		f.t.Errorf("the user was restored: %v", err)
 	}
-	// Nor a user who never was.
+	// This applies to a user without a grant too.
 	bob := grant.NewID(app, "bob")
-	if _, err := f.spend(bob, "code", time.Minute); err != nil {
+	if _, err := f.claimConsent(bob, "code", time.Minute); err != nil {
 		f.t.Fatal(err)
 	}
 	wantError(f.t, f.Remove(ctx, bob, 0, store.ConsentOutcome{}), grant.ErrNotFound)
 	wantError(f.t, f.Accept(ctx, bob, grant.Consent{App: app, User: "bob", Fingerprint: "code", Tokens: tokens(1)}, future), grant.ErrSuperseded)
 }
 
-func testUnfinishedGrantsComeInTurn(f *fixture) {
+func testIncompleteGrantsAreListedInOrder(f *fixture) {
 	ctx := f.t.Context()
 	ann := f.consent("ann", future)
-	time.Sleep(2 * time.Millisecond) // turns are in whole ms, by Redis's clock
+	time.Sleep(2 * time.Millisecond) // the order is by whole ms of Redis's clock
 	bob := f.consent("bob", future)
 	await := func(want ...grant.ID) {
 		f.t.Helper()
@@ -151,11 +151,11 @@ func testUnfinishedGrantsComeInTurn(f *fixture) {
 			}
 		}
 		if err != nil || !slices.Equal(ids, want) {
-			f.t.Errorf("unfinished: %v, %v, want %v", ids, err, want)
+			f.t.Errorf("incomplete: %v, %v, want %v", ids, err, want)
 		}
 	}
 	if ids, err := f.ListWork(ctx, 10); err != nil || len(ids) != 0 {
-		f.t.Errorf("whoever has made them has the first right to go on: %v, %v", ids, err)
+		f.t.Errorf("listed before the first delay: %v, %v", ids, err)
 	}
 	await(ann.ID, bob.ID)
 	if err := f.Postpone(ctx, ann.ID, time.Minute); err != nil {
@@ -169,13 +169,13 @@ func testUnfinishedGrantsComeInTurn(f *fixture) {
 	linked := f.link(f.get(ann.ID))
 	await()
 	if g := f.get(ann.ID); g.Attempts != 0 {
-		f.t.Errorf("%d attempts, though it is finished", g.Attempts)
+		f.t.Errorf("%d attempts of a complete grant", g.Attempts)
 	}
 	if _, err := f.Change(ctx, linked.ID, linked.Version, store.Change{Deleting: true}); err != nil {
 		f.t.Fatal(err)
 	}
 	await(ann.ID)
-	if err := f.Postpone(ctx, grant.NewID(app, "nobody"), 0); err != nil {
+	if err := f.Postpone(ctx, grant.NewID(app, "missing"), 0); err != nil {
 		f.t.Error(err)
 	}
 	await(ann.ID)
@@ -191,7 +191,7 @@ func testUnfinishedGrantsComeInTurn(f *fixture) {
 	}
 }
 
-func testChangesAreKeptInOrder(f *fixture) {
+func testStreamIsOrdered(f *fixture) {
 	ctx := f.t.Context()
 	start, err := f.ReadHeads(ctx)
 	if err != nil {
@@ -200,7 +200,7 @@ func testChangesAreKeptInOrder(f *fixture) {
 	g := f.link(f.consent("ann", future)) // two changes: pending, active
 	claim, err := f.Claim(ctx, g.ID, "a", grant.ClaimTerms{Lease: lease, ValidUntil: future.Add(48 * time.Hour)})
 	if err == nil {
-		err = f.Commit(ctx, g.ID, claim.Spent, tokens(1), future) // no news
+		err = f.Commit(ctx, g.ID, claim.Spent, tokens(1), future) // not visible
 	} else if errors.Is(err, grant.ErrFresh) {
 		err = nil
 	}
@@ -225,7 +225,7 @@ func testChangesAreKeptInOrder(f *fixture) {
 	}
 	back, ok := store.ParsePosition(head.Token())
 	if !ok || *back != *head {
-		f.t.Error("a position is not read back")
+		f.t.Error("a position does not survive its token")
 	}
 	if err := f.client.XTrimMaxLen(ctx, fmt.Sprintf("tp1:{s%03d}:changes", shard), 1).Err(); err != nil {
 		f.t.Fatal(err)
@@ -237,7 +237,7 @@ func testChangesAreKeptInOrder(f *fixture) {
 	}
 }
 
-func testLimitIsShared(f *fixture) {
+func testQuotaIsShared(f *fixture) {
 	ctx := f.t.Context()
 	taken := 0
 	for range 200 { // a burst of 10
@@ -252,17 +252,17 @@ func testLimitIsShared(f *fixture) {
 		}
 	}
 	if taken < 10 || taken > 13 {
-		f.t.Errorf("%d were given at once, want 10", taken)
+		f.t.Errorf("%d requests granted at once, want 10", taken)
 	}
 	if wait, err := f.TakeQuota(ctx, "test", 100, 1, true); err != nil || wait < time.Second {
-		f.t.Errorf("the background waits for %v, %v: it has to leave half to the others", wait, err)
+		f.t.Errorf("a background request waits for %v, %v, want more than 1 s", wait, err)
 	}
 	if wait, err := f.TakeQuota(ctx, "another", 100, 2, true); err != nil || wait != 0 {
 		f.t.Errorf("of another kind: %v, %v", wait, err)
 	}
 }
 
-func testLockIsKeptWhileItsHolderLives(f *fixture) {
+func testLockIsExtended(f *fixture) {
 	ctx, id := f.t.Context(), grant.NewID(app, "ann")
 	const ttl = 300 * time.Millisecond
 	unlock, ok, err := f.LockRegistration(ctx, id, ttl)
@@ -271,7 +271,7 @@ func testLockIsKeptWhileItsHolderLives(f *fixture) {
 	}
 	for end := time.Now().Add(3 * ttl); time.Now().Before(end); time.Sleep(ttl / 10) {
 		if _, ok, err := f.LockRegistration(ctx, id, ttl); ok || err != nil {
-			f.t.Fatalf("taken from its holder: %v", err)
+			f.t.Fatalf("locked twice: %v", err)
 		}
 	}
 	unlock()
@@ -290,18 +290,18 @@ func testLockIsKeptWhileItsHolderLives(f *fixture) {
 		f.t.Errorf("progress %q, %v", progress, err)
 	}
 	g := f.consent("ann", future)
-	if err := f.MarkListed(ctx, []grant.ID{id, grant.NewID(app, "nobody")}); err != nil {
+	if err := f.MarkListed(ctx, []grant.ID{id, grant.NewID(app, "missing")}); err != nil {
 		f.t.Fatal(err)
 	}
 	if now := f.get(id); now.ListedTime.IsZero() || now.Version != g.Version {
 		f.t.Errorf("listed at %v, version %d", now.ListedTime, now.Version)
 	}
-	if found, err := f.ByID(ctx, []grant.ID{id, grant.NewID(app, "nobody")}); err != nil || len(found) != 1 {
+	if found, err := f.ByID(ctx, []grant.ID{id, grant.NewID(app, "missing")}); err != nil || len(found) != 1 {
 		f.t.Errorf("by id: %d, %v", len(found), err)
 	}
 }
 
-func TestPositionRefuses(t *testing.T) {
+func TestParsePositionRejects(t *testing.T) {
 	var p store.Position
 	p[3] = store.StreamID{Time: 5, Number: 6}
 	token := p.Token()

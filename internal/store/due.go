@@ -18,20 +18,20 @@ import (
 // longest overdue first. next is the time until the next grant becomes due;
 // negative if there is none. All times are by Redis's clock.
 func (s *Renewals) ListDue(ctx context.Context, app string, shard, limit int) (late []grant.DueGrant, next time.Duration, err error) {
-	answer, err := listDueScript.Run(ctx, s.redis, []string{dueKey(shard, grant.AppTag(app))}, limit).StringSlice()
+	reply, err := listDueScript.Run(ctx, s.redis, []string{dueKey(shard, grant.AppTag(app))}, limit).StringSlice()
 	if err != nil {
 		return nil, 0, fmt.Errorf("listing the due grants of shard %d: %w", shard, err)
 	}
-	next, err = parseMillis(answer[0])
+	next, err = parseMillis(reply[0])
 	if err != nil {
 		return nil, 0, fmt.Errorf("listing the due grants of shard %d: %w", shard, err)
 	}
-	for i := 1; i+1 < len(answer); i += 2 {
-		by, err := parseMillis(answer[i+1])
+	for i := 1; i+1 < len(reply); i += 2 {
+		by, err := parseMillis(reply[i+1])
 		if err != nil {
 			return nil, 0, fmt.Errorf("listing the due grants of shard %d: %w", shard, err)
 		}
-		late = append(late, grant.DueGrant{ID: grant.ID(answer[i]), Overdue: by})
+		late = append(late, grant.DueGrant{ID: grant.ID(reply[i]), Overdue: by})
 	}
 	return late, next, nil
 }

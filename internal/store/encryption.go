@@ -126,8 +126,8 @@ func (s *Encryption) SampleValues(ctx context.Context, n int) (Sample, error) {
 // id.
 func (s *Encryption) CountByKey(ctx context.Context) (map[uint32]int, error) {
 	counts := map[uint32]int{}
-	err := s.walk(ctx, func(sealed []encryptedRecord) error {
-		for _, r := range sealed {
+	err := s.walk(ctx, func(encrypted []encryptedRecord) error {
+		for _, r := range encrypted {
 			for key := range r.keys() {
 				counts[key]++
 			}

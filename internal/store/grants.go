@@ -91,7 +91,7 @@ func (s *Grants) decryptServing(id grant.ID, fields [len(servingFields)]string) 
 // ReadRefreshToken reads the refresh token, to revoke it. It must not be spent without
 // a claim.
 func (s *Grants) ReadRefreshToken(ctx context.Context, id grant.ID) (secret.Text, error) {
-	sealed, err := s.redis.HGet(ctx, grantKey(id), fieldRefresh).Result()
+	encrypted, err := s.redis.HGet(ctx, grantKey(id), fieldRefresh).Result()
 	if errors.Is(err, redis.Nil) {
 		return secret.Text{}, grant.ErrNotFound
 	}
@@ -99,7 +99,7 @@ func (s *Grants) ReadRefreshToken(ctx context.Context, id grant.ID) (secret.Text
 		return secret.Text{}, fmt.Errorf("reading grant %s: %w", id, err)
 	}
 	var d decoder
-	return s.decryptText(id, &d, fieldRefresh, sealed), d.err
+	return s.decryptText(id, &d, fieldRefresh, encrypted), d.err
 }
 
 // Identity is the Zoom user of a grant.
@@ -129,11 +129,11 @@ func (s *Grants) Change(ctx context.Context, id grant.ID, version int64, c Chang
 		set("unrecorded_zoom_users", text)
 	}
 	if c.Secrets != nil {
-		sealed, err := s.encryptSecrets(id, *c.Secrets)
+		encrypted, err := s.encryptSecrets(id, *c.Secrets)
 		if err != nil {
 			return grant.Grant{}, err
 		}
-		set(fieldSecrets, string(sealed))
+		set(fieldSecrets, string(encrypted))
 	}
 	if c.Deleting {
 		set("deleting", "1")
@@ -142,14 +142,14 @@ func (s *Grants) Change(ctx context.Context, id grant.ID, version int64, c Chang
 		set("revoke", "1")
 	}
 	args := append([]any{version, rand.Text()}, fields...)
-	word, answer, err := s.run(ctx, changeScript, id, args...)
+	word, reply, err := s.run(ctx, changeScript, id, args...)
 	switch {
 	case err != nil:
 		return grant.Grant{}, fmt.Errorf("changing grant %s: %w", id, err)
 	case word != "changed":
 		return grant.Grant{}, wordError(word)
 	}
-	pairs, _ := answer[0].([]any)
+	pairs, _ := reply[0].([]any)
 	record := make(map[string]string, len(pairs)/2)
 	for i := 0; i+1 < len(pairs); i += 2 {
 		name, _ := pairs[i].(string)

@@ -14,13 +14,13 @@ import (
 	"tokenprovider/internal/testkit"
 )
 
-func testCensus(f *fixture) {
+func testCollector(f *fixture) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(store.NewCollector(f.Store))
 	late, failing := f.link(f.consent("ann", past)), f.link(f.consent("bob", past.Add(-time.Minute)))
 	f.link(f.consent("cid", future))
 	f.consent("dan", future)
-	// A failure moves bob's next try, but not since when he is overdue.
+	// A failure postpones bob's next attempt, but his renewal stays overdue.
 	if err := f.Fail(f.t.Context(), f.claimDue(failing.ID, "a"), grant.Unspent, time.Minute, "Zoom is down"); err != nil {
 		f.t.Fatal(err)
 	}
@@ -37,17 +37,17 @@ func testCensus(f *fixture) {
 		f.t.Errorf("the oldest is overdue for %v, want %v", overdue, want)
 	}
 	if offset := testkit.MetricValue(f.t, registry, "tokenprovider_redis_clock_offset_seconds"); offset < -1 || offset > 1 {
-		f.t.Errorf("Redis's clock is %v s before ours, and is the same", offset)
+		f.t.Errorf("Redis's clock is %v s ahead, want 0", offset)
 	}
 	if err := f.Fail(f.t.Context(), f.claimDue(late.ID, "a"), grant.Gone, 0, "gone"); err != nil {
 		f.t.Fatal(err)
 	}
 	if got := testkit.MetricValue(f.t, registry, `tokenprovider_grants{state="active"}`); got != 2 {
-		f.t.Errorf("%v active within the age of what is told, want it as it was", got)
+		f.t.Errorf("%v active within the age of a count, want the earlier count", got)
 	}
 }
 
-func testWhatWasForgottenIsKnown(f *fixture) {
+func testLostWriteIsDetected(f *fixture) {
 	ctx := f.t.Context()
 	g := f.consent("ann", past)
 	claim := f.claimDue(g.ID, "a")
@@ -57,7 +57,7 @@ func testWhatWasForgottenIsKnown(f *fixture) {
 		}
 	}
 	if _, err := f.Store.Commit(ctx, g.ID, "another", tokens(2), future); !errors.Is(err, grant.ErrSuperseded) {
-		f.t.Errorf("an answer of no use: %v", err)
+		f.t.Errorf("an invalid response: %v", err)
 	}
 	id, consent := grant.NewID(app, "bob"), grant.Consent{App: app, User: "bob", Fingerprint: "code", Tokens: tokens(3)}
 	for i, want := range []bool{true, false} {
@@ -67,10 +67,10 @@ func testWhatWasForgottenIsKnown(f *fixture) {
 	}
 }
 
-func testLatenessIsSinceThePlan(f *fixture) {
+func testOverdueIsSinceTheRenewalTime(f *fixture) {
 	g := f.consent("ann", past)
 	claim := f.claimDue(g.ID, "a")
-	if late := time.Since(past); claim.Overdue < late-5*time.Second || claim.Overdue > late+time.Millisecond { // a plan is kept in whole ms
+	if late := time.Since(past); claim.Overdue < late-5*time.Second || claim.Overdue > late+time.Millisecond { // renewal times are in whole ms
 		f.t.Errorf("late by %v, want %v", claim.Overdue, late)
 	}
 	early := f.consent("bob", time.Now().Add(30*time.Minute))
@@ -79,12 +79,12 @@ func testLatenessIsSinceThePlan(f *fixture) {
 	}
 	claim, err := f.Claim(f.t.Context(), early.ID, "b", grant.ClaimTerms{Lease: lease, ValidUntil: time.Now().Add(2 * time.Hour)})
 	if err != nil || claim.Overdue > -29*time.Minute {
-		f.t.Errorf("late by %v, %v: it is half an hour before its plan", claim.Overdue, err)
+		f.t.Errorf("late by %v, %v, want half an hour before its renewal time", claim.Overdue, err)
 	}
 }
 
-// TestCensusOfARedisThatIsAway: what is not known is not told.
-func TestCensusOfARedisThatIsAway(t *testing.T) {
+// TestCollectorWithoutRedis: without a reply only redis_up is exported.
+func TestCollectorWithoutRedis(t *testing.T) {
 	redis := testkit.StartRedis(t)
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(store.NewCollector(store.New(redis.Client(), testkit.Keyset(t))))
@@ -97,11 +97,11 @@ func TestCensusOfARedisThatIsAway(t *testing.T) {
 		t.Errorf("a scrape takes %v while Redis is frozen", took)
 	}
 	if testkit.HasMetric(t, registry, `tokenprovider_grants{state="active"}`) || testkit.HasMetric(t, registry, "tokenprovider_grants_due") {
-		t.Error("grants are told that nobody can count")
+		t.Error("grants are exported without a count")
 	}
 	redis.Thaw()
 	if up := testkit.MetricValue(t, registry, "tokenprovider_redis_up"); up != 1 {
-		t.Errorf("redis_up is %v once it is back", up)
+		t.Errorf("redis_up is %v after Redis responds again", up)
 	}
 	if memory := testkit.MetricValue(t, registry, "tokenprovider_redis_memory_bytes"); memory < 100_000 {
 		t.Errorf("Redis uses %v bytes", memory)
@@ -119,7 +119,7 @@ func TestClocks(t *testing.T) {
 	}
 }
 
-// measured is a store whose connection is measured.
+// measured returns a store and a function that reads the metrics of its connection.
 func measured(t *testing.T, redis *testkit.Redis) (*store.Store, func(series string) float64) {
 	t.Helper()
 	client, registry := redis.Client(), prometheus.NewRegistry()
@@ -140,20 +140,20 @@ func TestCommandsAreMeasured(t *testing.T) {
 	if n := value(`redis_command_duration_seconds{command="claim"}`); n < 2 {
 		t.Errorf("%v claims, want 2", n)
 	}
-	for range 2 { // by its sum once Redis knows it
-		if err := s.MakeDue(t.Context(), grant.NewID("default", "nobody")); !errors.Is(err, grant.ErrNotFound) {
+	for range 2 { // by its SHA-1 once Redis has loaded it
+		if err := s.MakeDue(t.Context(), grant.NewID("default", "missing")); !errors.Is(err, grant.ErrNotFound) {
 			t.Fatal(err)
 		}
 	}
 	if n := value(`redis_command_duration_seconds{command="make_due"}`); n < 2 {
-		t.Errorf("%v calls of the script hasten, want 2", n)
+		t.Errorf("%v calls of the script make_due, want 2", n)
 	}
 	if n := value(`redis_command_duration_seconds{command="hgetall"}`); n != 1 {
 		t.Errorf("%v reads of a grant, want 1", n)
 	}
 	for _, kind := range []string{"unreachable", "timeout", "full", "read_only", "refused", "loading", "pool", "other"} {
 		if n := value(`redis_errors_total{kind="` + kind + `"}`); n != 0 {
-			t.Errorf("%v errors of kind %s, where all is well", n, kind)
+			t.Errorf("%v errors of kind %s without a fault", n, kind)
 		}
 	}
 	if idle, used := value(`redis_pool_connections{state="idle"}`), value(`redis_pool_connections{state="used"}`); idle < 1 || used != 0 {
@@ -173,7 +173,7 @@ func TestFaultsOfRedis(t *testing.T) {
 			if err := client.ConfigSet(t.Context(), "requirepass", "another").Err(); err != nil {
 				t.Fatal(err)
 			}
-			_ = client.Do(t.Context(), "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no").Err() // ends this connection, too
+			_ = client.Do(t.Context(), "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no").Err() // ends this connection too
 		},
 		"unreachable": func(r *testkit.Redis, _ *store.Store) { r.Kill() },
 		"timeout":     func(r *testkit.Redis, _ *store.Store) { r.Freeze() },
@@ -195,11 +195,11 @@ func TestFaultsOfRedis(t *testing.T) {
 				t.Error("claimed")
 			}
 			if n := value(`redis_errors_total{kind="` + kind + `"}`); n < 1 {
-				t.Errorf("no error of kind %s is told", kind)
+				t.Errorf("no error of kind %s is counted", kind)
 			}
 			for _, other := range []string{"full", "timeout", "read_only", "refused", "other"} {
 				if n := value(`redis_errors_total{kind="` + other + `"}`); n > 0 && other != kind {
-					t.Errorf("%v errors of kind %s are told", n, other)
+					t.Errorf("%v errors of kind %s are counted", n, other)
 				}
 			}
 			if kind == "timeout" {
@@ -209,8 +209,8 @@ func TestFaultsOfRedis(t *testing.T) {
 	}
 }
 
-// TestACallerWhoLeavesIsNoFault of Redis's.
-func TestACallerWhoLeavesIsNoFault(t *testing.T) {
+// TestCanceledCallIsNoFault: a call that its caller cancels is no fault of Redis.
+func TestCanceledCallIsNoFault(t *testing.T) {
 	redis := testkit.StartRedis(t)
 	s, value := measured(t, redis)
 	if err := s.Ping(t.Context()); err != nil {
@@ -221,7 +221,7 @@ func TestACallerWhoLeavesIsNoFault(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
 	if err := s.Ping(ctx); err == nil {
-		t.Error("answered")
+		t.Error("a frozen Redis responded")
 	}
 	for _, kind := range []string{"unreachable", "timeout", "other"} {
 		if n := value(`redis_errors_total{kind="` + kind + `"}`); n != 0 {

@@ -10,7 +10,7 @@ import (
 	"tokenprovider/internal/store"
 )
 
-func testProcessesThatLiveAreKnown(f *fixture) {
+func testRunningProcessesAreListed(f *fixture) {
 	processes := func() []store.Process {
 		all, err := f.Processes(f.t.Context())
 		if err != nil {
@@ -30,11 +30,11 @@ func testProcessesThatLiveAreKnown(f *fixture) {
 	}
 	if len(all) != 1 || all[0].Program != "tokenserver" || all[0].Version != "v1.2 go1.26" ||
 		!strings.HasSuffix(all[0].Name, "/"+strconv.Itoa(os.Getpid())) || time.Since(all[0].Seen).Abs() > 10*time.Second {
-		f.t.Errorf("known: %+v", all)
+		f.t.Errorf("listed: %+v", all)
 	}
 	cancel()
 	<-ended
 	if all := processes(); len(all) != 0 {
-		f.t.Errorf("known after their end: %+v", all)
+		f.t.Errorf("listed after their end: %+v", all)
 	}
 }

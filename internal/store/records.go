@@ -90,15 +90,15 @@ func (d *decoder) time(field, text string) time.Time {
 	return time.Time{}
 }
 
-func (s *core) decryptText(id grant.ID, d *decoder, field, sealed string) secret.Text {
-	return secret.New(string(s.decrypt(id, d, field, sealed)))
+func (s *core) decryptText(id grant.ID, d *decoder, field, encrypted string) secret.Text {
+	return secret.New(string(s.decrypt(id, d, field, encrypted)))
 }
 
-func (s *core) decrypt(id grant.ID, d *decoder, field, sealed string) []byte {
-	if sealed == "" {
+func (s *core) decrypt(id grant.ID, d *decoder, field, encrypted string) []byte {
+	if encrypted == "" {
 		return nil
 	}
-	plain, err := s.seal.Decrypt([]byte(sealed), string(id), field)
+	plain, err := s.seal.Decrypt([]byte(encrypted), string(id), field)
 	if err != nil {
 		d.fail(field, err)
 	}
@@ -108,8 +108,8 @@ func (s *core) decrypt(id grant.ID, d *decoder, field, sealed string) []byte {
 // A callback secret is stored as its fingerprint and its end in ms, big-endian.
 const secretLength = len(grant.Fingerprint{}) + 8
 
-func (s *core) decryptSecrets(id grant.ID, d *decoder, sealed string) []grant.CallbackSecret {
-	plain := s.decrypt(id, d, fieldSecrets, sealed)
+func (s *core) decryptSecrets(id grant.ID, d *decoder, encrypted string) []grant.CallbackSecret {
+	plain := s.decrypt(id, d, fieldSecrets, encrypted)
 	if len(plain) == 0 {
 		return nil
 	}
@@ -146,13 +146,13 @@ func (s *core) encryptSecrets(id grant.ID, keys []grant.CallbackSecret) ([]byte,
 
 type encryptedTokens struct{ access, refresh []byte }
 
-func (s *core) encryptTokens(id grant.ID, tokens grant.Tokens) (sealed encryptedTokens, err error) {
-	sealed.access, err = s.seal.Encrypt([]byte(tokens.Access.Reveal()), string(id), fieldAccess)
+func (s *core) encryptTokens(id grant.ID, tokens grant.Tokens) (encrypted encryptedTokens, err error) {
+	encrypted.access, err = s.seal.Encrypt([]byte(tokens.Access.Reveal()), string(id), fieldAccess)
 	if err != nil {
-		return sealed, err
+		return encrypted, err
 	}
-	sealed.refresh, err = s.seal.Encrypt([]byte(tokens.Refresh.Reveal()), string(id), fieldRefresh)
-	return sealed, err
+	encrypted.refresh, err = s.seal.Encrypt([]byte(tokens.Refresh.Reveal()), string(id), fieldRefresh)
+	return encrypted, err
 }
 
 // encryptedFields are the encrypted fields of a record.

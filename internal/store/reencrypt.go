@@ -29,13 +29,13 @@ func (s *Encryption) Reencrypt(ctx context.Context, perSecond int, report func(R
 		limit = rate.Limit(perSecond)
 	}
 	pace := rate.NewLimiter(limit, walkPage)
-	err := s.walk(ctx, func(sealed []encryptedRecord) error {
+	err := s.walk(ctx, func(encrypted []encryptedRecord) error {
 		before := done.Reencrypted
-		if err := s.reencryptPage(ctx, sealed, &done); err != nil {
+		if err := s.reencryptPage(ctx, encrypted, &done); err != nil {
 			return err
 		}
 		// Reading a grant costs a tenth of re-encrypting it.
-		if err := pace.WaitN(ctx, min(walkPage, done.Reencrypted-before+len(sealed)/10)); err != nil {
+		if err := pace.WaitN(ctx, min(walkPage, done.Reencrypted-before+len(encrypted)/10)); err != nil {
 			return err
 		}
 		if report != nil {
@@ -52,10 +52,10 @@ func (s *Encryption) Reencrypt(ctx context.Context, perSecond int, report func(R
 	return done, nil
 }
 
-func (s *Encryption) reencryptPage(ctx context.Context, sealed []encryptedRecord, done *ReencryptProgress) error {
+func (s *Encryption) reencryptPage(ctx context.Context, encrypted []encryptedRecord, done *ReencryptProgress) error {
 	primary := s.seal.Primary()
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for _, r := range sealed {
+		for _, r := range encrypted {
 			done.Scanned++
 			var changes []any
 			broken := false

@@ -14,7 +14,7 @@ import (
 	"tokenprovider/internal/testkit"
 )
 
-// keys is a keyset whose keys are replaced.
+// keys is a keyset whose keys a test replaces.
 type keys struct {
 	t      *testing.T
 	json   []byte
@@ -41,7 +41,7 @@ func (k *keys) change(change func(json []byte) ([]byte, error)) {
 	k.keyset.Replace(next)
 }
 
-// rotate makes a new key the one that seals, and returns the one before.
+// rotate adds a key, promotes it, and returns the previous primary key.
 func (k *keys) rotate() (old uint32) {
 	k.t.Helper()
 	old = k.keyset.Primary()
@@ -55,7 +55,7 @@ func (k *keys) rotate() (old uint32) {
 	return old
 }
 
-func TestResealing(t *testing.T) {
+func TestReencrypt(t *testing.T) {
 	for name, connect := range map[string]func(*testing.T) *store.Connection{
 		"server": func(t *testing.T) *store.Connection { return testkit.StartRedis(t).Client() },
 		"cluster": func(t *testing.T) *store.Connection {
@@ -64,19 +64,19 @@ func TestResealing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			testResealing(t, connect(t))
+			testReencrypt(t, connect(t))
 		})
 	}
 }
 
-func testResealing(t *testing.T, client *store.Connection) {
+func testReencrypt(t *testing.T, client *store.Connection) {
 	k := newKeys(t)
 	s := store.New(client, k.keyset)
 	f := &fixture{s, client, t}
 	if err := s.CheckKeyset(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	const n = 250 // several pages, in every shard some
+	const n = 250 // several pages, some in every shard
 	var addresses []callback.Address
 	for i := range n {
 		g := f.consent(fmt.Sprint("user-", i), past)
@@ -91,29 +91,29 @@ func testResealing(t *testing.T, client *store.Connection) {
 		t.Helper()
 		got, err := s.CountByKey(t.Context())
 		if err != nil || !maps.Equal(got, want) {
-			t.Errorf("sealed by %v, %v, want %v", got, err, want)
+			t.Errorf("encrypted by %v, %v, want %v", got, err, want)
 		}
 	}
 	wantKeys(map[uint32]int{old: n})
 
-	// A grant that is renewed meanwhile is sealed by the new key already.
+	// A renewal before the re-encryption uses the new key.
 	renewed := addresses[0].ID
 	claim := f.claimDue(renewed, "a")
 	if _, err := s.Commit(t.Context(), renewed, claim.Spent, tokens(1), future); err != nil {
 		t.Fatal(err)
 	}
 	version := f.get(addresses[1].ID).Version
-	told := store.ReencryptProgress{}
-	done, err := s.Reencrypt(t.Context(), 0, func(p store.ReencryptProgress) { told = p })
-	if err != nil || done != (store.ReencryptProgress{Scanned: n, Reencrypted: n}) || told != done {
-		t.Errorf("resealed %+v, told %+v, %v", done, told, err)
+	last := store.ReencryptProgress{}
+	done, err := s.Reencrypt(t.Context(), 0, func(p store.ReencryptProgress) { last = p })
+	if err != nil || done != (store.ReencryptProgress{Scanned: n, Reencrypted: n}) || last != done {
+		t.Errorf("re-encrypted %+v, last progress %+v, %v", done, last, err)
 	}
 	wantKeys(map[uint32]int{k.keyset.Primary(): n})
 	if again, err := s.Reencrypt(t.Context(), 0, nil); err != nil || again.Reencrypted != 0 {
-		t.Errorf("resealed again: %+v, %v", again, err)
+		t.Errorf("re-encrypted twice: %+v, %v", again, err)
 	}
 	if f.get(addresses[1].ID).Version != version {
-		t.Error("a grant that says the same has another version")
+		t.Error("re-encryption changed the version")
 	}
 
 	k.change(func(json []byte) ([]byte, error) { return seal.Wrapping{}.Disable(json, old) })
@@ -131,14 +131,14 @@ func testResealing(t *testing.T, client *store.Connection) {
 		}
 	}
 	if claim := f.claimDue(addresses[1].ID, "b"); claim.Spent != fingerprint(0) || !claim.Refresh.Equal(tokens(0).Refresh) {
-		t.Error("the refresh token is not the one that there was")
+		t.Error("the refresh token has changed")
 	}
 	if err := s.CheckKeyset(t.Context()); err != nil {
 		t.Errorf("the keyset's mark: %v", err)
 	}
 }
 
-func TestResealingLeavesWhatItCannotOpen(t *testing.T) {
+func TestReencryptSkipsUndecryptableValues(t *testing.T) {
 	k := newKeys(t)
 	s := store.New(testkit.StartRedis(t).Client(), k.keyset)
 	f := &fixture{s, nil, t}
@@ -147,15 +147,15 @@ func TestResealingLeavesWhatItCannotOpen(t *testing.T) {
 	k.change(func(json []byte) ([]byte, error) { return seal.Wrapping{}.Disable(json, old) }) // too early
 	done, err := s.Reencrypt(t.Context(), 0, nil)
 	if err != nil || done.Undecryptable != 1 || done.Reencrypted != 0 {
-		t.Errorf("resealed %+v, %v, want one that is broken", done, err)
+		t.Errorf("re-encrypted %+v, %v, want one undecryptable grant", done, err)
 	}
 	k.change(func(json []byte) ([]byte, error) { return seal.Wrapping{}.Enable(json, old) })
 	if done, err := s.Reencrypt(t.Context(), 0, nil); err != nil || done.Reencrypted != 1 {
-		t.Errorf("resealed %+v, %v: nothing was lost, the key is back", done, err)
+		t.Errorf("with the key enabled again: re-encrypted %+v, %v", done, err)
 	}
 }
 
-// TestPasswordIsReplaced: Redis gets a new password, and the store the new URL.
+// TestPasswordIsReplaced changes the password of Redis, then the URL.
 func TestPasswordIsReplaced(t *testing.T) {
 	server := testkit.StartRedis(t)
 	admin := server.Client()
@@ -171,13 +171,13 @@ func TestPasswordIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := client.SetURL(secret.New("redis://:second@" + server.Addr + "/1")); err == nil {
-		t.Error("another database is taken without a restart")
+		t.Error("another database was accepted")
 	}
 	password("second")
 	if err := client.SetURL(secret.New("redis://:second@" + server.Addr + "/0")); err != nil {
 		t.Fatal(err)
 	}
-	// Every connection that there was is cut: the next one needs the new password.
+	// Close every connection: the next one needs the new password.
 	if err := admin.Do(t.Context(), "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes").Err(); err != nil {
 		t.Fatal(err)
 	}

@@ -32,13 +32,13 @@ func (s *Renewals) Claim(ctx context.Context, id grant.ID, owner string, terms g
 	if !terms.ValidUntil.IsZero() {
 		when = strconv.FormatInt(millis(terms.ValidUntil), 10)
 	}
-	word, answer, err := s.run(ctx, claimScript, id, owner, terms.Lease.Milliseconds(), when,
+	word, reply, err := s.run(ctx, claimScript, id, owner, terms.Lease.Milliseconds(), when,
 		terms.LateResponseWait.Milliseconds(), terms.HandOffGuard.Milliseconds(), grant.HandOffTTL.Milliseconds())
 	if err != nil {
 		return grant.Claim{}, fmt.Errorf("claiming grant %s: %w", id, err)
 	}
-	texts := make([]string, len(answer))
-	for i, value := range answer {
+	texts := make([]string, len(reply))
+	for i, value := range reply {
 		texts[i], _ = value.(string)
 	}
 	switch word {
@@ -73,12 +73,12 @@ func (s *Renewals) Claim(ctx context.Context, id grant.ID, owner string, terms g
 // [grant.ErrSuperseded] or [grant.ErrNotFound] if it is invalid. It also reports
 // whether this call has stored it: if an earlier call had, Redis lost that write.
 func (s *Renewals) Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) (missing bool, err error) {
-	sealed, err := s.encryptTokens(id, tokens)
+	encrypted, err := s.encryptTokens(id, tokens)
 	if err != nil {
 		return false, err
 	}
 	args := []any{
-		spent, RefreshFingerprint(tokens.Refresh), sealed.refresh, sealed.access,
+		spent, RefreshFingerprint(tokens.Refresh), encrypted.refresh, encrypted.access,
 		millis(tokens.Issued), millis(tokens.Expires), millis(due),
 	}
 	word, replicas, err := s.runReplicated(ctx, commitScript, id, args...)
@@ -108,17 +108,17 @@ func (s *core) runReplicated(ctx context.Context, script recordScript, id grant.
 			return "", 0, err
 		}
 	}
-	var answer *redis.Cmd
+	var reply *redis.Cmd
 	var reached *redis.Cmd
 	_, err = node.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		answer = s.variant(script).Eval(ctx, pipe, recordKeys(id), append([]any{string(id)}, args...)...)
+		reply = s.variant(script).Eval(ctx, pipe, recordKeys(id), append([]any{string(id)}, args...)...)
 		reached = pipe.Do(ctx, "WAIT", s.waitReplicas, replicationWait.Milliseconds())
 		return nil
 	})
 	if err != nil {
 		return "", 0, err
 	}
-	words, err := answer.StringSlice()
+	words, err := reply.StringSlice()
 	if err != nil || len(words) == 0 {
 		return "", 0, fmt.Errorf("a script returned nothing: %w", err)
 	}

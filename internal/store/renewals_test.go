@@ -14,7 +14,7 @@ import (
 	"tokenprovider/internal/testkit"
 )
 
-func testAnswerOfADeadHolderIsWaitedFor(f *fixture) {
+func testLateResponseIsAwaited(f *fixture) {
 	ctx := f.t.Context()
 	g := f.consent("ann", past)
 	dead, err := f.Claim(ctx, g.ID, "dead", grant.ClaimTerms{Lease: time.Millisecond})
@@ -26,21 +26,21 @@ func testAnswerOfADeadHolderIsWaitedFor(f *fixture) {
 		{Lease: lease, LateResponseWait: time.Minute, ValidUntil: future.Add(time.Hour)},
 		{Lease: lease, LateResponseWait: time.Minute},
 	} {
-		_, err = f.Claim(ctx, g.ID, "heir", terms)
+		_, err = f.Claim(ctx, g.ID, "second", terms)
 		var held *grant.HeldError
 		if !errors.As(err, &held) && !errors.Is(err, grant.ErrFresh) || held != nil && (held.For < 50*time.Second || held.For > time.Minute) {
-			f.t.Errorf("the heir's claim = %v, want it to wait for a minute", err)
+			f.t.Errorf("the next claim = %v, want it to wait for a minute", err)
 		}
 	}
 	if err := f.Commit(ctx, g.ID, dead.Spent, tokens(1), past); err != nil {
 		f.t.Fatal(err)
 	}
 	if claim := f.claimDue(g.ID, "next"); claim.Uncertain {
-		f.t.Error("the late answer did not end the uncertainty")
+		f.t.Error("the late response did not end the uncertainty")
 	}
 }
 
-func testReleasedClaimIsAsIfItHadNotBeen(f *fixture) {
+func testReleasedClaimChangesNothing(f *fixture) {
 	ctx := f.t.Context()
 	g := f.link(f.consent("ann", past))
 	claim := f.claimDue(g.ID, "a")
@@ -55,12 +55,12 @@ func testReleasedClaimIsAsIfItHadNotBeen(f *fixture) {
 		f.t.Errorf("due in %v (%v), want in a minute", in, ok)
 	}
 	claim, err := f.Claim(ctx, g.ID, "b", grant.ClaimTerms{Lease: lease, ValidUntil: future.Add(48 * time.Hour)})
-	if !errors.Is(err, grant.ErrFresh) { // it is young; what matters is that nobody holds it
+	if !errors.Is(err, grant.ErrFresh) { // fresh, and not held
 		f.t.Errorf("the next claim = %+v, %v", claim, err)
 	}
 }
 
-func testTokenInUseIsLeftAlone(f *fixture) {
+func testServedTokenIsNotRenewed(f *fixture) {
 	ctx := f.t.Context()
 	g := f.consent("ann", past)
 	inUse := grant.ClaimTerms{Lease: lease, HandOffGuard: time.Minute}
@@ -70,12 +70,12 @@ func testTokenInUseIsLeftAlone(f *fixture) {
 	_, err := f.Claim(ctx, g.ID, "a", inUse)
 	var held *grant.HeldError
 	if !errors.As(err, &held) || held.For < 50*time.Second {
-		f.t.Errorf("a claim by plan = %v, want it to wait", err)
+		f.t.Errorf("a claim of a due grant = %v, want it to wait", err)
 	}
 	if in, ok := f.dueIn(g.ID); !ok || in < 50*time.Second {
 		f.t.Errorf("due in %v (%v)", in, ok)
 	}
-	// Unless there is no more time to lose.
+	// A token that ends soon is renewed all the same.
 	id := grant.NewID(app, "bob")
 	old := tokens(0)
 	old.Issued, old.Expires = time.Now().Add(-time.Hour), time.Now().Add(2*time.Minute)
@@ -88,20 +88,20 @@ func testTokenInUseIsLeftAlone(f *fixture) {
 	if _, err := f.Claim(ctx, id, "a", inUse); err != nil {
 		f.t.Errorf("a token that ends soon: %v", err)
 	}
-	// Nothing is made of nothing.
-	nobody := grant.NewID(app, "nobody")
-	if err := f.MarkServed(ctx, nobody); err != nil {
+	// No record is created.
+	missing := grant.NewID(app, "missing")
+	if err := f.MarkServed(ctx, missing); err != nil {
 		f.t.Fatal(err)
 	}
-	_, err = f.Get(ctx, nobody)
+	_, err = f.Get(ctx, missing)
 	wantError(f.t, err, grant.ErrNotFound)
 }
 
-func testPlanIsServed(f *fixture) {
+func testRenewTimeIsServed(f *fixture) {
 	due := time.Now().Add(17 * time.Minute).Truncate(time.Millisecond)
 	g := f.consent("ann", due)
 	if serving, err := f.ReadServingRecord(f.t.Context(), g.ID); err != nil || !serving.RenewTime.Equal(due) {
-		f.t.Errorf("plan %v, %v, want %v", serving.RenewTime, err, due)
+		f.t.Errorf("renewal time %v, %v, want %v", serving.RenewTime, err, due)
 	}
 }
 
@@ -123,7 +123,7 @@ func testPauses(f *fixture) {
 	}
 }
 
-func testRebuildDue(f *fixture) {
+func testReindexDue(f *fixture) {
 	ctx := f.t.Context()
 	users := sameShard(6)
 	shard := grant.NewID(app, users[0]).Shard()
@@ -155,14 +155,14 @@ func testRebuildDue(f *fixture) {
 		f.t.Fatal(err)
 	}
 	if n, err := f.ReindexDue(ctx, shard); err != nil || n != 5 {
-		f.t.Errorf("looked at %d grants, %v, want 5", n, err)
+		f.t.Errorf("indexed %d grants, %v, want 5", n, err)
 	}
 	if got := scores(); len(got) != 3 || fmt.Sprint(got) != fmt.Sprint(want) {
 		f.t.Errorf("rebuilt %v, want %v", got, want)
 	}
 }
 
-func TestContinuity(t *testing.T) {
+func TestRestartIsDetected(t *testing.T) {
 	server := testkit.StartRedis(t)
 	s := store.New(server.Client(), testkit.Keyset(t))
 	ctx, id := t.Context(), grant.NewID(app, "ann")
@@ -173,25 +173,25 @@ func TestContinuity(t *testing.T) {
 		}
 	}
 	check()
-	before := s.Failovers() // a server as young as this one counts as restarted
+	before := s.Failovers() // a server with so short an uptime counts as restarted
 	check()
 	if s.Failovers() != before {
-		t.Error("a break was counted although nothing happened")
+		t.Error("a failover was counted without one")
 	}
 	server.Kill()
 	if err := s.CheckFailover(ctx); err == nil {
-		t.Error("a server that is down was met")
+		t.Error("a server that is down was identified")
 	}
 	if s.Failovers() != before {
-		t.Error("a server that is down has forgotten nothing yet")
+		t.Error("a server that is down was counted as a failover")
 	}
 	server.Run()
-	// The first command that reaches it finds the break counted already.
+	// The restart is counted before the first command reaches the server.
 	if _, err := s.Get(ctx, id); !errors.Is(err, grant.ErrNotFound) {
 		t.Fatal(err)
 	}
 	if s.Failovers() != before+1 {
-		t.Errorf("%d breaks after a restart, want %d", s.Failovers(), before+1)
+		t.Errorf("%d failovers after a restart, want %d", s.Failovers(), before+1)
 	}
 	check()
 	if s.Failovers() != before+1 {
@@ -199,7 +199,7 @@ func TestContinuity(t *testing.T) {
 	}
 }
 
-func TestTakeOverIsABreak(t *testing.T) {
+func TestPromotionIsDetected(t *testing.T) {
 	master := testkit.StartRedis(t)
 	host, port, err := net.SplitHostPort(master.Addr)
 	if err != nil {
@@ -218,7 +218,7 @@ func TestTakeOverIsABreak(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s.Failovers() != before+1 {
-		t.Errorf("%d breaks after a replica took over, want %d", s.Failovers(), before+1)
+		t.Errorf("%d failovers after a promotion, want %d", s.Failovers(), before+1)
 	}
 }
 
@@ -252,7 +252,7 @@ func TestCommitWaitsForReplicas(t *testing.T) {
 	}
 	copied := store.New(replica.Client(), keyset)
 	if serving, err := copied.ReadServingRecord(t.Context(), g.ID); err != nil || !serving.Access.Equal(tokens(1).Access) {
-		t.Errorf("the replica does not have what was committed: %v", err)
+		t.Errorf("the replica does not have the commit: %v", err)
 	}
 	wantError(t, f.Commit(t.Context(), g.ID, "another", tokens(2), past), grant.ErrSuperseded)
 }

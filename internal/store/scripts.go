@@ -77,15 +77,15 @@ func (s *core) variant(script recordScript) *redis.Script {
 
 // run runs a record script. It returns the first word of the reply and the rest.
 func (s *core) run(ctx context.Context, script recordScript, id grant.ID, args ...any) (string, []any, error) {
-	answer, err := s.variant(script).Run(ctx, s.redis, recordKeys(id), append([]any{string(id)}, args...)...).Slice()
+	reply, err := s.variant(script).Run(ctx, s.redis, recordKeys(id), append([]any{string(id)}, args...)...).Slice()
 	if err != nil {
 		return "", nil, err
 	}
-	if len(answer) == 0 {
+	if len(reply) == 0 {
 		return "", nil, errors.New("a script returned nothing")
 	}
-	word, _ := answer[0].(string)
-	return word, answer[1:], nil
+	word, _ := reply[0].(string)
+	return word, reply[1:], nil
 }
 
 // wordErrors are the replies that have one meaning in all scripts.

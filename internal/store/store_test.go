@@ -33,53 +33,53 @@ type fixture struct {
 	t      *testing.T
 }
 
-// suite is what every kind of Redis has to do.
+// suite has the tests that run on every kind of Redis.
 var suite = map[string]func(*fixture){
-	"consent is spent once":                            testConsentIsSpentOnce,
-	"answer to a consent is stored once":               testAnswerToAConsentIsStoredOnce,
-	"unfinished grants come in turn":                   testUnfinishedGrantsComeInTurn,
-	"changes are kept in order":                        testChangesAreKeptInOrder,
-	"limit is shared":                                  testLimitIsShared,
-	"lock is kept while its holder lives":              testLockIsKeptWhileItsHolderLives,
-	"answer of a dead holder is waited for":            testAnswerOfADeadHolderIsWaitedFor,
-	"released claim is as if it had not been":          testReleasedClaimIsAsIfItHadNotBeen,
-	"token in use is left alone":                       testTokenInUseIsLeftAlone,
-	"plan is served":                                   testPlanIsServed,
-	"pauses":                                           testPauses,
-	"records of other versions":                        testRecordsOfOtherVersions,
-	"changes are told":                                 testChangesAreTold,
-	"a lost subscription is told":                      testALostSubscriptionIsTold,
-	"reads share round trips":                          testReadsShareRoundTrips,
-	"grants of a Zoom user":                            testGrantsOfAZoomUser,
-	"deauthorized":                                     testDeauthorized,
-	"rebuild due":                                      testRebuildDue,
-	"consent is read back":                             testConsentIsReadBack,
-	"change needs the version that was read":           testChangeNeedsTheVersionThatWasRead,
-	"states follow what is recorded":                   testStatesFollowWhatIsRecorded,
-	"claim is exclusive":                               testClaimIsExclusive,
-	"claim repeated by its owner is the same claim":    testClaimRepeatedByItsOwnerIsTheSameClaim,
-	"claim on demand":                                  testClaimOnDemand,
-	"commit is by predecessor":                         testCommitIsByPredecessor,
-	"commit of an answer that keeps the refresh token": testCommitOfAnAnswerThatKeepsTheRefreshToken,
-	"uncertainty outlives the claim":                   testUncertaintyOutlivesTheClaim,
-	"failure backs off":                                testFailureBacksOff,
-	"due is of one app":                                testDueIsOfOneApp,
-	"due is soonest first":                             testDueIsSoonestFirst,
-	"list pages":                                       testListPages,
-	"registration lock":                                testRegistrationLock,
-	"check keyset":                                     testCheckKeyset,
-	"sealed fields are bound to their grant":           testSealedFieldsAreBoundToTheirGrant,
-	"damaged record is an error not a panic":           testDamagedRecordIsAnErrorNotAPanic,
-	"census":                                           testCensus,
-	"what was forgotten is known":                      testWhatWasForgottenIsKnown,
-	"lateness is since the plan":                       testLatenessIsSinceThePlan,
-	"processes that live are known":                    testProcessesThatLiveAreKnown,
-	"a backup is put back once":                        testBackupIsPutBackOnce,
-	"an operator hastens a renewal":                    testOperatorHastensARenewal,
+	"consent is claimed once":                       testConsentIsClaimedOnce,
+	"consent response is stored once":               testConsentResponseIsStoredOnce,
+	"incomplete grants are listed in order":         testIncompleteGrantsAreListedInOrder,
+	"stream is ordered":                             testStreamIsOrdered,
+	"quota is shared":                               testQuotaIsShared,
+	"lock is extended":                              testLockIsExtended,
+	"late response is awaited":                      testLateResponseIsAwaited,
+	"released claim changes nothing":                testReleasedClaimChangesNothing,
+	"served token is not renewed":                   testServedTokenIsNotRenewed,
+	"renewal time is served":                        testRenewTimeIsServed,
+	"pauses":                                        testPauses,
+	"records of other versions":                     testRecordsOfOtherVersions,
+	"changes are reported":                          testChangesAreReported,
+	"lost subscription is reported":                 testLostSubscriptionIsReported,
+	"reads share round trips":                       testReadsShareRoundTrips,
+	"grants of a Zoom user":                         testGrantsOfAZoomUser,
+	"deauthorize":                                   testDeauthorize,
+	"reindex due":                                   testReindexDue,
+	"consent is read back":                          testConsentIsReadBack,
+	"change needs the version that was read":        testChangeNeedsTheVersionThatWasRead,
+	"states follow what is recorded":                testStatesFollowWhatIsRecorded,
+	"claim is exclusive":                            testClaimIsExclusive,
+	"claim repeated by its owner is the same claim": testClaimRepeatedByItsOwnerIsTheSameClaim,
+	"claim on demand":                               testClaimOnDemand,
+	"commit is by predecessor":                      testCommitIsByPredecessor,
+	"commit with the same refresh token":            testCommitWithTheSameRefreshToken,
+	"uncertainty outlives the claim":                testUncertaintyOutlivesTheClaim,
+	"failure backs off":                             testFailureBacksOff,
+	"due is of one app":                             testDueIsOfOneApp,
+	"due is ordered":                                testDueIsOrdered,
+	"list pages":                                    testListPages,
+	"registration lock":                             testRegistrationLock,
+	"check keyset":                                  testCheckKeyset,
+	"encrypted fields are bound to their grant":     testEncryptedFieldsAreBoundToTheirGrant,
+	"damaged record is an error not a panic":        testDamagedRecordIsAnErrorNotAPanic,
+	"collector":                                     testCollector,
+	"lost write is detected":                        testLostWriteIsDetected,
+	"overdue is since the renewal time":             testOverdueIsSinceTheRenewalTime,
+	"running processes are listed":                  testRunningProcessesAreListed,
+	"backup restores only missing grants":           testBackupRestoresOnlyMissingGrants,
+	"make due":                                      testMakeDue,
 }
 
-// conform runs the suite's part on every kind of Redis that the store is for,
-// and on the sandbox's embedded one, so that they cannot drift apart.
+// conform runs a test on every supported kind of Redis, and on the sandbox's
+// embedded one.
 func conform(t *testing.T, test func(*fixture)) {
 	for name, connect := range map[string]func(*testing.T) *store.Connection{
 		"server":  func(t *testing.T) *store.Connection { return testkit.StartRedis(t).Client() },
@@ -101,8 +101,8 @@ var cluster struct {
 	addr string
 }
 
-// oneCluster lends the cluster, which takes seconds to start, to one test after
-// the other, empty.
+// oneCluster returns the shared cluster, empty, to one test at a time: it takes
+// seconds to start.
 func oneCluster(t *testing.T) *store.Connection {
 	cluster.Lock()
 	t.Cleanup(cluster.Unlock)
@@ -132,19 +132,19 @@ func tokens(n int) grant.Tokens {
 
 func fingerprint(n int) string { return store.RefreshFingerprint(tokens(n).Refresh) }
 
-// consent creates a user's grant with tokens(0), due as given.
-// Commit is the store's, where only the error counts.
+// Commit calls the store's Commit and returns its error only.
 func (f *fixture) Commit(ctx context.Context, id grant.ID, spent string, tokens grant.Tokens, due time.Time) error {
 	_, err := f.Store.Commit(ctx, id, spent, tokens, due)
 	return err
 }
 
-// Accept is the store's, where only the error counts.
+// Accept calls AcceptConsent and returns its error only.
 func (f *fixture) Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) error {
 	_, err := f.Store.AcceptConsent(ctx, id, c, due)
 	return err
 }
 
+// consent creates a user's grant with tokens(0) and a renewal time.
 func (f *fixture) consent(user string, due time.Time) grant.Grant {
 	f.t.Helper()
 	id := grant.NewID(app, user)
@@ -203,8 +203,8 @@ func (f *fixture) wantState(id grant.ID, want grant.State) {
 	}
 }
 
-// dueIn returns when the grant is due, as the index has it; ok is false if it
-// is not there.
+// dueIn returns the time until the grant is due; ok is false if the index does not
+// have it.
 func (f *fixture) dueIn(id grant.ID) (in time.Duration, ok bool) {
 	f.t.Helper()
 	late, next, err := f.ListDue(f.t.Context(), app, id.Shard(), 10)
@@ -313,7 +313,7 @@ func testStatesFollowWhatIsRecorded(f *fixture) {
 	}
 	f.wantState(g.ID, grant.Active)
 	if g := f.get(g.ID); g.Reason != "" {
-		f.t.Errorf("the reason outlives the failure: %q", g.Reason)
+		f.t.Errorf("the reason remains after a success: %q", g.Reason)
 	}
 
 	if err := f.Fail(ctx, f.claimDue(g.ID, "c"), grant.Gone, 0, "Zoom refused"); err != nil {
@@ -326,7 +326,7 @@ func testStatesFollowWhatIsRecorded(f *fixture) {
 	_, err := f.Claim(ctx, g.ID, "d", grant.ClaimTerms{Lease: lease, ValidUntil: future})
 	wantError(f.t, err, grant.ErrReauthorize)
 
-	// A new consent ends all that, and keeps the credential.
+	// A new consent clears the failure and keeps the credential.
 	if err := f.Accept(ctx, g.ID, grant.Consent{App: app, User: "ann", Fingerprint: "another", Tokens: tokens(5)}, past); err != nil {
 		f.t.Fatal(err)
 	}
@@ -378,7 +378,7 @@ func testClaimIsExclusive(f *fixture) {
 			switch {
 			case err == nil:
 				won.Add(1)
-			case errors.As(err, &other) || errors.Is(err, grant.ErrFresh): // the winner's claim has moved the plan
+			case errors.As(err, &other) || errors.Is(err, grant.ErrFresh): // the winning claim has moved the due time
 				held.Add(1)
 			default:
 				f.t.Error(err)
@@ -403,7 +403,7 @@ func testClaimRepeatedByItsOwnerIsTheSameClaim(f *fixture) {
 	g := f.consent("ann", past)
 	first, again := f.claimDue(g.ID, "a"), f.claimDue(g.ID, "a")
 	if first.Spent != again.Spent || again.Uncertain || !again.Refresh.Equal(first.Refresh) {
-		f.t.Errorf("the second answer differs: %+v, %+v", first, again)
+		f.t.Errorf("the repeated claim differs: %+v, %+v", first, again)
 	}
 }
 
@@ -423,7 +423,7 @@ func testClaimOnDemand(f *fixture) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	// What is in the first tenth of its life is not renewed, whatever is asked.
+	// A token in the first tenth of its lifetime is not renewed.
 	if err := f.Commit(ctx, id, claim.Spent, tokens(1), future); err != nil {
 		f.t.Fatal(err)
 	}
@@ -436,7 +436,7 @@ func testCommitIsByPredecessor(f *fixture) {
 	g := f.link(f.consent("ann", past))
 	slow := f.claimDue(g.ID, "slow")
 
-	// Somebody else has recorded a loss; the late success beats it.
+	// Another caller has recorded the loss of the grant; a late success overrides it.
 	other, err := f.Claim(ctx, g.ID, "slow", grant.ClaimTerms{Lease: lease})
 	if err != nil {
 		f.t.Fatal(err)
@@ -445,7 +445,7 @@ func testCommitIsByPredecessor(f *fixture) {
 		f.t.Fatal(err)
 	}
 	f.wantState(g.ID, grant.ReauthorizationRequired)
-	for range 3 { // a journal may be replayed as often as one likes
+	for range 3 { // a replay may be repeated
 		if err := f.Commit(ctx, g.ID, slow.Spent, tokens(1), future); err != nil {
 			f.t.Fatal(err)
 		}
@@ -456,13 +456,13 @@ func testCommitIsByPredecessor(f *fixture) {
 	}
 	version := f.get(g.ID).Version
 
-	// An answer to a token that was never stored, or an earlier answer to the same
-	// token, is of no use.
+	// A response to a token that was never stored is invalid, and so is an earlier
+	// response to the same token.
 	wantError(f.t, f.Commit(ctx, g.ID, "another", tokens(2), future), grant.ErrSuperseded)
 	earlier := tokens(2)
 	earlier.Issued = earlier.Issued.Add(-time.Minute)
 	wantError(f.t, f.Commit(ctx, g.ID, slow.Spent, earlier, future), grant.ErrSuperseded)
-	// A failure never beats a success.
+	// A failure never overwrites a success.
 	wantError(f.t, f.Fail(ctx, slow, grant.Gone, 0, "refused"), grant.ErrSuperseded)
 	if got := f.get(g.ID); got.Version != version || got.State != grant.Active {
 		f.t.Errorf("a stale failure changed the grant: %+v", got)
@@ -471,7 +471,7 @@ func testCommitIsByPredecessor(f *fixture) {
 		f.t.Errorf("the stored refresh token is not the successor: %v", err)
 	}
 
-	// If Zoom has taken the token twice after all, the later answer counts.
+	// If Zoom has accepted the token twice, the later response is valid.
 	later := tokens(3)
 	later.Issued = later.Issued.Add(time.Minute)
 	if err := f.Commit(ctx, g.ID, slow.Spent, later, future); err != nil {
@@ -480,7 +480,7 @@ func testCommitIsByPredecessor(f *fixture) {
 	wantError(f.t, f.Commit(ctx, g.ID, slow.Spent, tokens(1), future), grant.ErrSuperseded)
 }
 
-func testCommitOfAnAnswerThatKeepsTheRefreshToken(f *fixture) {
+func testCommitWithTheSameRefreshToken(f *fixture) {
 	ctx := f.t.Context()
 	g := f.consent("ann", past)
 	claim := f.claimDue(g.ID, "a")
@@ -503,21 +503,21 @@ func testUncertaintyOutlivesTheClaim(f *fixture) {
 	ctx := f.t.Context()
 	g := f.consent("ann", past)
 
-	// A claim whose holder has died leaves an intent.
+	// A claim of a crashed holder leaves an intent.
 	if _, err := f.Claim(ctx, g.ID, "dead", grant.ClaimTerms{Lease: time.Millisecond}); err != nil {
 		f.t.Fatal(err)
 	}
-	claim := f.awaitClaim(g.ID, "heir")
+	claim := f.awaitClaim(g.ID, "second")
 	if !claim.Uncertain {
-		f.t.Fatal("the heir is not told that the token may be spent")
+		f.t.Fatal("the next claim is not uncertain")
 	}
-	// Not even a certain refusal to take the token makes it certain again.
+	// A later attempt that did not spend the token does not clear the uncertainty.
 	if err := f.Fail(ctx, claim, grant.Unspent, 0, "429"); err != nil {
 		f.t.Fatal(err)
 	}
-	claim = f.awaitClaim(g.ID, "heir2")
+	claim = f.awaitClaim(g.ID, "third")
 	if !claim.Uncertain {
-		f.t.Error("uncertainty was forgotten")
+		f.t.Error("the uncertainty was cleared")
 	}
 	if err := f.Commit(ctx, g.ID, claim.Spent, tokens(1), past); err != nil {
 		f.t.Fatal(err)
@@ -531,13 +531,13 @@ func testUncertaintyOutlivesTheClaim(f *fixture) {
 	}
 	claim = f.awaitClaim(g.ID, "next2")
 	if claim.Uncertain {
-		f.t.Error("a token that Zoom did not take is called uncertain")
+		f.t.Error("a token that Zoom did not accept is uncertain")
 	}
-	if err := f.Fail(ctx, claim, grant.Uncertain, 0, "time-out"); err != nil {
+	if err := f.Fail(ctx, claim, grant.Uncertain, 0, "timeout"); err != nil {
 		f.t.Fatal(err)
 	}
 	if claim = f.awaitClaim(g.ID, "next3"); !claim.Uncertain || claim.Failures != 2 {
-		f.t.Errorf("after a lost answer: %+v", claim)
+		f.t.Errorf("after a lost response: %+v", claim)
 	}
 }
 
@@ -573,7 +573,7 @@ func testFailureBacksOff(f *fixture) {
 	}
 }
 
-func testDueIsSoonestFirst(f *fixture) {
+func testDueIsOrdered(f *fixture) {
 	ctx := f.t.Context()
 	users := sameShard(4)
 	for i, user := range users {
@@ -666,7 +666,7 @@ func testListPages(f *fixture) {
 			f.t.Errorf("pages of %d: %d active grants, want %d in order", size, len(got), len(active))
 		}
 	}
-	// A grant that goes away between two pages takes no other with it.
+	// The removal of a grant between two pages skips no other grant.
 	first, err := f.List(ctx, "", "", 10)
 	if err != nil {
 		f.t.Fatal(err)
@@ -713,16 +713,16 @@ func testRegistrationLock(f *fixture) {
 		f.t.Fatal("a free lock was refused")
 	}
 	if _, ok := lock(time.Minute); ok {
-		f.t.Fatal("a lock was given twice")
+		f.t.Fatal("locked twice")
 	}
 	unlock()
 	late, ok := lock(time.Minute)
 	if !ok {
-		f.t.Fatal("the lock was not let go")
+		f.t.Fatal("the lock was not released")
 	}
-	unlock() // no longer its own: must not take the other's away
+	unlock() // no longer the holder: must not release the other's lock
 	if _, ok := lock(time.Minute); ok {
-		f.t.Fatal("somebody else's lock was let go")
+		f.t.Fatal("another holder's lock was released")
 	}
 	late()
 }
@@ -735,17 +735,17 @@ func testCheckKeyset(f *fixture) {
 		}
 	}
 	g := f.consent("ann", past)
-	stranger := store.New(f.client, testkit.Keyset(f.t))
-	wantError(f.t, stranger.CheckKeyset(ctx), store.ErrKeyset)
-	_, err := stranger.ReadServingRecord(ctx, g.ID)
+	other := store.New(f.client, testkit.Keyset(f.t))
+	wantError(f.t, other.CheckKeyset(ctx), store.ErrKeyset)
+	_, err := other.ReadServingRecord(ctx, g.ID)
 	wantError(f.t, err, seal.ErrDecrypt)
-	_, err = stranger.Claim(ctx, g.ID, "a", grant.ClaimTerms{Lease: lease})
+	_, err = other.Claim(ctx, g.ID, "a", grant.ClaimTerms{Lease: lease})
 	wantError(f.t, err, seal.ErrDecrypt)
-	_, err = stranger.ReadRefreshToken(ctx, g.ID)
+	_, err = other.ReadRefreshToken(ctx, g.ID)
 	wantError(f.t, err, seal.ErrDecrypt)
 }
 
-func testSealedFieldsAreBoundToTheirGrant(f *fixture) {
+func testEncryptedFieldsAreBoundToTheirGrant(f *fixture) {
 	ctx := f.t.Context()
 	ann, bob := f.consent("ann", future), f.consent("bob", future)
 	for _, field := range []string{"access", "refresh"} {
@@ -806,7 +806,7 @@ func TestNothingSecretIsStoredInClear(t *testing.T) {
 	}
 	for _, plain := range []string{"plain-access", "plain-refresh", address.Secret.Reveal(), string(keys[0].Fingerprint[:])} {
 		if bytes.Contains(files, []byte(plain)) {
-			t.Errorf("Redis's files hold %.13s… in clear", plain)
+			t.Errorf("Redis's files have %.13s… in clear", plain)
 		}
 	}
 }

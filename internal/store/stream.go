@@ -83,8 +83,8 @@ func (s *Changes) ReadHeads(ctx context.Context) (*Position, error) {
 		return nil, fmt.Errorf("reading the last changes: %w", err)
 	}
 	p := &Position{}
-	for shard, answer := range last {
-		for _, message := range answer.Val() {
+	for shard, reply := range last {
+		for _, message := range reply.Val() {
 			if p[shard], err = parseStreamID(message.ID); err != nil {
 				return nil, err
 			}

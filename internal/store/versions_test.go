@@ -5,9 +5,8 @@ import (
 	"tokenprovider/internal/store"
 )
 
-// testRecordsOfOtherVersions: replicas of two versions run side by side, so what a
-// later one has added is left alone, and what an earlier one has not written is
-// done without.
+// testRecordsOfOtherVersions: replicas of two versions run side by side. A field of a
+// later version is kept, and a field that an earlier version lacks is optional.
 func testRecordsOfOtherVersions(f *fixture) {
 	ctx := f.t.Context()
 	g := f.link(f.consent("ann", past))
@@ -19,7 +18,7 @@ func testRecordsOfOtherVersions(f *fixture) {
 	if err := f.client.HSet(ctx, record, "of_a_later_version", "kept").Err(); err != nil {
 		f.t.Fatal(err)
 	}
-	// All that says nothing by its absence.
+	// Every field whose absence has no meaning.
 	if err := f.client.HDel(ctx, record, "visible_hash", "consented", "change", "consent", "listed", "updated", "health").Err(); err != nil {
 		f.t.Fatal(err)
 	}
@@ -38,7 +37,7 @@ func testRecordsOfOtherVersions(f *fixture) {
 		f.t.Fatal(err)
 	}
 	if kept, err := f.client.HGet(ctx, record, "of_a_later_version").Result(); err != nil || kept != "kept" {
-		f.t.Errorf("what a later version has written is %q, %v", kept, err)
+		f.t.Errorf("the field of a later version is %q, %v", kept, err)
 	}
 	g = f.get(g.ID)
 	if err := f.Remove(ctx, g.ID, g.Version, store.ConsentOutcome{}); err != nil {

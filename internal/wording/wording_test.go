@@ -30,7 +30,6 @@ var pending = []string{
 	"docs/",
 	"internal/admin/",
 	"internal/e2e/",
-	"internal/store/",
 }
 
 func TestBannedWords(t *testing.T) {
