@@ -34,7 +34,7 @@ bench.callback  = Callback ./internal/e2e -race-built=false -rounds 9 -seconds 3
 bench.rotating  = Rotating ./internal/e2e -race-built=false -rounds 3 -seconds 5
 bench.observing = Observing ./internal/e2e -race-built=false -rounds 9 -seconds 3
 bench.push      = Push ./internal/e2e -race-built=false
-bench.reencrypt = Reseal ./internal/e2e -race-built=false
+bench.reencrypt = Reencrypt ./internal/e2e -race-built=false
 bench.renewal   = Refresh ./internal/renewal
 bench.idle      = Idle ./internal/e2e -race-built=false
 bench.registrar = Registrations ./internal/e2e -race-built=false

@@ -17,8 +17,8 @@ import (
 	"tokenprovider/internal/testkit"
 )
 
-// BenchmarkIdle measures what a token server costs that has 100,000 grants and
-// nothing to do: its share of a core, and its commands to Redis.
+// BenchmarkIdle measures the CPU and the Redis commands that an idle token server with
+// 100,000 grants uses.
 func BenchmarkIdle(b *testing.B) {
 	const grants, watch = 100_000, time.Minute
 	redis := testkit.StartRedis(b, "--appendfsync", "no")
@@ -34,18 +34,18 @@ func BenchmarkIdle(b *testing.B) {
 		"HTTP_ADDR=127.0.0.1:0", "OPS_ADDR=127.0.0.1:0",
 	})
 	p.await("token server started")
-	time.Sleep(20 * time.Second) // the first look at every shard, and the hold after a young Redis
+	time.Sleep(20 * time.Second) // the first scan of every shard, and the pause after Redis has started
 	for b.Loop() {
-		cpu, commands := processorOf(b, p.command.Process.Pid), commandsOf(b, client)
+		cpu, commands := cpuTime(b, p.command.Process.Pid), redisCommands(b, client)
 		time.Sleep(watch)
-		cpu, commands = processorOf(b, p.command.Process.Pid)-cpu, commandsOf(b, client)-commands
+		cpu, commands = cpuTime(b, p.command.Process.Pid)-cpu, redisCommands(b, client)-commands
 		b.ReportMetric(100*cpu.Seconds()/watch.Seconds(), "%-of-a-core")
 		b.ReportMetric(float64(commands)/watch.Seconds(), "redis-commands/s")
 	}
 }
 
-// fill stores grants whose tokens are as long as Zoom's, and returns the paths of
-// their callbacks.
+// fill stores grants with tokens of the length of Zoom's, and returns the paths of their
+// callback URLs.
 func fill(b testing.TB, grants *store.Store, n int, due time.Duration) []string {
 	b.Helper()
 	paths := make([]string, n)
@@ -79,8 +79,8 @@ func fill(b testing.TB, grants *store.Store, n int, due time.Duration) []string 
 	return paths
 }
 
-// processorOf is the processor time that a process has used (proc(5), stat).
-func processorOf(b *testing.B, pid int) time.Duration {
+// cpuTime returns the CPU time that a process has used (proc(5), stat).
+func cpuTime(b *testing.B, pid int) time.Duration {
 	b.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -98,7 +98,8 @@ func processorOf(b *testing.B, pid int) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-func commandsOf(b *testing.B, client *store.Connection) int {
+// redisCommands returns the number of commands that Redis has processed.
+func redisCommands(b *testing.B, client *store.Connection) int {
 	b.Helper()
 	info, err := client.Info(b.Context(), "stats").Result()
 	if err != nil {

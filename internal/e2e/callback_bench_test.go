@@ -28,26 +28,26 @@ import (
 	"tokenprovider/internal/grant"
 )
 
-const benchTokens = 1000 // credentials that are asked for
+const benchCredentials = 1000
 
 var (
-	benchRounds  = flag.Int("rounds", 5, "rounds of the callback's benchmark")
-	benchSeconds = flag.Int("seconds", 4, "length of one load in a round")
+	benchRounds  = flag.Int("rounds", 5, "rounds of a benchmark with wrk")
+	benchSeconds = flag.Int("seconds", 4, "length of one load in a round, in seconds")
 )
 
-// bareEnv makes this test binary a bare server instead: "constant" answers with
-// the same bytes as a token server, "get" reads them from Redis first; the others
-// are those of [observed].
-const bareEnv = "E2E_BARE"
+// baselineEnv makes this test binary serve as a baseline. "constant" returns the same
+// bytes as a token server, and "get" reads them from Redis first. [instrumentedHandler]
+// has the other kinds.
+const baselineEnv = "E2E_BASELINE"
 
-// bare is the baseline: net/http, and nothing that is ours.
-func bare(kind string) {
+// serveBaseline serves the handler of a kind with net/http. It does not return.
+func serveBaseline(kind string) {
 	var handler http.Handler
 	switch kind {
 	case "measured", "unmeasured":
-		handler = observed(kind)
+		handler = instrumentedHandler(kind)
 	default:
-		handler = baseline(kind)
+		handler = baselineHandler(kind)
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -61,7 +61,7 @@ func bare(kind string) {
 	panic(server.Serve(listener))
 }
 
-func baseline(kind string) http.HandlerFunc {
+func baselineHandler(kind string) http.HandlerFunc {
 	token := strings.Repeat("x", 806)
 	client := goredis.NewClient(&goredis.Options{Addr: os.Getenv("E2E_REDIS")})
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -81,10 +81,11 @@ func baseline(kind string) http.HandlerFunc {
 	}
 }
 
-func startBare(b *testing.B, kind, redis string, env ...string) (address string, pid int) {
+// startBaseline runs this test binary as a baseline and returns its address.
+func startBaseline(b *testing.B, kind, redis string, env ...string) (address string, pid int) {
 	b.Helper()
 	command := exec.Command(os.Args[0])
-	command.Env = append(append(os.Environ(), bareEnv+"="+kind, "E2E_REDIS="+redis), env...)
+	command.Env = append(append(os.Environ(), baselineEnv+"="+kind, "E2E_REDIS="+redis), env...)
 	stdout, err := command.StdoutPipe()
 	if err != nil {
 		b.Fatal(err)
@@ -101,8 +102,8 @@ func startBare(b *testing.B, kind, redis string, env ...string) (address string,
 	return lines.Text(), command.Process.Pid
 }
 
-// contestant is a server under load.
-type contestant struct {
+// subject is a server under load, with a value of each measurement for each load.
+type subject struct {
 	name   string
 	base   string
 	pid    int
@@ -112,25 +113,25 @@ type contestant struct {
 	rates, p50, p99, p999, costs []float64
 }
 
-// BenchmarkCallback loads the token server, with all its checks and metrics on,
-// beside a handler that returns the same bytes and one that reads them from
-// Redis: the same requests, in turn, in the same run. It needs wrk.
+// BenchmarkCallback compares the token server, with all checks and metrics, with a
+// handler that returns the same bytes and with one that reads them from Redis. Each gets
+// the same requests, alternately, in one run. It requires wrk.
 func BenchmarkCallback(b *testing.B) {
-	v := newVault(b, benchTokens, "--appendfsync", "no")
+	v := newFixture(b, benchCredentials, "--appendfsync", "no")
 	if err := v.redis.Client().Set(b.Context(), "bare", strings.Repeat("x", 806), 0).Err(); err != nil {
 		b.Fatal(err)
 	}
-	tokenServer := func(name string, paths []string, env ...string) *contestant {
+	tokenServer := func(name string, paths []string, env ...string) *subject {
 		p, base, _ := v.tokenServer(env...)
-		return &contestant{name: name, base: base, pid: p.command.Process.Pid, signed: env != nil && strings.Contains(env[0], "SECRETS"), paths: paths}
+		return &subject{name: name, base: base, pid: p.command.Process.Pid, signed: env != nil && strings.Contains(env[0], "SECRETS"), paths: paths}
 	}
-	baseline := func(name, kind string, paths []string, signed bool) *contestant {
-		address, pid := startBare(b, kind, v.redis.Addr)
-		return &contestant{name: name, base: "http://" + address, pid: pid, signed: signed, paths: paths}
+	baseline := func(name, kind string, paths []string, signed bool) *subject {
+		address, pid := startBaseline(b, kind, v.redis.Addr)
+		return &subject{name: name, base: "http://" + address, pid: pid, signed: signed, paths: paths}
 	}
 	secrets := "RECALL_VERIFICATION_SECRETS=" + verification
 	one := v.paths[:1]
-	all := []*contestant{
+	all := []*subject{
 		baseline("bare handler", "constant", one, false),
 		tokenServer("token server, one URL", one),
 		baseline("bare handler, signed requests", "constant", one, true),
@@ -152,60 +153,58 @@ func BenchmarkCallback(b *testing.B) {
 	report(b, all)
 }
 
-// report prints a table in which every second contestant is judged by the one
-// before it.
-func report(b *testing.B, all []*contestant) {
+// report prints a table. Its ratios compare every second subject with the previous one.
+func report(b *testing.B, all []*subject) {
 	b.Helper()
 	out := &strings.Builder{}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(table, "\trequests/s\tratio\tp50\tp99\tratio\tp99.9\tprocessor\tRSS")
+	_, _ = fmt.Fprintln(table, "\trequests/s\tratio\tp50\tp99\tratio\tp99.9\tCPU\tRSS")
 	for i, c := range all {
 		base := all[i/2*2]
 		_, _ = fmt.Fprintf(table, "%s\t%.0f\t%.3f\t%.2f ms\t%.2f ms\t%.2f\t%.2f ms\t%.1f µs\t%d MiB\n", c.name,
-			middle(c.rates), middle(c.rates)/middle(base.rates), middle(c.p50), middle(c.p99), middle(c.p99)/middle(base.p99),
-			middle(c.p999), middle(c.costs), residentOf(b, c.pid)>>20)
+			median(c.rates), median(c.rates)/median(base.rates), median(c.p50), median(c.p99), median(c.p99)/median(base.p99),
+			median(c.p999), median(c.costs), residentMemory(b, c.pid)>>20)
 	}
 	_ = table.Flush()
-	fmt.Println("\n" + out.String()) // a log of a benchmark is cut off
+	fmt.Println("\n" + out.String()) // the log of a benchmark is truncated
 }
 
-// BenchmarkRotating loads a token server that has 100,000 credentials in memory
-// while they are renewed all the time, each renewal by another process: what is
-// in memory is dropped, and read again.
+// BenchmarkRotating loads a token server with 100,000 cached credentials. Another process
+// renews them continuously, and each renewal invalidates a cached record.
 func BenchmarkRotating(b *testing.B) {
 	const credentials = 100_000
-	v := newVault(b, credentials, "--appendfsync", "no")
+	v := newFixture(b, credentials, "--appendfsync", "no")
 	p, base, _ := v.tokenServer()
-	c := &contestant{name: "no renewals", base: base, pid: p.command.Process.Pid, paths: v.paths}
-	c.load(b) // into memory
+	c := &subject{name: "no renewals", base: base, pid: p.command.Process.Pid, paths: v.paths}
+	c.load(b) // fills the cache
 	for len(c.rates) == 1 || c.rates[len(c.rates)-1]*float64(*benchSeconds) < credentials {
 		c.load(b)
 		if len(c.rates) > 5 {
 			break
 		}
 	}
-	*c = contestant{name: c.name, base: c.base, pid: c.pid, paths: c.paths}
-	all := []*contestant{c}
+	*c = subject{name: c.name, base: c.base, pid: c.pid, paths: c.paths}
+	all := []*subject{c}
 	for b.Loop() {
 		for range *benchRounds {
 			c.load(b)
 		}
 		for _, rate := range []int{300, 1000} {
-			busy := &contestant{name: fmt.Sprint(rate, " renewals/s"), base: base, pid: c.pid, paths: c.paths}
+			busy := &subject{name: fmt.Sprint(rate, " renewals/s"), base: base, pid: c.pid, paths: c.paths}
 			stop := v.rotate(rate)
 			for range *benchRounds {
 				busy.load(b)
 			}
-			b.Logf("%d renewals a second were asked for, %.0f made", rate, stop())
+			b.Logf("%d renewals a second requested, %.0f made", rate, stop())
 			all = append(all, c, busy)
 		}
 	}
 	report(b, all[1:])
 }
 
-// rotate gives random grants new tokens, so many a second, until the returned
-// function is called, which returns how many it was.
-func (v *vault) rotate(rate int) (stop func() float64) {
+// rotate gives random grants new tokens, rate times a second. The returned function stops
+// it and returns the rate achieved.
+func (v *fixture) rotate(rate int) (stop func() float64) {
 	ctx, cancel := context.WithCancel(context.Background())
 	began := time.Now()
 	var done atomic.Int64
@@ -226,18 +225,18 @@ func (v *vault) rotate(rate int) (stop func() float64) {
 	}
 }
 
-// BenchmarkPush measures how long it takes until a change that one process has
-// made is seen by another.
+// BenchmarkPush measures the time from a change in one process to its notification in
+// another.
 func BenchmarkPush(b *testing.B) {
 	const changes = 2000
-	v := newVault(b, 100)
-	seen := &watcher{live: make(chan struct{}), changed: make(chan grant.ID, 1000)}
+	v := newFixture(b, 100)
+	listener := &listener{synced: make(chan struct{}), changed: make(chan grant.ID, 1000)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { v.other().Subscribe(ctx, seen) })
+	running.Go(func() { v.newStore().Subscribe(ctx, listener) })
 	defer running.Wait()
 	defer cancel()
-	<-seen.live
+	<-listener.synced
 	var took []float64
 	for b.Loop() {
 		for i := range changes {
@@ -245,7 +244,7 @@ func BenchmarkPush(b *testing.B) {
 			address, _ := callback.ParsePath(path)
 			began := time.Now()
 			v.renew(path, "x")
-			for id := range seen.changed {
+			for id := range listener.changed {
 				if id == address.ID {
 					break
 				}
@@ -259,22 +258,24 @@ func BenchmarkPush(b *testing.B) {
 	b.ReportMetric(took[len(took)-1], "worst-ms")
 }
 
-type watcher struct {
-	live    chan struct{}
+// listener is a [store.ChangeListener] that sends what it is notified of to channels.
+type listener struct {
+	synced  chan struct{}
 	changed chan grant.ID
 }
 
-func (w *watcher) Synced()                { close(w.live) }
-func (w *watcher) Invalidate(id grant.ID) { w.changed <- id }
-func (w *watcher) Desynced(error)         {}
+func (l *listener) Synced()                { close(l.synced) }
+func (l *listener) Invalidate(id grant.ID) { l.changed <- id }
+func (l *listener) Desynced(error)         {}
 
-func middle(values []float64) float64 {
+func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	return sorted[len(sorted)/2]
 }
 
-// load sends requests for some seconds, as fast as they are answered.
-func (c *contestant) load(b *testing.B) {
+// load sends requests with wrk, as many as the server can process, and records the
+// measurements.
+func (c *subject) load(b *testing.B) {
 	b.Helper()
 	headers := ""
 	if c.signed {
@@ -312,19 +313,19 @@ end
 			b.Fatal(err)
 		}
 	}
-	cpu := processorOf(b, c.pid)
+	cpu := cpuTime(b, c.pid)
 	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
 	defer cancel()
 	output, err := exec.CommandContext(ctx, "wrk", "-t1", "-c32", fmt.Sprint("-d", *benchSeconds, "s"), "--latency", "-s", script, c.base).Output()
 	if err != nil {
 		b.Fatalf("wrk: %v (on Debian: apt-get install wrk)", err)
 	}
-	cpu = processorOf(b, c.pid) - cpu
+	cpu = cpuTime(b, c.pid) - cpu
 	_, result, ok := strings.Cut(string(output), "result ")
 	var rate, p50, p99, p999 float64
 	var requests, errs int
 	if n, err := fmt.Sscan(result, &rate, &p50, &p99, &p999, &requests, &errs); !ok || n != 6 {
-		b.Fatalf("wrk said nothing to the point: %v", err)
+		b.Fatalf("parsing the output of wrk: %v", err)
 	}
 	if errs > 0 {
 		b.Fatalf("%s: %d of %d requests failed", c.name, errs, requests)
@@ -333,8 +334,8 @@ end
 	c.costs = append(c.costs, float64(cpu.Microseconds())/float64(requests))
 }
 
-// residentOf is the memory that a process has, in bytes (proc(5), statm).
-func residentOf(b *testing.B, pid int) int {
+// residentMemory returns the resident memory of a process in bytes (proc(5), statm).
+func residentMemory(b *testing.B, pid int) int {
 	b.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 	if err != nil {

@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// certificates writes an authority (ca.crt), and what it has issued for the gRPC
-// server (tls.crt, tls.key) and for a client (client.crt, client.key), good until
-// then.
-func (f files) certificates(until time.Time) {
+// writeCertificates writes a CA certificate (ca.crt), and certificates and keys of the
+// gRPC server (tls.crt, tls.key) and of a client (client.crt, client.key). Those two
+// expire at notAfter.
+func (f files) writeCertificates(notAfter time.Time) {
 	f.t.Helper()
 	key := newKey(f.t)
 	authority := &x509.Certificate{
@@ -40,7 +40,7 @@ func (f files) certificates(until time.Time) {
 		f.write(name+".key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: text})))
 		f.write(name+".crt", sign(&x509.Certificate{
 			SerialNumber: big.NewInt(time.Now().UnixNano() + int64(i)), Subject: pkix.Name{CommonName: name},
-			DNSNames: []string{name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotBefore: time.Now().Add(-time.Hour), NotAfter: until,
+			DNSNames: []string{name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter,
 			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		}, holder))
 	}

@@ -33,21 +33,20 @@ var (
 	chaosSeed = flag.Uint64("chaos-seed", 1, "seed of the chaos run")
 )
 
-// TestChaos runs three token servers as processes against a real redis-server,
-// kills and stops them, kills Redis and puts it back to an earlier moment, and
-// cuts connections to Zoom before and after Zoom has rotated. What is lost must
-// have been lost on the wire, or with a process that was killed before the
-// journal's sync.
+// TestChaos runs three token servers. It kills and stops them, kills Redis and restores
+// an earlier state of it, and drops connections to Zoom before and after a rotation. A
+// grant may be lost only if Zoom's response was dropped, or if the process was killed
+// before the journal was synced.
 func TestChaos(t *testing.T) {
 	c := startChaos(t, 150)
-	c.rage(*kills)
-	c.recover()
+	c.injectFaults(*kills)
+	c.awaitRecovery()
 	c.report()
 }
 
 const replicas = 3
 
-// chaos is the run.
+// chaos is the state of the run.
 type chaos struct {
 	*stack
 	zoomGate *gate
@@ -59,36 +58,36 @@ type chaos struct {
 
 	mu       sync.Mutex
 	replicas [replicas]*process
-	ends     [replicas][]time.Time // of processes that were killed
+	ends     [replicas][]time.Time // when processes were killed
 	faults   map[string]int
 
 	served, refused atomic.Int64
 	stop            context.CancelFunc
 	callers         sync.WaitGroup
-	exposure        map[float64]float64 // le -> count, of ended processes too
+	exposure        map[float64]float64 // le -> count, including killed processes
 }
 
-// gate stands before Zoom: it knows which replica asked for what, and cuts
+// gate is a proxy in front of Zoom. It records the replica of each rotation and drops
 // connections.
 type gate struct {
 	zoom *zoomtest.Zoom
 
 	mu      sync.Mutex
-	last    map[string]rotation // by Zoom user: what Zoom has issued last
+	last    map[string]rotation // by Zoom user: the last rotation
 	owners  map[string]string   // refresh token -> Zoom user
-	lose    float64             // share of requests and answers that are lost
+	loss    float64             // share of requests dropped, and share of responses dropped
 	random  *rand.Rand
 	dropped atomic.Int64
 }
 
-// rotation is an answer of Zoom's.
+// rotation is a response of Zoom with a new refresh token.
 type rotation struct {
 	replica int
 	at      time.Time
-	dropped bool // on purpose
+	dropped bool // by the gate
 }
 
-// ServeHTTP serves /N/oauth/token for replica N.
+// ServeHTTP forwards /N/oauth/token of replica N to Zoom.
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	number, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	replica, err := strconv.Atoi(number)
@@ -104,16 +103,16 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	r.URL.Path = "/" + rest
 	g.mu.Lock()
-	user, before, after := g.owners[form.Get("refresh_token")], g.random.Float64() < g.lose, g.random.Float64() < g.lose
+	user, before, after := g.owners[form.Get("refresh_token")], g.random.Float64() < g.loss, g.random.Float64() < g.loss
 	g.mu.Unlock()
 	if before {
 		g.dropped.Add(1)
 		panic(http.ErrAbortHandler)
 	}
-	answer := httptest.NewRecorder()
-	// A client that is gone does not keep Zoom from doing the work.
-	g.zoom.ServeHTTP(answer, r.WithContext(context.WithoutCancel(r.Context())))
-	if _, token, ok := strings.Cut(answer.Body.String(), `"refresh_token":"`); ok && answer.Code == http.StatusOK {
+	response := httptest.NewRecorder()
+	// Zoom processes the request even if the client disconnects.
+	g.zoom.ServeHTTP(response, r.WithContext(context.WithoutCancel(r.Context())))
+	if _, token, ok := strings.Cut(response.Body.String(), `"refresh_token":"`); ok && response.Code == http.StatusOK {
 		token, _, _ = strings.Cut(token, `"`)
 		g.mu.Lock()
 		g.owners[token] = user
@@ -124,11 +123,11 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.dropped.Add(1)
 		panic(http.ErrAbortHandler)
 	}
-	for name, values := range answer.Header() {
+	for name, values := range response.Header() {
 		w.Header()[name] = values
 	}
-	w.WriteHeader(answer.Code)
-	_, _ = w.Write(answer.Body.Bytes())
+	w.WriteHeader(response.Code)
+	_, _ = w.Write(response.Body.Bytes())
 }
 
 func startChaos(t *testing.T, users int) *chaos {
@@ -142,8 +141,8 @@ func startChaos(t *testing.T, users int) *chaos {
 	t.Cleanup(server.Close)
 	c.gateURL = server.URL
 
-	// Every replica has its own address, journal and way to Zoom; Recall calls any
-	// that is up, as a load balancer would.
+	// Each replica has its own address, journal and path to Zoom. Recall calls a replica
+	// through a load balancer.
 	for i := range replicas {
 		c.public[i], c.ops[i] = freeAddr(t), freeAddr(t)
 		c.launch(i, t.TempDir())
@@ -161,7 +160,7 @@ func startChaos(t *testing.T, users int) *chaos {
 		}
 		c.users = append(c.users, user)
 	}
-	c.own(users)
+	c.recordOwners(users)
 	ctx, cancel := context.WithCancel(context.Background())
 	c.stop = cancel
 	for range 4 {
@@ -170,9 +169,9 @@ func startChaos(t *testing.T, users int) *chaos {
 	return c
 }
 
-// own tells the gate whose refresh tokens those are that it will see first: it
-// learns them from Zoom's answers, of which the first went past it.
-func (c *chaos) own(users int) {
+// recordOwners records the owners of the users' first refresh tokens in the gate. It
+// records later ones itself, from Zoom's responses.
+func (c *chaos) recordOwners(users int) {
 	for i := range users {
 		user := fmt.Sprint("zoom-user-", i)
 		for _, token := range c.zoom.RefreshTokensOf(user) {
@@ -181,18 +180,18 @@ func (c *chaos) own(users int) {
 	}
 }
 
-func (c *chaos) launch(i int, folder string) {
+func (c *chaos) launch(i int, dir string) {
 	env := slices.Clone(c.env)
-	env = append(env, "HTTP_ADDR="+c.public[i], "OPS_ADDR="+c.ops[i], "JOURNAL_DIR="+folder, "REDIS_START_TIMEOUT=2m",
+	env = append(env, "HTTP_ADDR="+c.public[i], "OPS_ADDR="+c.ops[i], "JOURNAL_DIR="+dir, "REDIS_START_TIMEOUT=2m",
 		"REFRESH_BEFORE=130s", "ZOOM_OAUTH_URL="+c.gateURL+"/"+strconv.Itoa(i), "RECALL_VERIFICATION_SECRETS="+verification)
 	p := launchQuiet(c.t, "tokenserver", env)
-	p.folder, p.ops = folder, c.ops[i]
+	p.dir, p.ops = dir, c.ops[i]
 	c.mu.Lock()
 	c.replicas[i] = p
 	c.mu.Unlock()
 }
 
-// launchQuiet is launch for many processes, whose outputs are of no interest.
+// launchQuiet starts a program and discards its output.
 func launchQuiet(t *testing.T, name string, env []string) *process {
 	t.Helper()
 	p := &process{t: t, name: name, ended: make(chan struct{}), seen: make(chan struct{})}
@@ -212,6 +211,7 @@ func launchQuiet(t *testing.T, name string, env []string) *process {
 	return p
 }
 
+// freeAddr returns an address with a port that is free now.
 func freeAddr(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -222,7 +222,7 @@ func freeAddr(t *testing.T) string {
 	return listener.Addr().String()
 }
 
-// balance sends a callback to the first replica that answers.
+// balance forwards a callback to the replicas in random order until one responds.
 func (c *chaos) balance(w http.ResponseWriter, r *http.Request) {
 	client := &http.Client{Timeout: 5 * time.Second}
 	for _, n := range rand.Perm(replicas) {
@@ -246,7 +246,7 @@ func (c *chaos) balance(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusBadGateway)
 }
 
-// call is Recall asking for tokens now and then.
+// call requests tokens as Recall does, until ctx ends.
 func (c *chaos) call(ctx context.Context) {
 	for ctx.Err() == nil {
 		credentials := c.recall.Credentials()
@@ -269,22 +269,22 @@ func (c *chaos) fault(name string) {
 	c.faults[name]++
 }
 
-// rage makes things go wrong until so many processes were killed.
-func (c *chaos) rage(kills int) {
-	c.lose(0.01)
+// injectFaults causes faults until the number of processes have been killed.
+func (c *chaos) injectFaults(kills int) {
+	c.setLoss(0.01)
 	saved, savedAt := c.redis.Save(), time.Now()
 	var stopped sync.WaitGroup
 	for n := range kills {
 		time.Sleep(time.Duration(300+c.random.IntN(900)) * time.Millisecond)
 		c.kill(c.random.IntN(replicas))
-		// The rarer faults, spread over the run, and each at least once.
+		// The rarer faults are spread over the run; each occurs at least once.
 		switch {
 		case n%80 == 3:
 			c.fault("Redis killed")
 			c.redis.Kill()
 			c.redis.Run()
 		case n%80 == 43 || n == 9:
-			c.fault("Redis put back by up to 5 s")
+			c.fault("Redis restored to a state up to 5 s old")
 			c.redis.Kill()
 			c.redis.Restore(saved)
 			c.redis.Run()
@@ -293,12 +293,12 @@ func (c *chaos) rage(kills int) {
 			i := c.random.IntN(replicas)
 			stopped.Go(func() { c.freeze(i, 35*time.Second) })
 		case n%40 == 5:
-			c.fault("Zoom answers 500 for 2 s")
+			c.fault("Zoom returns 500 for 2 s")
 			c.zoom.Fail("/oauth/token", -1, zoomtest.Fault{Status: 500})
 			time.Sleep(2 * time.Second)
 			c.zoom.Heal()
 		case n%40 == 11:
-			c.fault("Zoom answers 429 for 2 s")
+			c.fault("Zoom returns 429 for 2 s")
 			c.zoom.Fail("/oauth/token", -1, zoomtest.Fault{Status: 429, Header: http.Header{"Retry-After": {"1"}}})
 			time.Sleep(2 * time.Second)
 			c.zoom.Heal()
@@ -308,16 +308,16 @@ func (c *chaos) rage(kills int) {
 		}
 	}
 	stopped.Wait()
-	c.lose(0)
+	c.setLoss(0)
 }
 
-func (c *chaos) lose(share float64) {
+func (c *chaos) setLoss(share float64) {
 	c.zoomGate.mu.Lock()
 	defer c.zoomGate.mu.Unlock()
-	c.zoomGate.lose = share
+	c.zoomGate.loss = share
 }
 
-// kill ends a replica as a crash would, and starts it again.
+// kill ends a replica as a crash does, and starts it again.
 func (c *chaos) kill(i int) {
 	c.mu.Lock()
 	p := c.replicas[i]
@@ -329,7 +329,7 @@ func (c *chaos) kill(i int) {
 	c.mu.Lock()
 	c.ends[i] = append(c.ends[i], time.Now())
 	c.mu.Unlock()
-	c.launch(i, p.folder)
+	c.launch(i, p.dir)
 }
 
 func (c *chaos) freeze(i int, d time.Duration) {
@@ -344,9 +344,9 @@ func (c *chaos) freeze(i int, d time.Duration) {
 	_ = p.command.Process.Signal(syscall.SIGCONT)
 }
 
-// recover waits until every grant has been renewed once more, which shows that
-// its stored refresh token is the right one, or is known to be gone.
-func (c *chaos) recover() {
+// awaitRecovery waits until each grant is renewed once more, so its stored refresh token
+// is valid, or requires a new consent. After 2 minutes it returns in any case.
+func (c *chaos) awaitRecovery() {
 	c.stop()
 	c.callers.Wait()
 	before := map[string]int{}
@@ -364,14 +364,14 @@ func (c *chaos) recover() {
 			}
 		}
 		if waiting == 0 {
-			time.Sleep(time.Second) // for the last commits
+			time.Sleep(time.Second) // until the last commits are done
 			return
 		}
 	}
 }
 
-// lost are the users whose URL does not give a live token.
-func (c *chaos) lost() (users []string) {
+// lostUsers returns the users whose callback URL does not return a valid token.
+func (c *chaos) lostUsers() (users []string) {
 	for _, credential := range c.recall.Credentials() {
 		token, _, err := c.recall.Callback(context.Background(), credential.ID)
 		if err != nil || !c.zoom.IsLive(token) {
@@ -381,10 +381,10 @@ func (c *chaos) lost() (users []string) {
 	return users
 }
 
-// report prints the table and judges.
+// report logs the results, and fails the test if the loss of a grant is unexplained.
 func (c *chaos) report() {
-	wire, window := 0, 0
-	for _, user := range c.lost() {
+	lostResponses, lostProcesses := 0, 0
+	for _, user := range c.lostUsers() {
 		last := c.zoomGate.last[user]
 		killed := slices.ContainsFunc(c.ends[last.replica], func(at time.Time) bool {
 			since := at.Sub(last.at)
@@ -392,11 +392,11 @@ func (c *chaos) report() {
 		})
 		switch {
 		case last.dropped:
-			wire++
+			lostResponses++
 		case killed:
-			window++
+			lostProcesses++
 		default:
-			c.t.Errorf("%s is lost, and nothing that was done to it explains that", user)
+			c.t.Errorf("%s is lost; no injected fault explains it", user)
 		}
 	}
 	for _, p := range c.replicas {
@@ -406,26 +406,26 @@ func (c *chaos) report() {
 	out := &strings.Builder{}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(name string, value any) { _, _ = fmt.Fprintf(table, "%s\t%v\n", name, value) }
-	for _, name := range []string{"token server killed", "token server stopped for 35 s", "Redis killed", "Redis put back by up to 5 s", "Zoom answers 500 for 2 s", "Zoom answers 429 for 2 s"} {
+	for _, name := range []string{"token server killed", "token server stopped for 35 s", "Redis killed", "Redis restored to a state up to 5 s old", "Zoom returns 500 for 2 s", "Zoom returns 429 for 2 s"} {
 		row(name, c.faults[name])
 	}
-	row("connections to Zoom cut, before or after it rotated", c.zoomGate.dropped.Load())
+	row("connections to Zoom dropped, before or after a rotation", c.zoomGate.dropped.Load())
 	row("grants", len(c.users))
 	row("rotations", counts.Refreshes-len(c.users))
 	row("callbacks served", c.served.Load())
-	row("callbacks refused (503, 410), for Recall to repeat", c.refused.Load())
+	row("callbacks refused (503, 410)", c.refused.Load())
 	row("spent tokens presented again", counts.SpentPresented)
-	row("grants lost: the answer was cut on the wire", wire)
-	row("grants lost: killed between Zoom's answer and the journal's sync", window)
-	row("that window, median, at most", c.median())
+	row("grants lost: Zoom's response was dropped", lostResponses)
+	row("grants lost: killed between Zoom's response and the journal's sync", lostProcesses)
+	row("time from Zoom's response to the sync, median, at most", c.median())
 	_ = table.Flush()
 	c.t.Log("\n" + out.String())
 	if counts.Refreshes-len(c.users) < *kills || c.served.Load() == 0 {
-		c.t.Error("too little has happened for this to prove anything")
+		c.t.Error("too few rotations or callbacks: the run proves nothing")
 	}
 }
 
-// scrape adds up the histogram of the window from a replica's metrics.
+// scrape adds a replica's histogram of the time from Zoom's response to the sync.
 func (c *chaos) scrape(p *process) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -452,7 +452,7 @@ func (c *chaos) scrape(p *process) {
 	}
 }
 
-// median is the bucket that holds the median of the window.
+// median returns the upper bound of the bucket that holds the median.
 func (c *chaos) median() time.Duration {
 	var bounds []float64
 	var all float64

@@ -33,81 +33,81 @@ import (
 )
 
 var (
-	prometheusProgram = flag.String("prometheus", "", "the program prometheus")
-	healthyFor        = flag.Duration("healthy", 3*time.Minute, "how long all is well first")
-	brokenFor         = flag.Duration("broken", 6*time.Minute, "how long a fault lasts")
+	prometheusProgram = flag.String("prometheus", "", "path of the prometheus program")
+	healthyFor        = flag.Duration("healthy", 3*time.Minute, "time without a fault at the start")
+	brokenFor         = flag.Duration("broken", 6*time.Minute, "time from a fault to its fix")
 )
 
 const (
-	chartFolder = "../../charts/token-provider"
-	named       = time.Minute     // within which a fault has to have a name
-	mended      = 8 * time.Minute // within which all has to be well again
+	chartDir      = "../../charts/token-provider"
+	nameWithin    = time.Minute     // limit for the dashboard and tokenctl doctor to name a fault
+	recoverWithin = 8 * time.Minute // limit for the recovery after a fix
 )
 
-// scene is a fault, and what people see of it.
+// scene is a fault, with the symptoms and the fix that are expected.
 type scene struct {
 	name  string
 	cause func(*drill)
-	mend  func(*drill) // what docs/runbooks.md says
-	how   string       // the same, for the table
-	who   string       // the panel of the dashboard that goes red, and no other
-	check string       // of tokenctl doctor, that names it
-	// alerts have to fire. follows may: what comes of the fault. Besides, the
-	// objectives' alerts may, if users were hurt.
+	fix   func(*drill) // the fix in docs/runbooks.md
+	how   string       // the fix, for the table
+	panel string       // the only panel of the dashboard that is red
+	check string       // the check of tokenctl doctor that names the fault
+	// alerts must fire. follows may fire as consequences. Alerts on objectives may fire
+	// too; those on callbacks only if callbacks failed.
 	alerts, follows []string
 }
 
 var scenes = []scene{
 	{
-		name: "Zoom down", who: "Zoom", check: "zoom app default", how: "wait",
+		name: "Zoom down", panel: "Zoom", check: "zoom app default", how: "wait",
 		cause: func(d *drill) {
 			for _, path := range []string{"/oauth/token", "/v2/users/me", "/oauth/revoke"} {
 				d.zoom.Fail(path, -1, zoomtest.Fault{Status: http.StatusServiceUnavailable})
 			}
 		},
-		mend:   func(d *drill) { d.zoom.Heal() },
+		fix:    func(d *drill) { d.zoom.Heal() },
 		alerts: []string{"TokenProviderZoomFails"}, follows: []string{"TokenProviderRefreshesOverdue"},
 	},
 	{
-		name: "Recall down", who: "Recall", check: "recall key", how: "wait",
+		name: "Recall down", panel: "Recall", check: "recall key", how: "wait",
 		cause:  func(d *drill) { d.recall.Fail("", "", -1, recalltest.Fault{Status: http.StatusServiceUnavailable}) },
-		mend:   func(d *drill) { d.recall.Heal() },
+		fix:    func(d *drill) { d.recall.Heal() },
 		alerts: []string{"TokenProviderRecallFails"},
 	},
 	{
-		name: "Redis down", who: "Redis", check: "redis", how: "start it, with the files it had",
+		name: "Redis down", panel: "Redis", check: "redis", how: "start it, with the files it had",
 		cause:  func(d *drill) { d.redis.Kill() },
-		mend:   func(d *drill) { d.redis.Run() },
+		fix:    func(d *drill) { d.redis.Run() },
 		alerts: []string{"TokenProviderRedisUnreachable"}, follows: []string{"TokenProviderRedisRestarted"},
 	},
 	{
-		name: "Redis full", who: "Redis", check: "redis memory", how: "raise maxmemory",
+		name: "Redis full", panel: "Redis", check: "redis memory", how: "raise maxmemory",
 		cause:  func(d *drill) { d.configureRedis("maxmemory", "1mb") },
-		mend:   func(d *drill) { d.configureRedis("maxmemory", "1gb") },
+		fix:    func(d *drill) { d.configureRedis("maxmemory", "1gb") },
 		alerts: []string{"TokenProviderRedisFull"}, follows: []string{"TokenProviderRefreshesOverdue", "TokenProviderJournalGrows"},
 	},
 	{
-		name: "wrong client secret", who: "Us", check: "zoom app default", how: "put the right one into the Secret",
+		name: "wrong client secret", panel: "Us", check: "zoom app default", how: "put the right one into the Secret",
 		cause:  func(d *drill) { d.files.write("zoom", "another-secret") },
-		mend:   func(d *drill) { d.files.write("zoom", zoomtest.DefaultClientSecret) },
+		fix:    func(d *drill) { d.files.write("zoom", zoomtest.DefaultClientSecret) },
 		alerts: []string{"TokenProviderZoomAppRefused"}, follows: []string{"TokenProviderRefreshesOverdue"},
 	},
 	{
-		name: "expired certificate", who: "Us", check: "certificate GRPC_TLS_CERT_FILE", how: "put new ones into the Secret",
-		cause:  func(d *drill) { d.files.certificates(time.Now().Add(10 * time.Second)) },
-		mend:   func(d *drill) { d.files.certificates(time.Now().AddDate(0, 1, 0)) },
+		name: "expired certificate", panel: "Us", check: "certificate GRPC_TLS_CERT_FILE", how: "put new ones into the Secret",
+		cause:  func(d *drill) { d.files.writeCertificates(time.Now().Add(10 * time.Second)) },
+		fix:    func(d *drill) { d.files.writeCertificates(time.Now().AddDate(0, 1, 0)) },
 		alerts: []string{"TokenProviderCertificateExpired"},
 	},
 	{
-		name: "clock 10 minutes ahead", who: "Us", check: "clock of redis", how: "mend the node's clock, or move the pod",
-		cause:  func(d *drill) { d.restart(1, "ahead"); d.examineBy = "ahead" },
-		mend:   func(d *drill) { d.restart(1, ""); d.examineBy = "" },
+		name: "clock 10 minutes ahead", panel: "Us", check: "clock of redis", how: "fix the node's clock, or move the pod",
+		cause:  func(d *drill) { d.restart(1, "ahead"); d.doctorDir = "ahead" },
+		fix:    func(d *drill) { d.restart(1, ""); d.doctorDir = "" },
 		alerts: []string{"TokenProviderClocksDiffer"}, follows: []string{"TokenProviderSignaturesRefused"},
 	},
 	{
-		name: "one replica stuck", who: "Us", check: "processes", how: "delete the pod",
+		name: "one replica stuck", panel: "Us", check: "processes", how: "delete the pod",
 		cause: func(d *drill) { d.signal(1, syscall.SIGSTOP) },
-		mend: func(d *drill) {
+		fix: func(d *drill) {
 			d.signal(1, syscall.SIGKILL)
 			d.start(1, "")
 		},
@@ -115,14 +115,13 @@ var scenes = []scene{
 	},
 }
 
-// objectives are the alerts on what users are promised.
+// objectives are the alerts on the service level objectives.
 var objectives = []string{"TokenProviderCallbacksFail", "TokenProviderCallbackBudget", "TokenProviderRegistrationsSlow"}
 
-// TestDrill causes each fault in a running stack of its own, with users who come and
-// callbacks all the time, under the chart's rules and dashboard in a real
-// Prometheus. It judges who names the fault, within a minute, which alerts fire,
-// and that nothing is lost when it is mended; and prints the table that is in
-// docs/operations.md.
+// TestDrill causes each fault in a separate stack under constant load, while a real
+// Prometheus evaluates the chart's rules and dashboard. Dashboard and tokenctl doctor must
+// name the fault within a minute, the right alerts must fire, and no grant may be lost
+// after the fix. It logs the table of docs/operations.md.
 func TestDrill(t *testing.T) {
 	if *prometheusProgram == "" {
 		t.Fatal("-prometheus is not set: use make drill")
@@ -132,15 +131,15 @@ func TestDrill(t *testing.T) {
 	for i, s := range scenes {
 		drills[i] = newDrill(t, s)
 	}
-	watched := watch(t, drills)
-	panels := blame(t)
+	watching := startPrometheus(t, drills)
+	panels := readPanels(t)
 	var running sync.WaitGroup
 	for _, d := range drills {
-		running.Go(func() { d.play(watched, panels) })
+		running.Go(func() { d.play(watching, panels) })
 	}
 	running.Wait()
 	rows := []string{
-		"| fault | dashboard, after a minute | `tokenctl doctor`, after a minute | alerts, after | callbacks meanwhile | users registered meanwhile | mended by | well after | grants lost |",
+		"| fault | dashboard, after a minute | `tokenctl doctor`, after a minute | alerts, after | callbacks meanwhile | users registered meanwhile | fixed by | recovered after | grants lost |",
 		"| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
 	}
 	for _, d := range drills {
@@ -149,7 +148,7 @@ func TestDrill(t *testing.T) {
 	t.Logf("\n%s", strings.Join(rows, "\n"))
 }
 
-// drill is a stack in which a scene is played.
+// drill is a stack for one scene.
 type drill struct {
 	*operator
 	scene
@@ -158,21 +157,22 @@ type drill struct {
 	servers   [2]*process
 	drop      [2]func()
 	ops       [3]string // of the token servers and of the registrar
-	examineBy string    // folder of the tokenctl that looks
+	doctorDir string    // subdirectory of bin with the tokenctl to run; empty: bin
 	users     registrarv1.RegistrarServiceClient
 	row       string
 
 	mu                 sync.Mutex
 	calls, failedCalls int
-	asked, unanswered  int
+
+	registrations, failedRegistrations int
 }
 
 func newDrill(t *testing.T, s scene) *drill {
 	t.Helper()
-	d := &drill{operator: &operator{stack: newStack(t, 8*time.Minute), t: t, folder: t.TempDir()}, scene: s}
+	d := &drill{operator: &operator{stack: newStack(t, 8*time.Minute), t: t, dir: t.TempDir()}, scene: s}
 	d.files = files{t, t.TempDir()}
 	d.files.write("zoom", zoomtest.DefaultClientSecret)
-	d.files.certificates(time.Now().AddDate(0, 1, 0))
+	d.files.writeCertificates(time.Now().AddDate(0, 1, 0))
 	for i, line := range d.stack.env {
 		if strings.HasPrefix(line, "ZOOM_CLIENT_SECRET=") {
 			d.stack.env[i] = "ZOOM_CLIENT_SECRET_FILE=" + d.files.path("zoom")
@@ -185,7 +185,7 @@ func newDrill(t *testing.T, s scene) *drill {
 	for i := range d.servers {
 		d.start(i, "")
 	}
-	until(t, "both token servers are ready", 30*time.Second, func() bool { return d.proxy.ready() == 2 })
+	waitUntil(t, "both token servers are ready", 30*time.Second, func() bool { return d.proxy.countReady() == 2 })
 	tlsFiles := []string{
 		"GRPC_TLS_CERT_FILE=" + d.files.path("tls.crt"), "GRPC_TLS_KEY_FILE=" + d.files.path("tls.key"), "GRPC_CLIENT_CA_FILE=" + d.files.path("ca.crt"),
 	}
@@ -205,7 +205,7 @@ func newDrill(t *testing.T, s scene) *drill {
 	return d
 }
 
-// clientTLS reads the client's certificate for each connection: it is replaced.
+// clientTLS returns a configuration that reloads the certificates for each connection.
 func (d *drill) clientTLS() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -213,7 +213,7 @@ func (d *drill) clientTLS() *tls.Config {
 			pair, err := tls.X509KeyPair(d.files.read("client.crt"), d.files.read("client.key"))
 			return &pair, err
 		},
-		InsecureSkipVerify: true, // VerifyConnection does it, by the authority of the moment
+		InsecureSkipVerify: true, // VerifyConnection verifies the server by the current ca.crt
 		VerifyConnection: func(state tls.ConnectionState) error {
 			roots := x509.NewCertPool()
 			roots.AppendCertsFromPEM(d.files.read("ca.crt"))
@@ -223,27 +223,26 @@ func (d *drill) clientTLS() *tls.Config {
 	}
 }
 
-// start runs a token server, from a folder of programs, at the ops address that it
-// had.
-func (d *drill) start(i int, folder string) {
+// start runs a token server from a subdirectory of bin. It keeps its ops address.
+func (d *drill) start(i int, dir string) {
 	ops := d.ops[i]
 	if ops == "" {
 		ops = "127.0.0.1:0"
 	}
 	env := append(slices.Clone(d.stack.env), "HTTP_ADDR=127.0.0.1:0", "OPS_ADDR="+ops, "RECALL_VERIFICATION_SECRETS="+verification,
 		"JOURNAL_DIR="+d.journal(i))
-	d.servers[i] = launch(d.t, filepath.Join(folder, "tokenserver"), env)
+	d.servers[i] = launch(d.t, filepath.Join(dir, "tokenserver"), env)
 	d.ops[i] = d.servers[i].await(`"ops":"([^"]+)"`)
 	d.drop[i] = d.proxy.add("http://"+d.servers[i].await(`"http":"([^"]+)"`), "http://"+d.ops[i])
 }
 
-func (d *drill) journal(i int) string { return filepath.Join(d.folder, fmt.Sprint("journal-", i)) }
+func (d *drill) journal(i int) string { return filepath.Join(d.dir, fmt.Sprint("journal-", i)) }
 
-func (d *drill) restart(i int, folder string) {
+func (d *drill) restart(i int, dir string) {
 	d.signal(i, syscall.SIGTERM)
 	d.servers[i].wait()
 	d.drop[i]()
-	d.start(i, folder)
+	d.start(i, dir)
 }
 
 func (d *drill) signal(i int, signal syscall.Signal) {
@@ -262,11 +261,11 @@ func (d *drill) configureRedis(name, value string) {
 	}
 }
 
-// live has users who come and callbacks for all of them, until ctx ends.
-func (d *drill) live(ctx context.Context) {
-	var living sync.WaitGroup
-	living.Go(func() {
-		begun := false
+// runLoad registers users and requests the tokens of all of them, until ctx ends.
+func (d *drill) runLoad(ctx context.Context) {
+	var load sync.WaitGroup
+	load.Go(func() {
+		started := false
 		for n := 0; ctx.Err() == nil; n++ {
 			_, refresh := d.zoom.Grant(zoomtest.DefaultClientID, fmt.Sprint("zoom-", n))
 			request, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -275,11 +274,11 @@ func (d *drill) live(ctx context.Context) {
 			})
 			cancel()
 			d.mu.Lock()
-			begun = begun || err == nil // a registrar spends nothing in its first 15 s
-			if begun && ctx.Err() == nil {
-				d.asked++
+			started = started || err == nil // a registrar spends no grant in its first 15 s
+			if started && ctx.Err() == nil {
+				d.registrations++
 				if err != nil {
-					d.unanswered++
+					d.failedRegistrations++
 				}
 			}
 			d.mu.Unlock()
@@ -287,7 +286,7 @@ func (d *drill) live(ctx context.Context) {
 		}
 	})
 	for caller := range 4 {
-		living.Go(func() {
+		load.Go(func() {
 			for n := caller; ctx.Err() == nil; n++ {
 				if all := d.recall.Credentials(); len(all) > 0 {
 					d.callBackOnce(ctx, all[(4*n+caller)%len(all)].ID)
@@ -296,7 +295,7 @@ func (d *drill) live(ctx context.Context) {
 			}
 		})
 	}
-	living.Wait()
+	load.Wait()
 }
 
 func sleep(ctx context.Context, d time.Duration) {
@@ -306,7 +305,7 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// callBackOnce is a callback of Recall's that must give a token that Zoom takes.
+// callBackOnce makes one callback and counts it. Without a token it has failed.
 func (d *drill) callBackOnce(ctx context.Context, credential string) {
 	token, _, err := d.recall.Callback(ctx, credential)
 	d.mu.Lock()
@@ -319,20 +318,20 @@ func (d *drill) callBackOnce(ctx context.Context, credential string) {
 	}
 }
 
-// since returns what came of callbacks and registrations since the last time.
-func (d *drill) since() (calls, failed, asked, unanswered int) {
+// takeCounts returns the counts since its last call, and resets them.
+func (d *drill) takeCounts() (calls, failedCalls, registrations, failedRegistrations int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	calls, failed, asked, unanswered = d.calls, d.failedCalls, d.asked, d.unanswered
-	d.calls, d.failedCalls, d.asked, d.unanswered = 0, 0, 0, 0
-	return calls, failed, asked, unanswered
+	calls, failedCalls, registrations, failedRegistrations = d.calls, d.failedCalls, d.registrations, d.failedRegistrations
+	d.calls, d.failedCalls, d.registrations, d.failedRegistrations = 0, 0, 0, 0
+	return calls, failedCalls, registrations, failedRegistrations
 }
 
-// examine runs tokenctl doctor and returns what is not as it should be.
-func (d *drill) examine() map[string]string {
-	command := exec.Command(filepath.Join(bin, d.examineBy, "tokenctl"), "doctor", "-o", "json")
-	command.Env, command.Dir = append([]string{"PATH=" + os.Getenv("PATH")}, d.env...), d.folder
-	out, _ := command.Output() // its exit status says what its lines say
+// runDoctor runs tokenctl doctor and returns its faults and warnings by check.
+func (d *drill) runDoctor() map[string]string {
+	command := exec.Command(filepath.Join(bin, d.doctorDir, "tokenctl"), "doctor", "-o", "json")
+	command.Env, command.Dir = append([]string{"PATH=" + os.Getenv("PATH")}, d.env...), d.dir
+	out, _ := command.Output() // the lines have all that the exit status has
 	found := map[string]string{}
 	for _, one := range objects(d.t, string(out)) {
 		if verdict := one["verdict"]; verdict == "fault" || verdict == "warning" {
@@ -342,46 +341,47 @@ func (d *drill) examine() map[string]string {
 	return found
 }
 
-// play plays the scene.
+// play causes the fault of the scene, checks the symptoms, applies the fix and waits for
+// the recovery.
 func (d *drill) play(p *prometheus, panels map[string]string) {
 	ctx, end := context.WithCancel(context.Background())
 	defer end()
-	var living sync.WaitGroup
-	living.Go(func() { d.live(ctx) })
+	var load sync.WaitGroup
+	load.Go(func() { d.runLoad(ctx) })
 	fail := func(text string, values ...any) { d.t.Errorf(d.name+": "+text, values...) }
 
 	time.Sleep(*healthyFor)
-	usual := d.examine()
+	usual := d.runDoctor()
 	for check, found := range usual {
 		if check != "callback url" { // it has no TLS here
-			fail("all is well, and doctor says of %s: %s", check, found)
+			fail("before the fault: tokenctl doctor reports %s: %s", check, found)
 		}
 	}
 	if red := p.red(d.name, panels); len(red) > 0 {
-		fail("all is well, and the dashboard blames %v", red)
+		fail("before the fault: red panels %v", red)
 	}
 	if firing := p.firing(d.name); len(firing) > 0 {
-		fail("all is well, and these fire: %v", firing)
+		fail("before the fault: firing alerts %v", firing)
 	}
-	if calls, failed, _, unanswered := d.since(); calls < 100 || failed+unanswered > 0 {
-		fail("all is well, and of %d callbacks %d fail, and %d registrations", calls, failed, unanswered)
+	if calls, failedCalls, _, failedRegistrations := d.takeCounts(); calls < 100 || failedCalls+failedRegistrations > 0 {
+		fail("before the fault: %d callbacks, %d failed; %d registrations failed", calls, failedCalls, failedRegistrations)
 	}
 
 	d.cause(d)
 	began := time.Now()
-	time.Sleep(named)
+	time.Sleep(nameWithin)
 	red := p.red(d.name, panels)
-	if !slices.Equal(red, []string{d.who}) {
-		fail("the dashboard blames %v, want %s", red, d.who)
+	if !slices.Equal(red, []string{d.panel}) {
+		fail("red panels %v, want %s", red, d.panel)
 	}
-	said := d.examine()
-	if said[d.check] == "" {
-		fail("doctor does not name it: %v", said)
+	reported := d.runDoctor()
+	if reported[d.check] == "" {
+		fail("tokenctl doctor does not report %s: %v", d.check, reported)
 	}
 	fired := map[string]time.Duration{}
 	for time.Since(began) < *brokenFor {
 		for _, name := range p.firing(d.name) {
-			if _, before := fired[name]; !before {
+			if _, known := fired[name]; !known {
 				fired[name] = time.Since(began)
 			}
 		}
@@ -389,54 +389,54 @@ func (d *drill) play(p *prometheus, panels map[string]string) {
 	}
 	for _, name := range d.alerts {
 		if _, ok := fired[name]; !ok {
-			fail("%s does not fire, but %v", name, fired)
+			fail("alert %s does not fire; firing: %v", name, fired)
 		}
 	}
-	calls, failed, asked, unanswered := d.since()
+	calls, failedCalls, registrations, failedRegistrations := d.takeCounts()
 	for name := range fired {
 		if !slices.Contains(d.alerts, name) && !slices.Contains(d.follows, name) && !slices.Contains(objectives, name) {
-			fail("%s fires, which is wrong", name)
+			fail("unexpected alert %s", name)
 		}
-		if slices.Contains(objectives[:2], name) && failed == 0 {
-			fail("%s fires, though no callback failed", name)
+		if slices.Contains(objectives[:2], name) && failedCalls == 0 {
+			fail("alert %s fires although no callback failed", name)
 		}
 	}
 
-	d.mend(d)
-	again := time.Now()
+	d.fix(d)
+	fixed := time.Now()
 	last := ""
-	var wellSince time.Time
+	var healthySince time.Time
 	for ; ; time.Sleep(5 * time.Second) {
-		last = fmt.Sprint(p.red(d.name, panels), d.troubles(usual), d.still(p))
-		calls, failed, _, _ := d.since()
+		last = fmt.Sprint(p.red(d.name, panels), d.newFindings(usual), d.firingAfterFix(p))
+		calls, failed, _, _ := d.takeCounts()
 		switch {
 		case last != "[] [] []" || calls > 0 && failed > 0:
-			wellSince = time.Time{}
-		case wellSince.IsZero():
-			wellSince = time.Now()
+			healthySince = time.Time{}
+		case healthySince.IsZero():
+			healthySince = time.Now()
 		}
-		if !wellSince.IsZero() && time.Since(wellSince) > 15*time.Second {
-			again = again.Add(time.Since(wellSince))
+		if !healthySince.IsZero() && time.Since(healthySince) > 15*time.Second {
+			fixed = fixed.Add(time.Since(healthySince))
 			break
 		}
-		if time.Since(again) > mended {
-			fail("not well %v after it was mended: %s, %d of %d callbacks fail", mended, last, failed, calls)
+		if time.Since(fixed) > recoverWithin {
+			fail("no recovery within %v after the fix: %s, %d of %d callbacks failed", recoverWithin, last, failed, calls)
 			break
 		}
 	}
-	took := time.Since(again)
+	took := time.Since(fixed)
 	end()
-	living.Wait()
-	lost := d.lost()
+	load.Wait()
+	lost := d.countLost()
 	if lost > 0 {
-		fail("%d grants are lost", lost)
+		fail("%d grants lost", lost)
 	}
 	var alerts, findings []string
 	for name, after := range fired {
 		alerts = append(alerts, fmt.Sprintf("%s %s", strings.TrimPrefix(name, "TokenProvider"), after.Round(time.Second)))
 	}
 	slices.Sort(alerts)
-	for check, found := range said {
+	for check, found := range reported {
 		if usual[check] == "" {
 			findings = append(findings, check+": "+found)
 		}
@@ -444,14 +444,14 @@ func (d *drill) play(p *prometheus, panels map[string]string) {
 	slices.Sort(findings)
 	d.row = fmt.Sprintf("| %s | %s | %s | %s | %d of %d failed | %d of %d refused | %s | %v | %d |", d.name,
 		strings.Join(red, ", "), strings.Join(findings, "; "), strings.Join(alerts, ", "),
-		failed, calls, unanswered, asked, d.how, took.Round(time.Second), lost)
+		failedCalls, calls, failedRegistrations, registrations, d.how, took.Round(time.Second), lost)
 	d.t.Log(d.row)
 }
 
-// troubles is what doctor says that it did not say when all was well. A process that
-// was killed is remembered for an hour.
-func (d *drill) troubles(usual map[string]string) (all []string) {
-	for check, found := range d.examine() {
+// newFindings returns the findings of tokenctl doctor that are not usual. It ignores
+// processes: a killed one is reported for an hour.
+func (d *drill) newFindings(usual map[string]string) (all []string) {
+	for check, found := range d.runDoctor() {
 		if usual[check] == "" && check != "processes" {
 			all = append(all, check+": "+found)
 		}
@@ -460,8 +460,8 @@ func (d *drill) troubles(usual map[string]string) (all []string) {
 	return all
 }
 
-// still is which alerts fire yet, apart from those that remember for long.
-func (d *drill) still(p *prometheus) (all []string) {
+// firingAfterFix returns the firing alerts, except those with a long evaluation window.
+func (d *drill) firingAfterFix(p *prometheus) (all []string) {
 	for _, name := range p.firing(d.name) {
 		if !slices.Contains(objectives, name) && name != "TokenProviderRedisRestarted" {
 			all = append(all, name)
@@ -470,17 +470,16 @@ func (d *drill) still(p *prometheus) (all []string) {
 	return all
 }
 
-// lost counts the users who would have to consent again, or whose token Zoom does
-// not take.
-func (d *drill) lost() (n int) {
-	out := d.ok("users", "list", "-o", "json", "--state", "reauthorization_required")
+// countLost counts the users who must consent again, or whose token is invalid at Zoom.
+func (d *drill) countLost() (n int) {
+	out := d.mustRun("users", "list", "-o", "json", "--state", "reauthorization_required")
 	n = strings.Count(out, "\n")
-	if all := strings.Count(d.ok("users", "list", "-o", "json"), "\n"); all < 50 {
-		d.t.Errorf("%s: there are %d users only", d.name, all)
+	if all := strings.Count(d.mustRun("users", "list", "-o", "json"), "\n"); all < 50 {
+		d.t.Errorf("%s: only %d users, want at least 50", d.name, all)
 	}
 	for _, c := range d.recall.Credentials() {
 		if token, status, err := d.recall.Callback(context.Background(), c.ID); err != nil || !d.zoom.IsLive(token) {
-			d.t.Errorf("%s: a callback is answered %d after all", d.name, status)
+			d.t.Errorf("%s: callback after the recovery: status %d, or an invalid token", d.name, status)
 			n++
 		}
 	}
@@ -501,10 +500,10 @@ func buildAhead(t *testing.T) {
 	}
 	const now = "sec, nsec, mono := runtimeNow()\n"
 	if strings.Count(string(text), now) == 0 {
-		t.Fatal("this Go reads its clock in another way")
+		t.Fatal("time.Now of this Go release has no runtimeNow call to patch")
 	}
-	folder := t.TempDir()
-	ahead := filepath.Join(folder, "time.go")
+	dir := t.TempDir()
+	ahead := filepath.Join(dir, "time.go")
 	if err := os.WriteFile(ahead, []byte(strings.ReplaceAll(string(text), now, now+"\tsec += 600\n")), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -512,20 +511,21 @@ func buildAhead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(folder, "overlay.json"), overlay, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	build := exec.Command("go", "build", "-overlay", filepath.Join(folder, "overlay.json"), "-o", filepath.Join(bin, "ahead")+"/",
+	build := exec.Command("go", "build", "-overlay", filepath.Join(dir, "overlay.json"), "-o", filepath.Join(bin, "ahead")+"/",
 		"tokenprovider/cmd/tokenserver", "tokenprovider/cmd/tokenctl")
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building programs whose clock is ahead: %v\n%s", err, output)
 	}
 }
 
-// blame reads the panels of the dashboard that say who is at fault.
-func blame(t *testing.T) map[string]string {
+// readPanels returns the expressions, by title, of the dashboard's panels that name the
+// party at fault.
+func readPanels(t *testing.T) map[string]string {
 	t.Helper()
-	text, err := os.ReadFile(chartFolder + "/dashboards/token-provider.json")
+	text, err := os.ReadFile(chartDir + "/dashboards/token-provider.json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -545,20 +545,21 @@ func blame(t *testing.T) map[string]string {
 		}
 	}
 	if len(panels) != 4 {
-		t.Fatalf("the dashboard has %d of 4 panels that say who it is", len(panels))
+		t.Fatalf("the dashboard has %d of the 4 panels that name the party at fault", len(panels))
 	}
 	return panels
 }
 
-// prometheus is a Prometheus that watches all drills, each as a namespace.
+// prometheus is a Prometheus that scrapes all drills, each as a namespace.
 type prometheus struct {
 	t    *testing.T
 	base string
 }
 
-func watch(t *testing.T, drills []*drill) *prometheus {
+// startPrometheus runs Prometheus with the chart's rules until the test ends.
+func startPrometheus(t *testing.T, drills []*drill) *prometheus {
 	t.Helper()
-	rules, err := filepath.Abs(chartFolder + "/rules")
+	rules, err := filepath.Abs(chartDir + "/rules")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -569,8 +570,8 @@ func watch(t *testing.T, drills []*drill) *prometheus {
 			fmt.Fprintf(&config, "  - {targets: [%q], labels: {namespace: %q, pod: %q}}\n", ops, d.name, []string{"token-server-0", "token-server-1", "registrar-0"}[i])
 		}
 	}
-	folder := t.TempDir()
-	path := filepath.Join(folder, "prometheus.yaml")
+	dir := t.TempDir()
+	path := filepath.Join(dir, "prometheus.yaml")
 	if err := os.WriteFile(path, []byte(config.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -580,14 +581,14 @@ func watch(t *testing.T, drills []*drill) *prometheus {
 	}
 	address := listener.Addr().String()
 	_ = listener.Close()
-	command := exec.Command(*prometheusProgram, "--config.file="+path, "--storage.tsdb.path="+filepath.Join(folder, "data"), "--web.listen-address="+address, "--log.level=error")
+	command := exec.Command(*prometheusProgram, "--config.file="+path, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+address, "--log.level=error")
 	command.Stderr = os.Stderr
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = command.Process.Kill(); _ = command.Wait() })
 	p := &prometheus{t, "http://" + address}
-	until(t, "Prometheus is ready", 30*time.Second, func() bool {
+	waitUntil(t, "Prometheus is ready", 30*time.Second, func() bool {
 		response, err := http.Get(p.base + "/-/ready")
 		if err == nil {
 			_ = response.Body.Close()
@@ -597,7 +598,8 @@ func watch(t *testing.T, drills []*drill) *prometheus {
 	return p
 }
 
-func (p *prometheus) ask(path string, into any) {
+// query calls Prometheus's HTTP API and decodes the response.
+func (p *prometheus) query(path string, into any) {
 	response, err := http.Get(p.base + path)
 	if err != nil {
 		p.t.Error(err)
@@ -605,13 +607,13 @@ func (p *prometheus) ask(path string, into any) {
 	}
 	defer func() { _ = response.Body.Close() }()
 	if err := json.NewDecoder(response.Body).Decode(into); err != nil || response.StatusCode != http.StatusOK {
-		p.t.Errorf("Prometheus answers %d: %v", response.StatusCode, err)
+		p.t.Errorf("Prometheus: status %d: %v", response.StatusCode, err)
 	}
 }
 
-// firing returns the alerts that fire in a namespace, or everywhere.
+// firing returns the alerts that fire in a namespace, or without one.
 func (p *prometheus) firing(namespace string) (names []string) {
-	var answer struct {
+	var response struct {
 		Data struct {
 			Alerts []struct {
 				State  string
@@ -619,8 +621,8 @@ func (p *prometheus) firing(namespace string) (names []string) {
 			}
 		}
 	}
-	p.ask("/api/v1/alerts", &answer)
-	for _, alert := range answer.Data.Alerts {
+	p.query("/api/v1/alerts", &response)
+	for _, alert := range response.Data.Alerts {
 		of := alert.Labels["namespace"]
 		if name := alert.Labels["alertname"]; alert.State == "firing" && (of == namespace || of == "") && !slices.Contains(names, name) {
 			names = append(names, name)
@@ -630,22 +632,22 @@ func (p *prometheus) firing(namespace string) (names []string) {
 	return names
 }
 
-// red returns the panels that blame their party.
+// red returns the titles of the panels whose value is at least 1.
 func (p *prometheus) red(namespace string, panels map[string]string) (titles []string) {
 	titles = []string{}
 	for title, expr := range panels {
 		expr = strings.NewReplacer("$namespace", namespace, "$__rate_interval", "1m", "$__interval", "5s", "$__range", "1h").Replace(expr)
-		var answer struct {
+		var response struct {
 			Data struct {
 				Result []struct{ Value [2]any }
 			}
 		}
-		p.ask("/api/v1/query?query="+url.QueryEscape(expr), &answer)
-		if len(answer.Data.Result) != 1 {
-			p.t.Errorf("panel %s has %d values", title, len(answer.Data.Result))
+		p.query("/api/v1/query?query="+url.QueryEscape(expr), &response)
+		if len(response.Data.Result) != 1 {
+			p.t.Errorf("panel %s has %d values", title, len(response.Data.Result))
 			continue
 		}
-		if value, err := strconv.ParseFloat(answer.Data.Result[0].Value[1].(string), 64); err != nil || value >= 1 {
+		if value, err := strconv.ParseFloat(response.Data.Result[0].Value[1].(string), 64); err != nil || value >= 1 {
 			titles = append(titles, title)
 		}
 	}

@@ -1,5 +1,5 @@
-// Package e2e_test runs the real programs as processes, against a real
-// redis-server and the stand-ins for Zoom and Recall.
+// Package e2e_test runs the programs as processes against a real redis-server,
+// [zoomtest.Zoom] and [recalltest.Recall].
 package e2e_test
 
 import (
@@ -38,23 +38,23 @@ import (
 )
 
 var (
-	bin       string // folder of the programs
+	bin       string // directory of the programs
 	raceBuilt = flag.Bool("race-built", true, "build the programs with the race detector")
 )
 
 func TestMain(m *testing.M) {
-	if kind, asked := os.LookupEnv(bareEnv); asked {
-		bare(kind)
+	if kind, ok := os.LookupEnv(baselineEnv); ok {
+		serveBaseline(kind)
 	}
 	os.Exit(func() int {
-		folder, err := os.MkdirTemp("", "tokenprovider-bin-")
+		dir, err := os.MkdirTemp("", "tokenprovider-bin-")
 		if err != nil {
 			panic(err)
 		}
-		defer func() { _ = os.RemoveAll(folder) }()
-		bin = folder
+		defer func() { _ = os.RemoveAll(dir) }()
+		bin = dir
 		flag.Parse()
-		build := exec.Command("go", "build", "-race="+strconv.FormatBool(*raceBuilt), "-o", folder+"/", "tokenprovider/cmd/...")
+		build := exec.Command("go", "build", "-race="+strconv.FormatBool(*raceBuilt), "-o", dir+"/", "tokenprovider/cmd/...")
 		if output, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "building the programs: %v\n%s", err, output)
 			return 1
@@ -69,14 +69,16 @@ type process struct {
 	name    string
 	command *exec.Cmd
 	ended   chan struct{}
-	folder  string // of its journal, where a test needs it
-	ops     string // its ops address, likewise
+	dir     string // of the journal; empty unless a test uses it
+	ops     string // address of the ops server; empty unless a test uses it
 
 	mu     sync.Mutex
 	output bytes.Buffer
-	seen   chan struct{} // closed and replaced at each new line
+	seen   chan struct{} // closed and replaced with each new line
 }
 
+// launch starts a program. It is killed when the test ends, and its output is logged if
+// the test has failed.
 func launch(t testing.TB, name string, env []string, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, name: name, ended: make(chan struct{}), seen: make(chan struct{})}
@@ -106,19 +108,21 @@ func launch(t testing.TB, name string, env []string, args ...string) *process {
 		_ = p.command.Process.Kill()
 		<-p.ended
 		if t.Failed() {
-			t.Logf("%s said:\n%s", name, p.said())
+			t.Logf("output of %s:\n%s", name, p.log())
 		}
 	})
 	return p
 }
 
-func (p *process) said() string {
+// log returns the output so far.
+func (p *process) log() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.output.String()
 }
 
-// await waits until the output has a match and returns its first group.
+// await waits until the output matches a pattern. It returns the last group of the match,
+// or the match if there are no groups.
 func (p *process) await(pattern string) string {
 	p.t.Helper()
 	want := regexp.MustCompile(pattern)
@@ -133,14 +137,14 @@ func (p *process) await(pattern string) string {
 		select {
 		case <-seen:
 		case <-p.ended:
-			p.t.Fatalf("%s ended before it said %q", p.name, pattern)
+			p.t.Fatalf("%s ended before its output matched %q", p.name, pattern)
 		case <-deadline:
-			p.t.Fatalf("%s did not say %q", p.name, pattern)
+			p.t.Fatalf("the output of %s does not match %q", p.name, pattern)
 		}
 	}
 }
 
-// wait waits for the end and returns the exit status.
+// wait waits until the process ends and returns its exit status.
 func (p *process) wait() int {
 	p.t.Helper()
 	select {
@@ -151,7 +155,7 @@ func (p *process) wait() int {
 	return p.command.ProcessState.ExitCode()
 }
 
-// stack is what the programs need around them.
+// stack has the servers that the programs need, and the programs' environment.
 type stack struct {
 	t      *testing.T
 	redis  *testkit.Redis
@@ -168,7 +172,7 @@ func newStack(t *testing.T, life time.Duration) *stack {
 		Identify: func(_ context.Context, token string) (string, string, time.Duration, error) {
 			user, left, ok := s.zoom.LookUpAccessToken(token)
 			if !ok {
-				return "", "", 0, errors.New("dead token")
+				return "", "", 0, errors.New("invalid token")
 			}
 			return user.ID, user.AccountID, left, nil
 		},
@@ -194,6 +198,7 @@ const webhookToken = "webhook-secret-token"
 
 const verification = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
+// tokenServer starts a token server and returns its base URLs.
 func (s *stack) tokenServer() (p *process, base, ops string) {
 	s.t.Helper()
 	p = launch(s.t, "tokenserver", append(s.env, "HTTP_ADDR=127.0.0.1:0", "RECALL_VERIFICATION_SECRETS="+verification,
@@ -203,6 +208,7 @@ func (s *stack) tokenServer() (p *process, base, ops string) {
 	return p, base, ops
 }
 
+// registrar starts a registrar with plaintext gRPC and connects a client.
 func (s *stack) registrar(base string) (*process, registrarv1.RegistrarServiceClient, *grpc.ClientConn) {
 	s.t.Helper()
 	p := launch(s.t, "registrar", append(s.env, "GRPC_ADDR=127.0.0.1:0", "GRPC_INSECURE=true", "CALLBACK_BASE_URL="+base))
@@ -222,7 +228,7 @@ func get(t *testing.T, url string) (status int, body string) {
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		t.Fatal("a request was not answered") // the error would show the URL
+		t.Fatal("no response") // the error would print the URL
 	}
 	defer func() { _ = response.Body.Close() }()
 	text, err := io.ReadAll(response.Body)
@@ -232,8 +238,9 @@ func get(t *testing.T, url string) (status int, body string) {
 	return response.StatusCode, string(text)
 }
 
-// until waits for a condition.
-func until(t testing.TB, what string, d time.Duration, condition func() bool) {
+// waitUntil waits until a condition is true, or fails the test after d. what states the
+// condition.
+func waitUntil(t testing.TB, what string, d time.Duration, condition func() bool) {
 	t.Helper()
 	for end := time.Now().Add(d); !condition(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -242,9 +249,9 @@ func until(t testing.TB, what string, d time.Duration, condition func() bool) {
 	}
 }
 
-// TestMainJob is the product's purpose, from a consent to the removal, with a
-// registrar and two token servers as processes.
-func TestMainJob(t *testing.T) {
+// TestUserLifecycle covers users from consent to removal, with one registrar and two
+// token servers.
+func TestUserLifecycle(t *testing.T) {
 	t.Parallel()
 	const redirect, users = "https://app.example/oauth", 20
 	s := newStack(t, 150*time.Second)
@@ -259,7 +266,7 @@ func TestMainJob(t *testing.T) {
 	for _, ops := range []string{opsOne, opsTwo} {
 		for _, path := range []string{"/healthz", "/readyz"} {
 			if status, _ := get(t, ops+path); status != http.StatusOK {
-				t.Errorf("%s answers %d", path, status)
+				t.Errorf("%s: status %d, want 200", path, status)
 			}
 		}
 	}
@@ -278,7 +285,7 @@ func TestMainJob(t *testing.T) {
 			t.Fatal(err)
 		}
 		if state := registered.GetUser().GetState(); state != registrarv1.State_STATE_ACTIVE {
-			t.Fatalf("registered as %v: %s", state, registered.GetUser().GetReason())
+			t.Fatalf("state after registration: %v: %s", state, registered.GetUser().GetReason())
 		}
 	}
 	credentials := s.recall.Credentials()
@@ -287,13 +294,13 @@ func TestMainJob(t *testing.T) {
 		tokens[c.ID] = s.callBack(c.ID)
 		secrets = append(secrets, tokens[c.ID], c.AccessTokenCallbackURL[strings.LastIndex(c.AccessTokenCallbackURL, "/")+1:])
 		if status, _ := get(t, c.AccessTokenCallbackURL); status != http.StatusUnauthorized {
-			t.Fatalf("an unsigned callback is answered %d, want 401", status)
+			t.Fatalf("unsigned callback: status %d, want 401", status)
 		}
 	}
 
-	// Every grant is renewed once, by either replica, and Recall gets the new token.
-	until(t, "every token was renewed", 60*time.Second, func() bool { return s.zoom.Counts().Refreshes >= users })
-	until(t, "every new token is served", 10*time.Second, func() bool {
+	// Either replica renews each grant once, and Recall gets the new token.
+	waitUntil(t, "every token is renewed", 60*time.Second, func() bool { return s.zoom.Counts().Refreshes >= users })
+	waitUntil(t, "every new token is served", 10*time.Second, func() bool {
 		for _, c := range credentials {
 			if token := s.callBack(c.ID); token == tokens[c.ID] || !s.zoom.IsLive(token) {
 				return false
@@ -302,13 +309,13 @@ func TestMainJob(t *testing.T) {
 		return true
 	})
 	if counts := s.zoom.Counts(); counts.SpentPresented+counts.UnknownPresented+counts.SpentCodes+counts.InvalidClient != 0 {
-		t.Errorf("Zoom has seen what it should not: %+v", counts)
+		t.Errorf("invalid requests at Zoom: %+v", counts)
 	}
 	for _, c := range credentials {
 		secrets = append(secrets, s.callBack(c.ID))
 	}
 	if _, metrics := get(t, opsOne+"/metrics"); !strings.Contains(metrics, `tokenprovider_callbacks_total{outcome="served",protocol="recall"}`) || !strings.Contains(metrics, "tokenprovider_build_info") {
-		t.Error("callbacks are not counted")
+		t.Error("no metric for callbacks, or no build info")
 	}
 
 	if _, err := client.DeregisterUser(t.Context(), &registrarv1.DeregisterUserRequest{UserId: "user-0"}); err != nil {
@@ -318,18 +325,18 @@ func TestMainJob(t *testing.T) {
 		t.Errorf("%d credentials at Recall, want %d", len(left), users-1)
 	}
 	if status, _ := get(t, credentials[0].AccessTokenCallbackURL); status != http.StatusNotFound {
-		t.Errorf("a removed user's URL answers %d, want 404", status)
+		t.Errorf("URL of a removed user: status %d, want 404", status)
 	}
 
-	// A user who removes the app at Zoom is removed here, after Zoom was answered.
-	whose := s.recall.Credentials()[0]
-	if status := s.deauthorize(base, whose.UserID); status != http.StatusNoContent {
-		t.Fatalf("Zoom's webhook is answered %d", status)
+	// A user who removes the app at Zoom is removed after the response to the webhook.
+	removed := s.recall.Credentials()[0]
+	if status := s.deauthorize(base, removed.UserID); status != http.StatusNoContent {
+		t.Fatalf("Zoom's webhook: status %d, want 204", status)
 	}
-	if _, status, _ := s.recall.Callback(t.Context(), whose.ID); status != http.StatusNotFound && status != 0 { // 0: the credential is gone already
-		t.Errorf("the URL of a user who has removed the app answers %d, want 404", status)
+	if _, status, _ := s.recall.Callback(t.Context(), removed.ID); status != http.StatusNotFound && status != 0 { // 0: the credential is already deleted
+		t.Errorf("URL of a user who removed the app: status %d, want 404", status)
 	}
-	until(t, "the user's credential is gone", 60*time.Second, func() bool { return len(s.recall.Credentials()) == users-2 })
+	waitUntil(t, "the user's credential is deleted", 60*time.Second, func() bool { return len(s.recall.Credentials()) == users-2 })
 
 	for _, p := range []*process{registrar, one, two} {
 		if err := p.command.Process.Signal(syscall.SIGTERM); err != nil {
@@ -339,35 +346,35 @@ func TestMainJob(t *testing.T) {
 			t.Errorf("%s: exit status %d after SIGTERM", p.name, status)
 		}
 		if left, err := filepath.Glob(filepath.Join(p.command.Dir, "journal", "*.journal")); err != nil || len(left) != 0 {
-			t.Errorf("%s left %d files in its journal after a clean stop, %v", p.name, len(left), err)
+			t.Errorf("%s: %d files in the journal after a clean stop, %v", p.name, len(left), err)
 		}
-		if strings.Contains(p.said(), "DATA RACE") {
+		if strings.Contains(p.log(), "DATA RACE") {
 			t.Errorf("%s has a data race", p.name)
 		}
 	}
 	files := string(s.redis.Contents())
 	if !strings.Contains(files, "zoom-user-1") {
-		t.Fatal("the grants are not in Redis's files, so no secret would be found either")
+		t.Fatal("no grants in Redis's files: the search for secrets proves nothing")
 	}
-	logs := one.said() + two.said() + registrar.said()
+	logs := one.log() + two.log() + registrar.log()
 	for i, secret := range secrets {
 		if strings.Contains(files, secret) || strings.Contains(logs, secret) {
-			t.Errorf("secret %d is stored or logged in clear", i)
+			t.Errorf("secret %d is stored or logged in plaintext", i)
 		}
 	}
 }
 
-// callBack is Recall asking for a token.
+// callBack requests a credential's token as Recall does.
 func (s *stack) callBack(credential string) string {
 	s.t.Helper()
 	token, status, err := s.recall.Callback(s.t.Context(), credential)
 	if err != nil {
-		s.t.Fatalf("a callback was answered %d", status)
+		s.t.Fatalf("callback: status %d", status)
 	}
 	return token
 }
 
-// deauthorize is Zoom telling that a user has removed the app.
+// deauthorize sends Zoom's event that a user removed the app.
 func (s *stack) deauthorize(base, zoomUser string) (status int) {
 	s.t.Helper()
 	body := fmt.Sprintf(`{"event":"app_deauthorized","payload":{"user_id":%q,"account_id":"a","client_id":%q,"deauthorization_time":%q}}`,
@@ -389,17 +396,17 @@ func (s *stack) deauthorize(base, zoomUser string) (status int) {
 	return response.StatusCode
 }
 
-const appsWithFaults = `
+const invalidApps = `
 apps:
   - {name: A, client_id: x}
   - {name: b, client_secret: hunter2}
 `
 
-func TestBadSettingsEndTheProgram(t *testing.T) {
+func TestInvalidSettings(t *testing.T) {
 	t.Parallel()
-	folder := t.TempDir()
+	dir := t.TempDir()
 	file := func(name, content string) string {
-		path := filepath.Join(folder, name)
+		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -410,7 +417,7 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 		program string
 		env     []string
 		args    []string
-		want    []string // one for every line
+		want    []string // one for each line
 	}{
 		"nothing set, token server": {"tokenserver", nil, nil, []string{
 			"KEYSET_FILE: is required", "REDIS_URL: is required", "ZOOM_CLIENT_ID: is required", "ZOOM_CLIENT_SECRET: is required",
@@ -420,12 +427,12 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 			"RECALL_OAUTH_APP_ID: is required", "REDIS_URL: is required", "ZOOM_CLIENT_ID: is required", "ZOOM_CLIENT_SECRET: is required",
 		}},
 		"everything malformed": {"registrar", []string{
-			"GRPC_INSECURE=hunter2", "GRPC_TLS_CERT_FILE=" + file("cert", "hunter2"), "GRPC_TLS_KEY_FILE=" + folder + "/missing",
+			"GRPC_INSECURE=hunter2", "GRPC_TLS_CERT_FILE=" + file("cert", "hunter2"), "GRPC_TLS_KEY_FILE=" + dir + "/missing",
 			"GRPC_CLIENT_CA_FILE=" + file("ca", "hunter2"), "GRPC_POLICY_FILE=" + file("policy", "clients: hunter2"),
 			"RECALL_RATE_LIMIT=2", "RECONCILE_INTERVAL=1ms", "CALLBACK_OLD_BASE_URLS=https://h,hunter2", "REDIS_URL=hunter2://hunter2", "KEYSET_FILE=" + file("bad", "hunter2"), "LOG_LEVEL=hunter2",
 			"LOG_FORMAT=hunter2", "REFRESH_BEFORE=hunter2", "ZOOM_OAUTH_URL=hunter2", "CALLBACK_BASE_URL=https://u:hunter2@h",
 			"ZOOM_CLIENT_ID=x", "ZOOM_CLIENT_SECRET=hunter2", "ZOOM_CLIENT_SECRET_FILE=" + file("secret", "hunter2"),
-			"RECALL_API_KEY_FILE=" + folder + "/missing", "RECALL_OAUTH_APP_ID=x", "JOURNAL_DIR=", "REDIS_WAIT_REPLICAS=-1", "REFRESH_MAX_IN_FLIGHT=0", "REFRESH_MAX_PER_SECOND=hunter2",
+			"RECALL_API_KEY_FILE=" + dir + "/missing", "RECALL_OAUTH_APP_ID=x", "JOURNAL_DIR=", "REDIS_WAIT_REPLICAS=-1", "REFRESH_MAX_IN_FLIGHT=0", "REFRESH_MAX_PER_SECOND=hunter2",
 		}, nil, []string{
 			"CALLBACK_BASE_URL: must be an absolute URL", "CALLBACK_OLD_BASE_URLS: must be absolute URLs", "GRPC_INSECURE: must be true or false",
 			"GRPC_POLICY_FILE: decoding YAML: line 1", "GRPC_TLS_CERT_FILE: ", "JOURNAL_DIR: is required",
@@ -438,15 +445,15 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 		"required secrets":               {"tokenserver", append(good, "RECALL_VERIFICATION_REQUIRED=true"), nil, []string{"RECALL_VERIFICATION_SECRETS: is required with RECALL_VERIFICATION_REQUIRED"}},
 		"bounds of the callback":         {"tokenserver", append(good, "CACHE_SIZE=0", "MAX_WAITING=0", "DRAIN_DELAY=-1s"), nil, []string{"CACHE_SIZE: must be at least 1", "DRAIN_DELAY: must be at least 0", "MAX_WAITING: must be at least 1"}},
 		"malformed verification secrets": {"tokenserver", append(good, "RECALL_VERIFICATION_SECRETS=whsec_!hunter2"), nil, []string{"RECALL_VERIFICATION_SECRETS: each verification secret must be"}},
-		"a flag that is wrong":           {"tokenserver", good, []string{"--refresh-before=hunter2"}, []string{"REFRESH_BEFORE: must be a duration"}},
-		"plaintext that was not asked for": {"registrar", append(good, "CALLBACK_BASE_URL=https://h"), nil, []string{
+		"invalid flag":                   {"tokenserver", good, []string{"--refresh-before=hunter2"}, []string{"REFRESH_BEFORE: must be a duration"}},
+		"no TLS files and no GRPC_INSECURE": {"registrar", append(good, "CALLBACK_BASE_URL=https://h"), nil, []string{
 			"GRPC_CLIENT_CA_FILE: is required", "GRPC_TLS_CERT_FILE: is required", "GRPC_TLS_KEY_FILE: is required",
 		}},
 		"plaintext and certificates": {"registrar", append(good, "CALLBACK_BASE_URL=https://h", "GRPC_INSECURE=true", "GRPC_TLS_CERT_FILE=x", "GRPC_POLICY_FILE=x"), nil, []string{
 			"GRPC_POLICY_FILE: is mutually exclusive with GRPC_INSECURE", "GRPC_TLS_CERT_FILE: is mutually exclusive with GRPC_INSECURE",
 		}},
 		"one app and several": {"tokenserver", append(good, "ZOOM_APPS_FILE=x"), nil, []string{"ZOOM_APPS_FILE: is mutually exclusive with ZOOM_CLIENT_ID"}},
-		"several apps, wrong": {"tokenserver", []string{good[0], good[1], "ZOOM_APPS_FILE=" + file("apps", appsWithFaults)}, nil, []string{
+		"several apps, invalid": {"tokenserver", []string{good[0], good[1], "ZOOM_APPS_FILE=" + file("apps", invalidApps)}, nil, []string{
 			`ZOOM_APPS_FILE: app 1 ("A"): client_secret: is required; app 1 ("A"): name: must be 1 to 64 of a-z, 0-9 and -; app 2 ("b"): client_id: is required`,
 		}},
 		"several apps, not YAML": {"tokenserver", []string{good[0], good[1], "ZOOM_APPS_FILE=" + file("apps2", "apps: hunter2")}, nil, []string{"ZOOM_APPS_FILE: decoding YAML"}},
@@ -457,7 +464,7 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 			if status := p.wait(); status != 2 {
 				t.Errorf("exit status %d, want 2", status)
 			}
-			lines := strings.Split(strings.TrimSpace(p.said()), "\n")
+			lines := strings.Split(strings.TrimSpace(p.log()), "\n")
 			if len(lines) != len(c.want) {
 				t.Errorf("%d lines, want %d", len(lines), len(c.want))
 			}
@@ -466,31 +473,31 @@ func TestBadSettingsEndTheProgram(t *testing.T) {
 					t.Errorf("line %d is %q, want %q", i+1, lines[i], want)
 				}
 			}
-			if strings.Contains(p.said(), "hunter2") {
-				t.Error("a value is shown")
+			if strings.Contains(p.log(), "hunter2") {
+				t.Error("a value is printed")
 			}
 		})
 	}
 }
 
-func TestStartWithoutWhatIsNeeded(t *testing.T) {
+func TestStartupFailures(t *testing.T) {
 	t.Parallel()
 	s := newStack(t, time.Hour)
 	run := func(env ...string) (int, string) {
 		p := launch(t, "tokenserver", append(s.env, env...))
 		status := p.wait()
-		if strings.Contains(p.said(), "goroutine ") || strings.Contains(p.said(), ".go:") {
-			t.Error("a stack trace is shown")
+		if strings.Contains(p.log(), "goroutine ") || strings.Contains(p.log(), ".go:") {
+			t.Error("a stack trace is printed")
 		}
-		lines := strings.Split(strings.TrimSpace(p.said()), "\n")
+		lines := strings.Split(strings.TrimSpace(p.log()), "\n")
 		return status, lines[len(lines)-1]
 	}
-	p, _, _ := s.tokenServer() // leaves its mark in Redis
+	p, _, _ := s.tokenServer() // stores the record that identifies the keyset
 
 	other := filepath.Join(t.TempDir(), "other.json")
 	launch(t, "tokenctl", nil, "keyset", "create", other).wait()
 	if status, line := run("KEYSET_FILE=" + other); status != 2 || !strings.Contains(line, "KEYSET_FILE: the keyset does not decrypt what is stored in this Redis") {
-		t.Errorf("a wrong keyset: exit status %d, %q", status, line)
+		t.Errorf("wrong keyset: exit status %d, %q", status, line)
 	}
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -498,14 +505,14 @@ func TestStartWithoutWhatIsNeeded(t *testing.T) {
 	}
 	defer func() { _ = taken.Close() }()
 	if status, line := run("HTTP_ADDR=" + taken.Addr().String()); status != 1 || !strings.Contains(line, "HTTP_ADDR: ") {
-		t.Errorf("a taken port: exit status %d, %q", status, line)
+		t.Errorf("port in use: exit status %d, %q", status, line)
 	}
 	admin := s.redis.Client()
 	if err := admin.ConfigSet(t.Context(), "maxmemory-policy", "allkeys-lru").Err(); err != nil {
 		t.Fatal(err)
 	}
 	if status, line := run(); status != 2 || !strings.Contains(line, "REDIS_URL: Redis evicts grants") || !strings.Contains(line, "REDIS_ALLOW_DATA_LOSS=true") {
-		t.Errorf("a Redis that evicts: exit status %d, %q", status, line)
+		t.Errorf("Redis with eviction: exit status %d, %q", status, line)
 	}
 	risky := launch(t, "tokenserver", append(s.env, "HTTP_ADDR=127.0.0.1:0", "REDIS_ALLOW_DATA_LOSS=true"))
 	risky.await("Redis evicts grants")
@@ -519,7 +526,7 @@ func TestStartWithoutWhatIsNeeded(t *testing.T) {
 		t.Errorf("Redis down: exit status %d, %q", status, line)
 	}
 
-	// A token server that waits for Redis starts when it comes, and stops when told.
+	// A token server that waits for Redis starts once Redis is up, and stops on SIGTERM.
 	late := launch(t, "tokenserver", append(s.env, "HTTP_ADDR=127.0.0.1:0"))
 	late.await("redis unavailable; waiting")
 	s.redis.Run()
@@ -532,7 +539,7 @@ func TestStartWithoutWhatIsNeeded(t *testing.T) {
 	}
 }
 
-func TestKeysetIsNeverOverwritten(t *testing.T) {
+func TestKeysetCreateKeepsFile(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "keyset.json")
 	if status := launch(t, "tokenctl", nil, "keyset", "create", path).wait(); status != 0 {
@@ -545,28 +552,28 @@ func TestKeysetIsNeverOverwritten(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v, want 0600", info.Mode(), err)
 	}
-	if p := launch(t, "tokenctl", nil, "keyset", "create", path); p.wait() != 1 || !strings.Contains(p.said(), "file exists: choose another name") {
-		t.Errorf("a file that there is: %q", p.said())
+	if p := launch(t, "tokenctl", nil, "keyset", "create", path); p.wait() != 1 || !strings.Contains(p.log(), "file exists: choose another name") {
+		t.Errorf("keyset create with an existing file: %q", p.log())
 	}
 	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
 		t.Error("the keyset was overwritten")
 	}
 }
 
-func TestCheck(t *testing.T) {
+func TestTokenctlCheck(t *testing.T) {
 	t.Parallel()
 	s := newStack(t, time.Hour)
 	_, base, ops := s.tokenServer()
-	if p := launch(t, "tokenctl", nil, "check", ops+"/readyz=200", base+"/callback/x=404"); p.wait() != 0 || strings.Count(p.said(), "as it should") != 2 {
-		t.Errorf("a token server that is well: %q", p.said())
+	if p := launch(t, "tokenctl", nil, "check", ops+"/readyz=200", base+"/callback/x=404"); p.wait() != 0 || strings.Count(p.log(), "as it should") != 2 {
+		t.Errorf("check of a ready token server: %q", p.log())
 	}
 	p := launch(t, "tokenctl", nil, "check", "--timeout=1ms", ops+"/readyz=404", "nonsense", "http://127.0.0.1:1/=200", ops+"/healthz=200")
 	if status := p.wait(); status != 1 {
 		t.Errorf("exit status %d, want 1", status)
 	}
 	for _, want := range []string{"/readyz answers 200, not 404", `"nonsense" is not URL=STATUS`, "connection refused", "/healthz answers 200, as it should"} {
-		if !strings.Contains(p.said(), want) {
-			t.Errorf("does not say %q: %q", want, p.said())
+		if !strings.Contains(p.log(), want) {
+			t.Errorf("no %q in the output: %q", want, p.log())
 		}
 	}
 }
@@ -574,13 +581,13 @@ func TestCheck(t *testing.T) {
 func TestSandboxOnce(t *testing.T) {
 	t.Parallel()
 	p := launch(t, "sandbox", nil, "--once")
-	if status := p.wait(); status != 0 || !strings.Contains(p.said(), "one full round") {
+	if status := p.wait(); status != 0 || !strings.Contains(p.log(), "one full round") {
 		t.Errorf("exit status %d", status)
 	}
 }
 
-// TestSandboxStandsIn: the settings that it prints are those of its stand-ins.
-func TestSandboxStandsIn(t *testing.T) {
+// TestSandboxSettings: the sandbox prints settings that work with its Zoom and Recall.
+func TestSandboxSettings(t *testing.T) {
 	t.Parallel()
 	p := launch(t, "sandbox", nil)
 	env := []string{"REDIS_URL=" + testkit.StartRedis(t).URL(), "KEYSET_FILE=/missing"}
@@ -590,8 +597,8 @@ func TestSandboxStandsIn(t *testing.T) {
 	doctor := launch(t, "tokenctl", env, "doctor")
 	doctor.wait()
 	for _, check := range []string{"zoom app default", "recall key", "recall app default"} {
-		if !regexp.MustCompile(`(?m)^ok +` + check).MatchString(doctor.said()) {
-			t.Errorf("%s is not ok:\n%s", check, doctor.said())
+		if !regexp.MustCompile(`(?m)^ok +` + check).MatchString(doctor.log()) {
+			t.Errorf("%s is not ok:\n%s", check, doctor.log())
 		}
 	}
 }
@@ -601,7 +608,7 @@ func TestHelpAndVersion(t *testing.T) {
 	for _, program := range []string{"tokenserver", "registrar", "tokenctl", "sandbox"} {
 		for _, flag := range []string{"--help", "--version"} {
 			p := launch(t, program, nil, flag)
-			if status := p.wait(); status != 0 || !strings.Contains(p.said(), program) {
+			if status := p.wait(); status != 0 || !strings.Contains(p.log(), program) {
 				t.Errorf("%s %s: exit status %d", program, flag, status)
 			}
 		}

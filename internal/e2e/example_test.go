@@ -11,8 +11,7 @@ import (
 	"tokenprovider/internal/zoomtest"
 )
 
-// TestExampleRegisters runs examples/register against a registrar that is not
-// there yet when it begins.
+// TestExampleRegisters starts examples/register before the registrar is up.
 func TestExampleRegisters(t *testing.T) {
 	t.Parallel()
 	s := newStack(t, time.Hour)
@@ -38,10 +37,10 @@ func TestExampleRegisters(t *testing.T) {
 	wait := run("ann", s.zoom.Consent(zoomtest.DefaultClientID, "zoom-ann", redirect, ""))
 	_, base, _ := s.tokenServer()
 	launch(t, "registrar", append(s.env, "GRPC_ADDR="+addr, "GRPC_INSECURE=true", "CALLBACK_BASE_URL="+base))
-	if said, err := wait(); err != nil || !strings.Contains(said, "ann is STATE_ACTIVE") {
-		t.Errorf("the example said %q, %v", said, err)
+	if output, err := wait(); err != nil || !strings.Contains(output, "ann is STATE_ACTIVE") {
+		t.Errorf("output of the example: %q, %v", output, err)
 	}
-	if said, err := run("bob", "nonsense")(); err == nil || !strings.Contains(said, "send the user through consent again") || strings.Contains(said, "nonsense") {
-		t.Errorf("with a code that Zoom refuses it said %q, %v", said, err)
+	if output, err := run("bob", "nonsense")(); err == nil || !strings.Contains(output, "send the user through consent again") || strings.Contains(output, "nonsense") {
+		t.Errorf("output with a code that Zoom refuses: %q, %v", output, err)
 	}
 }

@@ -13,14 +13,14 @@ import (
 	"tokenprovider/internal/zoomtest"
 )
 
-// metric is a metric of ours: in docs/metrics.md, or in a scrape.
+// metric is a metric in docs/metrics.md or in a scrape.
 type metric struct {
 	kind   string
 	labels []string
 }
 
-// documented reads docs/metrics.md: what each program tells.
-func documented(t *testing.T) map[string]map[string]metric {
+// readDocumented returns the metrics in docs/metrics.md, by program and name.
+func readDocumented(t *testing.T) map[string]map[string]metric {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
@@ -50,13 +50,13 @@ func documented(t *testing.T) map[string]map[string]metric {
 		}
 	}
 	if lines := strings.Count(string(text), "\n| `tokenprovider_"); lines < 40 || lines != len(row.FindAllString(string(text), -1)) {
-		t.Fatalf("%d metrics are explained, not all of them so that they can be read", lines)
+		t.Fatalf("docs/metrics.md has %d rows of metrics; must be at least 40, all in the expected format", lines)
 	}
 	return all
 }
 
-// scraped returns the metrics in a scrape.
-func scraped(text string) map[string]metric {
+// parseScrape returns the metrics in a scrape, by name.
+func parseScrape(text string) map[string]metric {
 	all := map[string]metric{}
 	for _, match := range regexp.MustCompile(`(?m)^# TYPE (tokenprovider_[a-z_]+) ([a-z]+)$`).FindAllStringSubmatch(text, -1) {
 		all[match[1]] = metric{kind: match[2]}
@@ -81,8 +81,8 @@ func scraped(text string) map[string]metric {
 	return all
 }
 
-// TestMetricsAreDocumented compares docs/metrics.md with what both programs tell
-// once a user was registered, renewed and served, both ways.
+// TestMetricsAreDocumented compares docs/metrics.md with the metrics of both programs,
+// after a user was registered, renewed and served. Each must have those of the other.
 func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
 	const redirect = "https://app.example/oauth"
@@ -91,7 +91,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	_, base, tokenOps := s.tokenServer()
 	plain, client, _ := s.registrar(base)
 	f := files{t, t.TempDir()}
-	f.certificates(time.Now().Add(time.Hour))
+	f.writeCertificates(time.Now().Add(time.Hour))
 	secure := launch(t, "registrar", append(slices.Clone(s.env), "GRPC_ADDR=127.0.0.1:0", "CALLBACK_BASE_URL="+base,
 		"GRPC_TLS_CERT_FILE="+f.path("tls.crt"), "GRPC_TLS_KEY_FILE="+f.path("tls.key"), "GRPC_CLIENT_CA_FILE="+f.path("ca.crt")))
 	if _, err := client.RegisterUser(t.Context(), &registrarv1.RegisterUserRequest{
@@ -102,7 +102,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.callBack(s.recall.Credentials()[0].ID)
-	until(t, "the token was renewed", 60*time.Second, func() bool { return s.zoom.Counts().Refreshes >= 1 })
+	waitUntil(t, "the token is renewed", 60*time.Second, func() bool { return s.zoom.Counts().Refreshes >= 1 })
 	plainOps, secureOps := "http://"+plain.await(`"ops":"([^"]+)"`), "http://"+secure.await(`"ops":"([^"]+)"`)
 	texts := func() map[string]string {
 		_, token := get(t, tokenOps+"/metrics")
@@ -110,25 +110,25 @@ func TestMetricsAreDocumented(t *testing.T) {
 		_, two := get(t, secureOps+"/metrics")
 		return map[string]string{"token server": token, "registrar": one + two}
 	}
-	until(t, "a reconciliation has ended", 30*time.Second, func() bool {
+	waitUntil(t, "a reconciliation is complete", 30*time.Second, func() bool {
 		return strings.Contains(texts()["registrar"], "\ntokenprovider_reconciliation_last_success_timestamp_seconds ")
 	})
 	exported := texts()
-	for program, explained := range documented(t) {
-		found := scraped(exported[program])
-		for name, m := range explained {
+	for program, want := range readDocumented(t) {
+		found := parseScrape(exported[program])
+		for name, m := range want {
 			got, ok := found[name]
 			switch {
 			case !ok:
 				t.Errorf("docs/metrics.md documents %s, which the %s does not export", name, program)
 			case got.kind != m.kind:
-				t.Errorf("%s is a %s, not a %s", name, got.kind, m.kind)
+				t.Errorf("%s is a %s, want a %s", name, got.kind, m.kind)
 			case !slices.Equal(got.labels, m.labels):
-				t.Errorf("%s of the %s has the labels %v, not %v", name, program, got.labels, m.labels)
+				t.Errorf("%s of the %s has the labels %v, want %v", name, program, got.labels, m.labels)
 			}
 		}
 		for name := range found {
-			if _, ok := explained[name]; !ok {
+			if _, ok := want[name]; !ok {
 				t.Errorf("the %s exports %s, which docs/metrics.md does not document", program, name)
 			}
 		}

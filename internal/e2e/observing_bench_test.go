@@ -20,11 +20,11 @@ import (
 	"tokenprovider/tokenserver"
 )
 
-// BenchmarkObserving loads the token server's handler with metrics and without, and
-// the token server with one trace in a hundred and without, in turn. It needs wrk.
+// BenchmarkObserving compares the token server's handler with and without metrics, and
+// the token server with and without one trace in a hundred. It requires wrk.
 func BenchmarkObserving(b *testing.B) {
-	v := newVault(b, benchTokens, "--appendfsync", "no")
-	var traces atomic.Int64 // requests with traces
+	v := newFixture(b, benchCredentials, "--appendfsync", "no")
+	var traces atomic.Int64 // requests to the collector
 	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		traces.Add(1)
@@ -34,15 +34,15 @@ func BenchmarkObserving(b *testing.B) {
 		"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL, "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
 		"OTEL_TRACES_SAMPLER=traceidratio", "OTEL_TRACES_SAMPLER_ARG=0.01",
 	}
-	handler := func(name, kind string) *contestant {
-		address, pid := startBare(b, kind, v.redis.URL(), "E2E_KEYSET="+v.file)
-		return &contestant{name: name, base: "http://" + address, pid: pid, paths: v.paths}
+	handler := func(name, kind string) *subject {
+		address, pid := startBaseline(b, kind, v.redis.URL(), "E2E_KEYSET="+v.file)
+		return &subject{name: name, base: "http://" + address, pid: pid, paths: v.paths}
 	}
-	tokenServer := func(name string, env ...string) *contestant {
+	tokenServer := func(name string, env ...string) *subject {
 		p, base, _ := v.tokenServer(env...)
-		return &contestant{name: name, base: base, pid: p.command.Process.Pid, paths: v.paths}
+		return &subject{name: name, base: base, pid: p.command.Process.Pid, paths: v.paths}
 	}
-	all := []*contestant{
+	all := []*subject{
 		handler("without metrics", "unmeasured"),
 		handler("with metrics", "measured"),
 		tokenServer("without traces"),
@@ -59,13 +59,13 @@ func BenchmarkObserving(b *testing.B) {
 	}
 	report(b, all)
 	if traces.Load() == 0 {
-		b.Error("no trace has come")
+		b.Error("no trace was exported")
 	}
 }
 
-// observed is the token server's handler in this binary, where its metrics can be
-// left out.
-func observed(kind string) http.Handler {
+// instrumentedHandler returns the token server's handler, with metrics if kind is
+// "measured". Only in this binary can it omit the metrics.
+func instrumentedHandler(kind string) http.Handler {
 	text, err := os.ReadFile(os.Getenv("E2E_KEYSET"))
 	if err != nil {
 		panic(err)
@@ -84,7 +84,7 @@ func observed(kind string) http.Handler {
 		panic(err)
 	}
 	go grants.Subscribe(context.Background(), cache)
-	config := tokenserver.Config{Cache: cache, Tokens: never{}, Log: zap.NewNop()}
+	config := tokenserver.Config{Cache: cache, Tokens: cachedTokens{}, Log: zap.NewNop()}
 	if kind == "measured" {
 		metrics := app.Metrics("tokenserver")
 		cache.RegisterMetrics(metrics)
@@ -93,13 +93,13 @@ func observed(kind string) http.Handler {
 	return tokenserver.New(config)
 }
 
-// never renews no token.
-type never struct{}
+// cachedTokens is a [tokenserver.TokenSource] that never renews a token.
+type cachedTokens struct{}
 
-func (never) CanServe(serving *grant.ServingRecord, ttl time.Duration, now time.Time) bool {
+func (cachedTokens) CanServe(serving *grant.ServingRecord, ttl time.Duration, now time.Time) bool {
 	return serving.Expires.Sub(now) >= ttl
 }
 
-func (never) EnsureFresh(context.Context, grant.ID, grant.ServingRecord, time.Duration) (grant.ServingRecord, error) {
+func (cachedTokens) EnsureFresh(context.Context, grant.ID, grant.ServingRecord, time.Duration) (grant.ServingRecord, error) {
 	return grant.ServingRecord{}, grant.ErrReauthorize
 }

@@ -25,11 +25,11 @@ import (
 	"tokenprovider/internal/testkit"
 )
 
-var outage = flag.Duration("outage", 6*time.Second, "how long Redis is away in the outage tests")
+var outage = flag.Duration("outage", 6*time.Second, "time that Redis is unavailable in the outage tests")
 
-// vault is a Redis with grants whose tokens are good for an hour, and what a
-// token server needs to serve them.
-type vault struct {
+// fixture has a Redis with grants whose tokens are valid for an hour, and the environment
+// of token servers that serve them.
+type fixture struct {
 	t      testing.TB
 	redis  *testkit.Redis
 	keyset *seal.Keyset
@@ -40,16 +40,16 @@ type vault struct {
 	client *http.Client
 }
 
-func newVault(t testing.TB, grants int, redisArgs ...string) *vault {
+func newFixture(t testing.TB, grants int, redisArgs ...string) *fixture {
 	t.Helper()
 	json, keyset := testkit.KeysetJSON(t)
 	file := filepath.Join(t.TempDir(), "keyset.json")
 	if err := os.WriteFile(file, json, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	v := &vault{t: t, redis: testkit.StartRedis(t, redisArgs...), keyset: keyset, file: file, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
+	v := &fixture{t: t, redis: testkit.StartRedis(t, redisArgs...), keyset: keyset, file: file, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}}
 	t.Cleanup(v.client.CloseIdleConnections)
-	v.store = v.other()
+	v.store = v.newStore()
 	v.paths = fill(t, v.store, grants, time.Hour)
 	v.env = []string{
 		"REDIS_URL=" + v.redis.URL(), "KEYSET_FILE=" + file, "ZOOM_CLIENT_ID=x", "ZOOM_CLIENT_SECRET=x",
@@ -58,10 +58,12 @@ func newVault(t testing.TB, grants int, redisArgs ...string) *vault {
 	return v
 }
 
-// other is a store on connections of its own, as another process has it.
-func (v *vault) other() *store.Store { return store.New(v.redis.Client(), v.keyset) }
+// newStore returns a store with separate connections, like that of another process.
+func (v *fixture) newStore() *store.Store { return store.New(v.redis.Client(), v.keyset) }
 
-func (v *vault) tokenServer(env ...string) (p *process, base, ops string) {
+// tokenServer starts a token server, waits until its change feed is synced, and returns
+// its base URLs.
+func (v *fixture) tokenServer(env ...string) (p *process, base, ops string) {
 	v.t.Helper()
 	p = launch(v.t, "tokenserver", append(slices.Clone(v.env), env...))
 	base = "http://" + p.await(`"http":"([^"]+)"`)
@@ -70,21 +72,22 @@ func (v *vault) tokenServer(env ...string) (p *process, base, ops string) {
 	return p, base, ops
 }
 
-// served is what came of one callback.
-type served struct {
+// result is the result of one callback.
+type result struct {
 	at     time.Time
 	took   time.Duration
-	status int // 0: no answer
+	status int // 0: no response
 	token  string
 }
 
-func (v *vault) call(base, path string) served {
-	s := served{at: time.Now()}
+// call makes one callback.
+func (v *fixture) call(base, path string) result {
+	s := result{at: time.Now()}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path, nil)
 	if err != nil {
-		v.t.Error("not a request")
+		v.t.Error("invalid request")
 		return s
 	}
 	if response, err := v.client.Do(request); err == nil {
@@ -97,12 +100,12 @@ func (v *vault) call(base, path string) served {
 	return s
 }
 
-// load calls back all the time, by a number of callers, until the returned
-// function is called, which returns what came of it.
-func (v *vault) load(base string, callers int) (stop func() []served) {
+// load makes callbacks continuously with a number of callers. The returned function stops
+// them and returns all results.
+func (v *fixture) load(base string, callers int) (stop func() []result) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var mu sync.Mutex
-	var all []served
+	var all []result
 	var running sync.WaitGroup
 	for n := range callers {
 		running.Go(func() {
@@ -115,14 +118,14 @@ func (v *vault) load(base string, callers int) (stop func() []served) {
 			}
 		})
 	}
-	return func() []served {
+	return func() []result {
 		cancel()
 		running.Wait()
 		return all
 	}
 }
 
-func (v *vault) wantAllServed(all []served, what string) {
+func (v *fixture) wantAllServed(all []result, what string) {
 	v.t.Helper()
 	failed := map[int]int{}
 	for _, s := range all {
@@ -131,22 +134,22 @@ func (v *vault) wantAllServed(all []served, what string) {
 		}
 	}
 	if len(failed) > 0 || len(all) < 100 {
-		v.t.Errorf("%s: of %d callbacks these failed, by status: %v", what, len(all), failed)
+		v.t.Errorf("%s: %d callbacks, want at least 100; failures by status: %v", what, len(all), failed)
 	}
 	v.t.Logf("%s: %d callbacks", what, len(all))
 }
 
-func ready(t *testing.T, ops, path string) bool {
+func isReady(t *testing.T, ops, path string) bool {
 	t.Helper()
 	status, _ := get(t, ops+path)
 	return status == http.StatusOK
 }
 
-// renew gives a grant a new token, as a rotation would.
-func (v *vault) renew(path, token string) {
+// renew gives a grant a new token, as a rotation does.
+func (v *fixture) renew(path, token string) {
 	v.t.Helper()
 	address, _ := callback.ParsePath(path)
-	until(v.t, "a grant is changed", 10*time.Second, func() bool {
+	waitUntil(v.t, "the grant is changed", 10*time.Second, func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		g, err := v.store.Get(ctx, address.ID)
@@ -162,63 +165,64 @@ func (v *vault) renew(path, token string) {
 	})
 }
 
-// outlive is a token server under load while Redis is away.
-func outlive(t *testing.T, away, back func(*testkit.Redis)) []served {
-	v := newVault(t, 50)
+// serveThroughOutage loads a token server while Redis is unavailable, between stop and
+// resume. It returns the results; their times are relative to the start of the outage.
+func serveThroughOutage(t *testing.T, stop, resume func(*testkit.Redis)) []result {
+	v := newFixture(t, 50)
 	p, base, ops := v.tokenServer()
-	for _, path := range v.paths { // all but the last are in memory
+	for _, path := range v.paths { // cache all records but the last
 		if path != v.paths[len(v.paths)-1] {
 			v.call(base, path)
 		}
 	}
-	cold := v.paths[len(v.paths)-1]
+	uncached := v.paths[len(v.paths)-1]
 	v.paths = v.paths[:len(v.paths)-1]
-	stop := v.load(base, 8)
+	stopLoad := v.load(base, 8)
 	time.Sleep(500 * time.Millisecond)
-	away(v.redis)
-	gone := time.Now()
-	for time.Since(gone) < *outage {
-		if !ready(t, ops, "/readyz") || !ready(t, ops, "/healthz") {
-			t.Error("not ready, or not alive, though it can serve what it has in memory")
+	stop(v.redis)
+	began := time.Now()
+	for time.Since(began) < *outage {
+		if !isReady(t, ops, "/readyz") || !isReady(t, ops, "/healthz") {
+			t.Error("not ready or not alive, although it can serve cached records")
 		}
 		time.Sleep(200 * time.Millisecond)
 	}
-	if s := v.call(base, cold); s.status != http.StatusServiceUnavailable {
-		t.Errorf("what is not in memory is answered %d, want 503", s.status)
+	if s := v.call(base, uncached); s.status != http.StatusServiceUnavailable {
+		t.Errorf("callback of an uncached record: status %d, want 503", s.status)
 	}
-	back(v.redis)
+	resume(v.redis)
 	v.renew(v.paths[0], "renewed-after-the-outage")
-	until(t, "the new token is served", 10*time.Second, func() bool {
+	waitUntil(t, "the new token is served", 10*time.Second, func() bool {
 		return v.call(base, v.paths[0]).token == "renewed-after-the-outage"
 	})
-	until(t, "what was not in memory is served", 10*time.Second, func() bool { return v.call(base, cold).status == http.StatusOK })
-	all := stop()
-	v.wantAllServed(all, fmt.Sprint("Redis away for ", *outage))
-	if strings.Contains(p.said(), "DATA RACE") {
-		t.Error("a data race")
+	waitUntil(t, "the uncached record is served", 10*time.Second, func() bool { return v.call(base, uncached).status == http.StatusOK })
+	all := stopLoad()
+	v.wantAllServed(all, fmt.Sprint("Redis unavailable for ", *outage))
+	if strings.Contains(p.log(), "DATA RACE") {
+		t.Error("the token server has a data race")
 	}
 	for i, s := range all {
-		all[i].at = time.Unix(0, int64(s.at.Sub(gone))) // since Redis went away
+		all[i].at = time.Unix(0, int64(s.at.Sub(began)))
 	}
 	return all
 }
 
 func TestRedisStopped(t *testing.T) {
 	t.Parallel()
-	outlive(t, (*testkit.Redis).Kill, (*testkit.Redis).Run)
+	serveThroughOutage(t, (*testkit.Redis).Kill, (*testkit.Redis).Run)
 }
 
 func TestRedisFrozen(t *testing.T) {
 	t.Parallel()
 	var took []time.Duration
-	for _, s := range outlive(t, (*testkit.Redis).Freeze, (*testkit.Redis).Thaw) {
+	for _, s := range serveThroughOutage(t, (*testkit.Redis).Freeze, (*testkit.Redis).Thaw) {
 		if since := time.Duration(s.at.UnixNano()); since > time.Second && since < *outage {
 			took = append(took, s.took)
 		}
 	}
 	slices.Sort(took)
 	if len(took) < 100 {
-		t.Fatalf("%d callbacks are too few to tell", len(took))
+		t.Fatalf("%d callbacks during the outage, want at least 100", len(took))
 	}
 	if p99 := took[len(took)*99/100]; p99 > 250*time.Millisecond {
 		t.Errorf("p99 with a frozen Redis: %v, want less than 250 ms", p99)
@@ -227,11 +231,11 @@ func TestRedisFrozen(t *testing.T) {
 	}
 }
 
-// TestRollingRestart restarts three replicas, one after the other, behind a
-// proxy that honours readiness and nothing else.
+// TestRollingRestart restarts three replicas in turn behind a proxy that uses only their
+// readiness.
 func TestRollingRestart(t *testing.T) {
 	t.Parallel()
-	v := newVault(t, 50)
+	v := newFixture(t, 50)
 	v.env = append(v.env, "DRAIN_DELAY=1s")
 	proxy := &proxy{t: t}
 	server := httptest.NewServer(proxy)
@@ -245,7 +249,7 @@ func TestRollingRestart(t *testing.T) {
 	for i := range replicas {
 		start(i)
 	}
-	until(t, "all replicas are ready", 10*time.Second, func() bool { return proxy.ready() == 3 })
+	waitUntil(t, "all replicas are ready", 10*time.Second, func() bool { return proxy.countReady() == 3 })
 	stop := v.load(server.URL, 16)
 	for i, p := range replicas {
 		if err := p.command.Process.Signal(syscall.SIGTERM); err != nil {
@@ -255,12 +259,12 @@ func TestRollingRestart(t *testing.T) {
 			t.Errorf("exit status %d", status)
 		}
 		start(i)
-		until(t, "the replica is back", 10*time.Second, func() bool { return proxy.ready() == 3 })
+		waitUntil(t, "the replica is ready again", 10*time.Second, func() bool { return proxy.countReady() == 3 })
 	}
 	v.wantAllServed(stop(), "rolling restart")
 }
 
-// proxy sends requests to backends whose /readyz says so, in turn. It asks ten
+// proxy forwards requests round-robin to the ready backends. It probes each /readyz ten
 // times a second.
 type proxy struct {
 	t        *testing.T
@@ -274,7 +278,7 @@ type backend struct {
 	ready bool
 }
 
-// add adds a backend, and returns what takes it away again.
+// add adds a backend and returns a function that removes it.
 func (p *proxy) add(base, ops string) (drop func()) {
 	target, err := url.Parse(base)
 	if err != nil {
@@ -286,8 +290,8 @@ func (p *proxy) add(base, ops string) (drop func()) {
 	p.backends = append(p.backends, b)
 	p.mu.Unlock()
 	go func() {
-		for p.t.Context().Err() == nil && !p.dropped(b) {
-			ready := p.ask(ops)
+		for p.t.Context().Err() == nil && !p.isRemoved(b) {
+			ready := p.probe(ops)
 			p.mu.Lock()
 			b.ready = ready
 			p.mu.Unlock()
@@ -301,14 +305,14 @@ func (p *proxy) add(base, ops string) (drop func()) {
 	}
 }
 
-func (p *proxy) dropped(b *backend) bool {
+func (p *proxy) isRemoved(b *backend) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return !slices.Contains(p.backends, b)
 }
 
-// ask asks a backend whether it is ready, as patiently as Kubernetes does.
-func (p *proxy) ask(ops string) bool {
+// probe reports whether a backend is ready. Its timeout is the default of Kubernetes.
+func (p *proxy) probe(ops string) bool {
 	ctx, cancel := context.WithTimeout(p.t.Context(), time.Second)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, ops+"/readyz", nil)
@@ -323,7 +327,8 @@ func (p *proxy) ask(ops string) bool {
 	return response.StatusCode == http.StatusOK
 }
 
-func (p *proxy) ready() (n int) {
+// countReady returns the number of ready backends.
+func (p *proxy) countReady() (n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, b := range p.backends {

@@ -23,16 +23,15 @@ import (
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
 
-// BenchmarkRegistrations measures one registrar beside a bare loop that makes the
-// same three remote calls: exchange, users/me, create. Both have 64 callers, and a
-// Zoom and a Recall that answer in 50 ms. Meanwhile GetUser is called 200 times a
-// second.
+// BenchmarkRegistrations compares one registrar with a bare loop that makes the same three
+// remote calls: exchange, users/me, create. Both have 64 callers, and Zoom and Recall with
+// a latency of 50 ms. GetUser is called 200 times a second during the registrations.
 func BenchmarkRegistrations(b *testing.B) {
 	const users, callers, latency = 2000, 64, 50 * time.Millisecond
 	zoom := zoomtest.New(zoomtest.Options{Latency: latency})
 	zoomServer := httptest.NewServer(zoom)
 	defer zoomServer.Close()
-	// This Recall does not check the owner of a token, so any URL serves any token.
+	// This Recall does not check the owner of a token, so one URL can serve all users.
 	token := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain")
 		_, _ = w.Write([]byte("token"))
@@ -88,7 +87,7 @@ func BenchmarkRegistrations(b *testing.B) {
 		wg.Wait()
 		return users / time.Since(began).Seconds()
 	}
-	if err := register("ann"); err != nil { // also waits until codes are spent
+	if err := register("ann"); err != nil { // also waits for the registrar's pause after Redis has started
 		b.Fatal(err)
 	}
 	for b.Loop() {
@@ -104,9 +103,9 @@ func BenchmarkRegistrations(b *testing.B) {
 				reads = append(reads, time.Since(began))
 			}
 		})
-		cpu := processorOf(b, p.command.Process.Pid)
+		cpu := cpuTime(b, p.command.Process.Pid)
 		registrar := perSecond("user", register)
-		cpu = processorOf(b, p.command.Process.Pid) - cpu
+		cpu = cpuTime(b, p.command.Process.Pid) - cpu
 		stop.Store(true)
 		reader.Wait()
 		loop := perSecond("bare", bare)
@@ -122,7 +121,7 @@ func BenchmarkRegistrations(b *testing.B) {
 
 var bareClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
 
-// bareRegistration is the three remote calls and nothing else.
+// bareRegistration makes the three remote calls of a registration.
 func bareRegistration(zoom, recall, callback, code, redirect string) error {
 	do := func(method, target, contentType, authorization string, body []byte, into any) error {
 		request, err := http.NewRequest(method, target, bytes.NewReader(body))
@@ -140,7 +139,7 @@ func bareRegistration(zoom, recall, callback, code, redirect string) error {
 		}
 		defer func() { _ = response.Body.Close() }()
 		if response.StatusCode/100 != 2 {
-			return fmt.Errorf("%s answered %d", request.URL.Path, response.StatusCode)
+			return fmt.Errorf("%s: status %d", request.URL.Path, response.StatusCode)
 		}
 		return json.NewDecoder(response.Body).Decode(into)
 	}
@@ -151,8 +150,8 @@ func bareRegistration(zoom, recall, callback, code, redirect string) error {
 	if err := do(http.MethodPost, zoom+"/oauth/token", "application/x-www-form-urlencoded", "", []byte(form.Encode()), &tokens); err != nil {
 		return err
 	}
-	var whose, created map[string]any
-	if err := do(http.MethodGet, zoom+"/v2/users/me", "", "Bearer "+tokens.Access, nil, &whose); err != nil {
+	var me, created map[string]any
+	if err := do(http.MethodGet, zoom+"/v2/users/me", "", "Bearer "+tokens.Access, nil, &me); err != nil {
 		return err
 	}
 	body := fmt.Sprintf(`{"oauth_app":%q,"access_token_callback_url":%q}`, recalltest.DefaultOAuthApp, callback+"/x")

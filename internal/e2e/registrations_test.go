@@ -27,47 +27,47 @@ import (
 )
 
 var (
-	registrations  = flag.Int("registrations", 40, "users to register while registrars are killed")
-	registrarKills = flag.Int("registrar-kills", 6, "kill -9 of registrars meanwhile")
-	registrarSeed  = flag.Uint64("registrar-seed", 1, "seed of that run")
+	registrations  = flag.Int("registrations", 40, "number of users to register while registrars are killed")
+	registrarKills = flag.Int("registrar-kills", 6, "number of registrars to kill with SIGKILL meanwhile")
+	registrarSeed  = flag.Uint64("registrar-seed", 1, "seed of the run of registrations")
 )
 
-// TestRegistrationsSurviveKills registers users by two registrars that are killed
-// at random, while a tenth of Recall's answers is lost. In the end each user is
-// active, and Recall has one credential for each and no other.
+// TestRegistrationsSurviveKills registers users at two registrars that are killed at
+// random, while a tenth of Recall's responses is lost. In the end each user is active, and
+// Recall has exactly one credential for each.
 func TestRegistrationsSurviveKills(t *testing.T) {
 	t.Parallel()
 	r := startRegistrations(t)
 	r.run(*registrations, *registrarKills)
-	r.judge(*registrations)
+	r.verify(*registrations)
 	r.report(*registrations)
 }
 
-// registrationsRun is the run.
+// registrationsRun is the state of the run.
 type registrationsRun struct {
 	*stack
 	addrs   [2]string
 	clients [2]registrarv1.RegistrarServiceClient
-	folders [2]string
+	dirs    [2]string
 	env     []string
 
 	mu        sync.Mutex
 	processes [2]*process
 	random    *rand.Rand
 
-	calls, repeated, pending, again, lost, kills atomic.Int64
-	took                                         time.Duration
+	calls, repeated, pending, reconsented, lost, kills atomic.Int64
+	took                                               time.Duration
 }
 
 func startRegistrations(t *testing.T) *registrationsRun {
 	t.Helper()
 	r := &registrationsRun{stack: newStack(t, time.Hour), random: rand.New(rand.NewPCG(*registrarSeed, 0))}
-	lossy := httptest.NewServer(http.HandlerFunc(r.lose))
+	lossy := httptest.NewServer(http.HandlerFunc(r.serveRecall))
 	t.Cleanup(lossy.Close)
 	_, base, _ := r.tokenServer()
 	r.env = append(slices.Clone(r.stack.env), "RECALL_API_URL="+lossy.URL, "CALLBACK_BASE_URL="+base, "GRPC_INSECURE=true")
 	for i := range r.addrs {
-		r.addrs[i], r.folders[i] = freeAddr(t), t.TempDir()
+		r.addrs[i], r.dirs[i] = freeAddr(t), t.TempDir()
 		connection, err := grpc.NewClient(r.addrs[i], grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			t.Fatal(err)
@@ -79,10 +79,10 @@ func startRegistrations(t *testing.T) *registrationsRun {
 	return r
 }
 
-// lose is Recall, of whose answers a tenth is lost.
-func (r *registrationsRun) lose(w http.ResponseWriter, request *http.Request) {
-	answer := httptest.NewRecorder()
-	r.recall.ServeHTTP(answer, request.WithContext(context.WithoutCancel(request.Context())))
+// serveRecall forwards a request to Recall, and drops a tenth of the responses.
+func (r *registrationsRun) serveRecall(w http.ResponseWriter, request *http.Request) {
+	response := httptest.NewRecorder()
+	r.recall.ServeHTTP(response, request.WithContext(context.WithoutCancel(request.Context())))
 	r.mu.Lock()
 	lost := r.random.IntN(10) == 0
 	r.mu.Unlock()
@@ -90,21 +90,21 @@ func (r *registrationsRun) lose(w http.ResponseWriter, request *http.Request) {
 		r.lost.Add(1)
 		panic(http.ErrAbortHandler)
 	}
-	for name, values := range answer.Header() {
+	for name, values := range response.Header() {
 		w.Header()[name] = values
 	}
-	w.WriteHeader(answer.Code)
-	_, _ = w.Write(answer.Body.Bytes())
+	w.WriteHeader(response.Code)
+	_, _ = w.Write(response.Body.Bytes())
 }
 
 func (r *registrationsRun) launch(i int) {
-	p := launchQuiet(r.t, "registrar", append(slices.Clone(r.env), "GRPC_ADDR="+r.addrs[i], "JOURNAL_DIR="+r.folders[i]))
+	p := launchQuiet(r.t, "registrar", append(slices.Clone(r.env), "GRPC_ADDR="+r.addrs[i], "JOURNAL_DIR="+r.dirs[i]))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.processes[i] = p
 }
 
-// kill ends a registrar as a crash would, and starts it again.
+// kill ends a random registrar as a crash does, and starts it again.
 func (r *registrationsRun) kill() {
 	r.mu.Lock()
 	i := r.random.IntN(len(r.processes))
@@ -126,30 +126,29 @@ func (r *registrationsRun) run(users, kills int) {
 			}
 		})
 	}
-	r.register(0) // Redis is young, and no code is spent at once
+	r.register(0) // waits for the registrars' pause after Redis has started
 	began := time.Now()
-	ended := make(chan struct{})
+	done := make(chan struct{})
 	go func() {
-		defer close(ended)
+		defer close(done)
 		for user := 1; user < users; user++ {
 			work <- user
 		}
 		close(work)
 		callers.Wait()
 	}()
-	// Spread over the run, whose pace is Recall's.
+	// Spread the kills over the run, whose duration follows from Recall's rate limit.
 	pace := time.Duration(float64(time.Minute) * max(1, float64(users-30)) / 270 / float64(kills+1))
 	for range kills {
 		time.Sleep(max(pace, 400*time.Millisecond))
 		r.kill()
 	}
-	<-ended
-	until(r.t, "every user is active", 5*time.Minute, func() bool { return r.active() == users })
+	<-done
+	waitUntil(r.t, "every user is active", 5*time.Minute, func() bool { return r.countActive() == users })
 	r.took = time.Since(began)
 }
 
-// register is an internal service that registers a user: it repeats the call
-// until it is answered.
+// register registers a user. Like a caller, it repeats the call until it succeeds.
 func (r *registrationsRun) register(user int) {
 	zoomUser := fmt.Sprint("zoom-user-", user)
 	code := func() string {
@@ -173,22 +172,23 @@ func (r *registrationsRun) register(user int) {
 			}
 			return
 		case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
-			time.Sleep(retryIn(err))
-		case codes.InvalidArgument: // Zoom had taken the code, and the registrar died before it had the answer on disk
-			r.again.Add(1)
+			time.Sleep(retryDelay(err))
+		case codes.InvalidArgument: // the registrar was killed after Zoom spent the code, before the response was journaled
+			r.reconsented.Add(1)
 			request.GetAuthorizationCode().Code = code()
 		default:
 			r.t.Errorf("registering %s: %v", request.GetUserId(), err)
 			return
 		}
 		if time.Now().After(end) {
-			r.t.Errorf("%s could not be registered: %v", request.GetUserId(), err)
+			r.t.Errorf("registering %s: not within 5 minutes: %v", request.GetUserId(), err)
 			return
 		}
 	}
 }
 
-func retryIn(err error) time.Duration {
+// retryDelay returns the retry delay of a gRPC error, or 200 ms.
+func retryDelay(err error) time.Duration {
 	for _, detail := range status.Convert(err).Details() {
 		if info, ok := detail.(*errdetails.RetryInfo); ok {
 			return info.GetRetryDelay().AsDuration()
@@ -197,7 +197,8 @@ func retryIn(err error) time.Duration {
 	return 200 * time.Millisecond
 }
 
-func (r *registrationsRun) active() (n int) {
+// countActive returns the number of active users, or -1 if a registrar is unavailable.
+func (r *registrationsRun) countActive() (n int) {
 	request := &registrarv1.ListUsersRequest{PageSize: 1000, State: registrarv1.State_STATE_ACTIVE}
 	for {
 		page, err := r.clients[rand.IntN(len(r.clients))].ListUsers(context.Background(), request)
@@ -211,8 +212,8 @@ func (r *registrationsRun) active() (n int) {
 	}
 }
 
-// judge compares what Recall has with what there should be.
-func (r *registrationsRun) judge(users int) {
+// verify checks that Recall has exactly the credentials of the users.
+func (r *registrationsRun) verify(users int) {
 	t := r.t
 	t.Helper()
 	byUser := map[string][]recalltest.Credential{}
@@ -228,20 +229,20 @@ func (r *registrationsRun) judge(users int) {
 		}
 		has := byUser[zoomUser]
 		if len(has) != 1 || has[0].ID != response.GetUser().GetRecallCredentialId() {
-			t.Errorf("user-%d is %v with credential %s, and Recall has %d", i, response.GetUser().GetState(), response.GetUser().GetRecallCredentialId(), len(has))
+			t.Errorf("user-%d: state %v, credential %s; %d credentials at Recall, want that one", i, response.GetUser().GetState(), response.GetUser().GetRecallCredentialId(), len(has))
 			continue
 		}
 		token, status, err := r.recall.Callback(t.Context(), has[0].ID)
-		if whose, _, live := r.zoom.LookUpAccessToken(token); err != nil || !live || whose.ID != zoomUser {
-			t.Errorf("the URL of user-%d is answered %d: live token %v, of %s", i, status, live, whose.ID)
+		if owner, _, live := r.zoom.LookUpAccessToken(token); err != nil || !live || owner.ID != zoomUser {
+			t.Errorf("callback of user-%d: status %d, live token: %v, owner %q", i, status, live, owner.ID)
 		}
 		delete(byUser, zoomUser)
 	}
 	if len(byUser) > 0 {
-		t.Errorf("%d credentials at Recall are nobody's", len(byUser))
+		t.Errorf("credentials of %d other Zoom users at Recall", len(byUser))
 	}
-	if counts := r.zoom.Counts(); counts.SpentCodes > int(r.again.Load()) {
-		t.Errorf("%d codes were presented again after they were spent, and %d users had to consent again", counts.SpentCodes, r.again.Load())
+	if counts := r.zoom.Counts(); counts.SpentCodes > int(r.reconsented.Load()) {
+		t.Errorf("%d spent codes presented again, want at most %d, the number of new consents", counts.SpentCodes, r.reconsented.Load())
 	}
 }
 
@@ -251,18 +252,18 @@ func (r *registrationsRun) report(users int) {
 	row := func(name string, value any) { _, _ = fmt.Fprintf(table, "%s\t%v\n", name, value) }
 	recall := r.recall.Counts()
 	row("users registered, active in the end", users)
-	row("took", r.took.Round(time.Second))
+	row("duration", r.took.Round(time.Second))
 	row("registrars killed (kill -9)", r.kills.Load())
-	row("calls of RegisterUser", r.calls.Load())
-	row("of these, repeated", r.repeated.Load())
-	row("answered OK with STATE_PENDING", r.pending.Load())
-	row("Recall's answers lost", r.lost.Load())
-	row("credentials made at Recall", recall.Creates)
-	row("creates refused as conflicts", recall.Conflicts)
-	row("pages listed", recall.Lists)
+	row("RegisterUser calls", r.calls.Load())
+	row("RegisterUser calls repeated", r.repeated.Load())
+	row("OK with STATE_PENDING", r.pending.Load())
+	row("Recall's responses lost", r.lost.Load())
+	row("credentials created at Recall", recall.Creates)
+	row("creates refused with a conflict", recall.Conflicts)
+	row("pages of credentials listed", recall.Lists)
 	row("requests over Recall's limits", recall.RateLimited)
 	row("spent codes presented again", r.zoom.Counts().SpentCodes)
-	row("users who had to consent again", r.again.Load())
+	row("users who had to consent again", r.reconsented.Load())
 	_ = table.Flush()
 	r.t.Log("\n" + out.String())
 }

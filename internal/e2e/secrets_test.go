@@ -19,15 +19,15 @@ import (
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
 
-// files are secrets in files, as Kubernetes mounts them.
+// files is a directory of secrets, as mounted by Kubernetes.
 type files struct {
-	t      testing.TB
-	folder string
+	t   testing.TB
+	dir string
 }
 
-func (f files) path(name string) string { return filepath.Join(f.folder, name) }
+func (f files) path(name string) string { return filepath.Join(f.dir, name) }
 
-// write replaces a file as a whole.
+// write replaces a file atomically.
 func (f files) write(name, content string) {
 	f.t.Helper()
 	if err := os.WriteFile(f.path(name)+".new", []byte(content), 0o600); err != nil {
@@ -47,8 +47,8 @@ func (f files) read(name string) []byte {
 	return content
 }
 
-// TestSecretsChangeUnderLoad changes every secret during callbacks, renewals and
-// registrations, without a failure.
+// TestSecretsChangeUnderLoad replaces each secret during callbacks, renewals and
+// registrations. None of them may fail.
 func TestSecretsChangeUnderLoad(t *testing.T) {
 	t.Parallel()
 	const users = 20
@@ -108,8 +108,8 @@ func TestSecretsChangeUnderLoad(t *testing.T) {
 				_, status, err := s.recall.Callback(ctx, credentials[n%len(credentials)].ID)
 				mu.Lock()
 				calls++
-				// A token that is good when it is handed out may end before Recall uses it,
-				// where calls are so many: that is no failure of the callback's.
+				// Status 200 with an error is no failure: a renewal may end the served token
+				// before Recall uses it.
 				if err != nil && status != http.StatusOK && ctx.Err() == nil {
 					failed[status]++
 				}
@@ -118,52 +118,52 @@ func TestSecretsChangeUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	said := func(p *process, pattern string, times int) {
+	awaitLog := func(p *process, pattern string, times int) {
 		t.Helper()
-		until(t, fmt.Sprintf("%s says %q", p.name, pattern), 30*time.Second, func() bool { return strings.Count(p.said(), pattern) >= times })
+		waitUntil(t, fmt.Sprintf("%s logs %q", p.name, pattern), 30*time.Second, func() bool { return strings.Count(p.log(), pattern) >= times })
 	}
-	again := func(setting string) string { return `"secret reloaded","setting":"` + setting + `"` }
+	reloaded := func(setting string) string { return `"secret reloaded","setting":"` + setting + `"` }
 
-	// Redis's password: the programs first, as both are good for a while.
+	// Redis's password: change it in the programs first. Redis accepts any until it is set.
 	admin := s.redis.Client()
 	f.write("redis", strings.Replace(s.redis.URL(), "redis://", "redis://:hunter2@", 1))
-	said(server, again("REDIS_URL"), 1)
-	said(registrar, again("REDIS_URL"), 1)
+	awaitLog(server, reloaded("REDIS_URL"), 1)
+	awaitLog(registrar, reloaded("REDIS_URL"), 1)
 	if err := admin.ConfigSet(ctx, "requirepass", "hunter2").Err(); err != nil {
 		t.Fatal(err)
 	}
-	for range 3 { // connections come and go
+	for range 3 { // close the connections, so that new ones authenticate
 		if err := admin.Do(ctx, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes").Err(); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 
-	// Zoom's client secret: old and new one, then at Zoom, then the new one alone.
+	// Zoom's client secret: set both, change it at Zoom, then remove the old one.
 	f.write("zoom", zoomtest.DefaultClientSecret+",new-secret")
-	said(server, again("ZOOM_CLIENT_SECRET"), 1)
-	said(registrar, again("ZOOM_CLIENT_SECRET"), 1)
+	awaitLog(server, reloaded("ZOOM_CLIENT_SECRET"), 1)
+	awaitLog(registrar, reloaded("ZOOM_CLIENT_SECRET"), 1)
 	s.zoom.SetClientSecret(zoomtest.DefaultClientID, "new-secret")
 	register("after-the-client-secret")
 	f.write("zoom", "new-secret")
-	said(server, again("ZOOM_CLIENT_SECRET"), 2)
+	awaitLog(server, reloaded("ZOOM_CLIENT_SECRET"), 2)
 
-	// Recall's verification secret: both, then the new one signs, then it alone.
+	// Recall's verification secret: set both, change it at Recall, then remove the old one.
 	const next = "whsec_bmV4dG5leHRuZXh0bmV4dG5leHRuZXh0"
 	f.write("verification", verification+","+next)
-	said(server, again("RECALL_VERIFICATION_SECRETS"), 1)
+	awaitLog(server, reloaded("RECALL_VERIFICATION_SECRETS"), 1)
 	s.recall.SetVerificationSecrets(next)
 	f.write("verification", next)
-	said(server, again("RECALL_VERIFICATION_SECRETS"), 2)
+	awaitLog(server, reloaded("RECALL_VERIFICATION_SECRETS"), 2)
 
 	// Recall's API key.
 	s.recall.SetAPIKey("new-key")
 	f.write("recall", "new-key")
-	said(registrar, again("RECALL_API_KEY"), 1)
+	awaitLog(registrar, reloaded("RECALL_API_KEY"), 1)
 	register("after-the-api-key")
 
-	// The keyset: a new key, known to all; then it seals; the rest is sealed again;
-	// the old one goes.
+	// The keyset: add a key in all programs, make it the primary key, re-encrypt, disable
+	// the old key.
 	clear := seal.Wrapping{}
 	stored := s.openStore(f)
 	json, id, err := clear.AddKey(f.read("keyset"))
@@ -171,16 +171,16 @@ func TestSecretsChangeUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.write("keyset", string(json))
-	said(server, "keyset reloaded", 1)
-	said(registrar, "keyset reloaded", 1)
+	awaitLog(server, "keyset reloaded", 1)
+	awaitLog(registrar, "keyset reloaded", 1)
 	if json, err = clear.Promote(json, id); err != nil {
 		t.Fatal(err)
 	}
 	f.write("keyset", string(json))
-	said(registrar, "re-encryption complete", 2) // the first one was, at the start
+	awaitLog(registrar, "re-encryption complete", 2) // once for the first key, at the start
 	counts, err := stored.CountByKey(ctx)
 	if err != nil || len(counts) != 1 || counts[id] != users+2 {
-		t.Errorf("sealed by %v, %v, want everything by %d", counts, err, id)
+		t.Errorf("records by key: %v, %v, want all with key %d", counts, err, id)
 	}
 	keyset, err := clear.Parse(json)
 	if err != nil {
@@ -194,32 +194,32 @@ func TestSecretsChangeUnderLoad(t *testing.T) {
 		}
 	}
 	f.write("keyset", string(json))
-	said(server, "keyset reloaded", 3)
+	awaitLog(server, "keyset reloaded", 3)
 	register("after-the-keyset")
-	until(t, "tokens are renewed", 60*time.Second, func() bool { return s.zoom.Counts().Refreshes > 2*users })
+	waitUntil(t, "tokens are renewed", 60*time.Second, func() bool { return s.zoom.Counts().Refreshes > 2*users })
 
 	cancel()
 	callers.Wait()
 	if len(failed) > 0 || calls < 500 {
-		t.Errorf("of %d callbacks these failed, by status: %v", calls, failed)
+		t.Errorf("%d callbacks, want at least 500; failures by status: %v", calls, failed)
 	}
 	if counts := s.zoom.Counts(); counts.SpentPresented+counts.UnknownPresented != 0 {
-		t.Errorf("Zoom has seen what it should not: %+v", counts)
+		t.Errorf("invalid requests at Zoom: %+v", counts)
 	}
 	for _, p := range []*process{server, registrar} {
 		for _, secret := range []string{"hunter2", "new-secret", "new-key", next} {
-			if strings.Contains(p.said(), secret) {
-				t.Errorf("%s tells a secret", p.name)
+			if strings.Contains(p.log(), secret) {
+				t.Errorf("%s prints a secret", p.name)
 			}
 		}
-		if strings.Contains(p.said(), "DATA RACE") {
+		if strings.Contains(p.log(), "DATA RACE") {
 			t.Errorf("%s has a data race", p.name)
 		}
 	}
 	t.Logf("%d callbacks, none failed", calls)
 }
 
-// openStore is a store as the programs have it, by what their files say now.
+// openStore returns a store with the current keyset and Redis URL of the files.
 func (s *stack) openStore(f files) *store.Store {
 	s.t.Helper()
 	keyset, err := seal.Parse(f.read("keyset"))

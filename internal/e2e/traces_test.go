@@ -12,7 +12,7 @@ import (
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
 
-// span is a span as the SDK's console exporter prints it.
+// span is a span in the format of the SDK's console exporter.
 type span struct {
 	Name        string
 	SpanContext struct{ TraceID, SpanID string }
@@ -34,9 +34,9 @@ func (s span) attribute(key string) any {
 	return nil
 }
 
-// spans are those that a program has printed among its log.
+// spans returns the spans in a program's output.
 func spans(p *process) (all []span) {
-	text := p.said()
+	text := p.log()
 	for {
 		start := strings.Index(text, "{")
 		if start < 0 {
@@ -55,8 +55,8 @@ func spans(p *process) (all []span) {
 	}
 }
 
-// TestTraces follows a registration from the call to Recall, and a renewal from
-// its claim to its commit.
+// TestTraces: one trace has a registration, from the gRPC call to the calls to Zoom and
+// Recall. Another has a renewal, from the claim to the commit.
 func TestTraces(t *testing.T) {
 	t.Parallel()
 	s := newStack(t, 150*time.Second)
@@ -73,7 +73,7 @@ func TestTraces(t *testing.T) {
 	}
 	find := func(p *process, match func(span) bool) (found span) {
 		t.Helper()
-		until(t, "the span is there", 60*time.Second, func() bool {
+		waitUntil(t, "the span is exported", 60*time.Second, func() bool {
 			all := spans(p)
 			i := slices.IndexFunc(all, match)
 			if i >= 0 {
@@ -105,12 +105,12 @@ func TestTraces(t *testing.T) {
 	credential := s.recall.Credentials()[0].AccessTokenCallbackURL
 	for _, p := range []*process{server, registrar} {
 		for _, secret := range []string{code, credential[strings.LastIndex(credential, "/")+1:], s.callBack(s.recall.Credentials()[0].ID)} {
-			if strings.Contains(p.said(), secret) {
-				t.Errorf("a trace of the %s holds a secret", p.name)
+			if strings.Contains(p.log(), secret) {
+				t.Errorf("a trace of the %s has a secret", p.name)
 			}
 		}
-		if strings.Contains(p.said(), "/oauth/token?") {
-			t.Error("a token went into a URL")
+		if strings.Contains(p.log(), "/oauth/token?") {
+			t.Error("a traced URL has a query")
 		}
 	}
 }

@@ -29,7 +29,6 @@ var pending = []string{
 	"cmd/tokenctl/",
 	"docs/",
 	"internal/admin/",
-	"internal/e2e/",
 }
 
 func TestBannedWords(t *testing.T) {
