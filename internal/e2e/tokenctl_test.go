@@ -593,14 +593,14 @@ func TestTokenctlImport(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, out, _ = o.run(o.env, "import", lines, "--yes")
-	wantContains(t, out, "3 lines: 1 registered and active", "3     x     it has a field that is none of", "4     -     not a JSON object")
+	wantContains(t, out, "3 lines: 1 registered and active", "3     x     a field is none of", "4     -     not a JSON object")
 	wantContains(t, o.mustRun("users", "list"), "ann", "bob", "cid", "dan", "eve")
 	empty := filepath.Join(o.dir, "empty.csv")
 	if err := os.WriteFile(empty, []byte("user,token\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	status, out, fault = o.run(o.env, "import", empty, "--yes")
-	if status != 1 || out != "" || !strings.Contains(fault, "the file cannot be imported: column 1 of the first line is none of") || strings.Contains(fault, "run it again") {
+	if status != 1 || out != "" || !strings.Contains(fault, "the file cannot be imported: column 1 of the header line is none of") || strings.Contains(fault, "run it again") {
 		t.Errorf("file with other columns: exit status %d, %s%s", status, out, fault)
 	}
 	if _, out, _ := o.run(o.env, "import", empty, "--yes", "-o", "json"); objects(t, out)[0]["complete"] != false {

@@ -1,10 +1,10 @@
-// Package bulkimport registers many users from a file, each with a refresh token that
-// somebody else has kept until now.
+// Package bulkimport registers many users from a file, each with the refresh token that
+// another system has used until now.
 //
-// It calls the registrar, so that all is done as for one user: a token is spent
-// once, its answer is in a journal before anything else is done, and a repeated
-// call is answered with what came of the first. So an import may be broken off and
-// run again; what is done is remembered, and what is not certain is asked for again.
+// Each line is a call of the registrar's RegisterUser, which is idempotent: a token is
+// spent once, and a repeated call returns the result of the first. So an import may be
+// interrupted and repeated. [State] records the completed lines; a line whose response
+// was lost is sent again.
 package bulkimport
 
 import (
@@ -26,32 +26,31 @@ import (
 	registrarv1 "tokenprovider/proto/tokenprovider/registrar/v1"
 )
 
-// Registrar registers a user.
+// Registrar registers a user. A call may be repeated with the same request.
 type Registrar interface {
 	RegisterUser(ctx context.Context, r *registrarv1.RegisterUserRequest, o ...grpc.CallOption) (*registrarv1.RegisterUserResponse, error)
 }
 
-// Refusal is a line that did not come to a user.
+// Rejection is a line whose user was not registered.
 type Rejection struct {
 	Line   int
 	User   string
-	Reason string // for people; never the token
+	Reason string // human-readable, without the token
 }
 
-// Report is how far an import has come.
+// Report is the progress of an import.
 type Report struct {
 	Lines       int // in the file
-	AlreadyDone int // of these, done by a run before
-	Active      int // users that Recall knows now
-	Pending     int // users whose grant is safe, and that Recall will know soon
+	AlreadyDone int // completed by an earlier run
+	Active      int // users registered at Recall
+	Pending     int // users whose grant is stored; the registrar retries at Recall
 	Rejections  []Rejection
 }
 
-// ErrFile means that the file as a whole cannot be read: nothing was done, and
-// another run would come to the same.
+// ErrInvalidFile means that the file as a whole is invalid, and no line was sent.
 var ErrInvalidFile = errors.New("the file cannot be imported")
 
-// Seen is how many lines have been dealt with.
+// Processed returns the number of processed lines.
 func (r *Report) Processed() int { return r.AlreadyDone + r.Active + r.Pending + len(r.Rejections) }
 
 // Import is one run. Every field is required.
@@ -59,21 +58,21 @@ type Import struct {
 	Registrar   Registrar
 	State       *State
 	Format      Format
-	PerMinute   int           // registrations
-	Concurrency int           // calls at once
-	CallTimeout time.Duration // for one call
-	LineTimeout time.Duration // for one line, until the run gives up
+	PerMinute   int           // maximum registrations per minute
+	Concurrency int           // maximum concurrent calls
+	CallTimeout time.Duration // of one call
+	LineTimeout time.Duration // of one line with its retries; then the run ends
 
 	mu     sync.Mutex
 	report Report
 }
 
-// Run imports a file, and calls tell now and then, from any goroutine. Its report is
-// complete unless there is an error: that of a run that was broken off, because
-// ctx has ended, or because the registrar did not answer or would not let the
-// caller. Then what is not in the report is as it was, or will be found done.
-func (i *Import) Run(ctx context.Context, file io.ReadSeeker, tell func(Report)) (Report, error) {
-	twice, err := i.survey(file)
+// Run imports a file, and calls progress after each line that it sent, from several
+// goroutines. It returns an error if the run ended early: ctx has ended, the registrar
+// is unavailable, or it denied access. Lines that the report then lacks were not sent,
+// or lack a response; the next run sends them.
+func (i *Import) Run(ctx context.Context, file io.ReadSeeker, progress func(Report)) (Report, error) {
+	duplicates, err := i.scan(file)
 	if err != nil {
 		return i.snapshot(), fmt.Errorf("%w: %w", ErrInvalidFile, err)
 	}
@@ -88,20 +87,20 @@ func (i *Import) Run(ctx context.Context, file io.ReadSeeker, tell func(Report))
 	for range i.Concurrency {
 		workers.Go(func() {
 			for line := range lines {
-				if err := i.line(ctx, pace, line); err != nil {
+				if err := i.register(ctx, pace, line); err != nil {
 					stop(err)
 				}
-				tell(i.snapshot())
+				progress(i.snapshot())
 			}
 		})
 	}
-	err = read(file, i.Format, func(line Line, fault error) error {
+	err = read(file, i.Format, func(line Line, problem error) error {
 		switch {
-		case fault != nil:
-			i.refuse(line, fault.Error())
+		case problem != nil:
+			i.reject(line, problem.Error())
 			return nil
-		case twice[line.Number] != 0:
-			i.refuse(line, fmt.Sprintf("the same user as in line %d: leave one of the two", twice[line.Number]))
+		case duplicates[line.Number] != 0:
+			i.reject(line, fmt.Sprintf("the same user as in line %d", duplicates[line.Number]))
 			return nil
 		case i.State.has(line):
 			i.mu.Lock()
@@ -126,23 +125,24 @@ func (i *Import) Run(ctx context.Context, file io.ReadSeeker, tell func(Report))
 	return report, err
 }
 
-// survey counts the lines, and finds those whose user is in a line before.
-func (i *Import) survey(file io.Reader) (twice map[int]int, err error) {
-	first, twice := map[grant.ID]int{}, map[int]int{}
-	err = read(file, i.Format, func(line Line, fault error) error {
+// scan counts the lines. It returns, for each line whose user is also in an earlier
+// line, the number of that line.
+func (i *Import) scan(file io.Reader) (duplicates map[int]int, err error) {
+	first, duplicates := map[grant.ID]int{}, map[int]int{}
+	err = read(file, i.Format, func(line Line, problem error) error {
 		i.report.Lines++
-		if fault != nil {
+		if problem != nil {
 			return nil
 		}
 		id := grant.NewID(line.App, line.User)
-		if before, known := first[id]; known {
-			twice[line.Number] = before
+		if earlier, exists := first[id]; exists {
+			duplicates[line.Number] = earlier
 		} else {
 			first[id] = line.Number
 		}
 		return nil
 	})
-	return twice, err
+	return duplicates, err
 }
 
 func (i *Import) snapshot() Report {
@@ -153,14 +153,14 @@ func (i *Import) snapshot() Report {
 	return report
 }
 
-func (i *Import) refuse(l Line, reason string) {
+func (i *Import) reject(l Line, reason string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.report.Rejections = append(i.report.Rejections, Rejection{l.Number, l.User, reason})
 }
 
-// line registers a user. An error ends the run.
-func (i *Import) line(ctx context.Context, pace *rate.Limiter, l Line) error {
+// register registers the user of a line, with retries. An error ends the run.
+func (i *Import) register(ctx context.Context, pace *rate.Limiter, l Line) error {
 	if err := pace.Wait(ctx); err != nil {
 		return context.Cause(ctx)
 	}
@@ -168,35 +168,35 @@ func (i *Import) line(ctx context.Context, pace *rate.Limiter, l Line) error {
 		UserId: l.User, ZoomApp: l.App, Grant: &registrarv1.RegisterUserRequest_RefreshToken{RefreshToken: l.Refresh.Reveal()},
 	}
 	for end := time.Now().Add(i.LineTimeout); ; {
-		try, cancel := context.WithTimeout(ctx, i.CallTimeout)
-		answer, err := i.Registrar.RegisterUser(try, request)
+		callCtx, cancel := context.WithTimeout(ctx, i.CallTimeout)
+		response, err := i.Registrar.RegisterUser(callCtx, request)
 		cancel()
 		st := status.Convert(err)
 		switch st.Code() {
 		case codes.OK:
 			if err := i.State.add(l); err != nil {
-				return fmt.Errorf("noting that line %d is done: %w", l.Number, err)
+				return fmt.Errorf("recording line %d as completed: %w", l.Number, err)
 			}
 			i.mu.Lock()
 			defer i.mu.Unlock()
-			if answer.GetUser().GetState() == registrarv1.State_STATE_PENDING {
+			if response.GetUser().GetState() == registrarv1.State_STATE_PENDING {
 				i.report.Pending++
 			} else {
 				i.report.Active++
 			}
 			return nil
 		case codes.InvalidArgument, codes.AlreadyExists, codes.FailedPrecondition, codes.NotFound, codes.Internal:
-			i.refuse(l, st.Message())
+			i.reject(l, st.Message())
 			return nil
 		case codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented:
-			return fmt.Errorf("the registrar does not let this client: %s", st.Message())
+			return fmt.Errorf("the registrar denied access: %s", st.Message())
 		}
 		wait := retryDelay(st)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if time.Now().Add(wait).After(end) {
-			return fmt.Errorf("line %d: the registrar did not register it within %v: %s", l.Number, i.LineTimeout, st.Message())
+			return fmt.Errorf("line %d: not registered within %v: %s", l.Number, i.LineTimeout, st.Message())
 		}
 		select {
 		case <-ctx.Done():
@@ -206,7 +206,7 @@ func (i *Import) line(ctx context.Context, pace *rate.Limiter, l Line) error {
 	}
 }
 
-// retryDelay is how long the registrar wants the caller to wait.
+// retryDelay returns the delay in the registrar's RetryInfo, or a second.
 func retryDelay(st *status.Status) time.Duration {
 	for _, detail := range st.Details() {
 		if info, ok := detail.(*errdetails.RetryInfo); ok {

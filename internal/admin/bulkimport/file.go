@@ -18,25 +18,25 @@ import (
 type Line struct {
 	Number  int // in the file, from 1
 	User    string
-	App     string // Zoom app; may be empty where there is only one
+	App     string // Zoom app; may be empty if there is only one
 	Refresh secret.Text
 }
 
-// Format is how a file is written.
+// Format is a file format.
 type Format string
 
 // The formats.
 const (
-	CSV       Format = "csv"   // a line of names first, separated by commas (RFC 4180)
-	JSONLines Format = "jsonl" // a JSON object a line
+	CSV       Format = "csv"   // RFC 4180, with a header line
+	JSONLines Format = "jsonl" // one JSON object per line
 )
 
-// columns are the names of what a line has.
+// columns lists the names of the columns of CSV, and of the fields of JSON.
 var columns = []string{"user_id", "zoom_app", "refresh_token"}
 
-// read calls each with every line: with an error in place of a user where the line
-// is not as it should be. The error quotes nothing of it. It stops at the first
-// error that each returns, and at faults of the file as a whole.
+// read calls each with every line, and an error if the line is invalid. The error does
+// not quote the line, which has a token. read stops at the first error that each
+// returns, and returns an error if the file as a whole is invalid.
 func read(file io.Reader, format Format, each func(Line, error) error) error {
 	if format == JSONLines {
 		return readJSON(file, each)
@@ -47,26 +47,26 @@ func read(file io.Reader, format Format, each func(Line, error) error) error {
 func readCSV(file io.Reader, each func(Line, error) error) error {
 	reader := csv.NewReader(file)
 	reader.FieldsPerRecord, reader.ReuseRecord = -1, true
-	head, err := reader.Read()
+	header, err := reader.Read()
 	if err != nil {
-		return errors.New("no first line with the names of the columns: user_id,zoom_app,refresh_token")
+		return errors.New("no header line: user_id,zoom_app,refresh_token")
 	}
-	head = slices.Clone(head)
-	head[0] = strings.TrimPrefix(head[0], "\ufeff") // as spreadsheets write it
-	for i, name := range head {
-		head[i] = strings.TrimSpace(name)
-		if !slices.Contains(columns, head[i]) {
-			return fmt.Errorf("column %d of the first line is none of user_id, zoom_app and refresh_token", i+1)
+	header = slices.Clone(header)
+	header[0] = strings.TrimPrefix(header[0], "\ufeff") // byte order mark of spreadsheets
+	for i, name := range header {
+		header[i] = strings.TrimSpace(name)
+		if !slices.Contains(columns, header[i]) {
+			return fmt.Errorf("column %d of the header line is none of user_id, zoom_app and refresh_token", i+1)
 		}
 	}
 	for {
 		record, err := reader.Read()
-		var wrong *csv.ParseError
+		var invalid *csv.ParseError
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
-		case errors.As(err, &wrong):
-			if err := each(Line{Number: wrong.StartLine}, fmt.Errorf("not CSV: %w", wrong.Err)); err != nil {
+		case errors.As(err, &invalid):
+			if err := each(Line{Number: invalid.StartLine}, fmt.Errorf("not CSV: %w", invalid.Err)); err != nil {
 				return err
 			}
 			continue
@@ -75,13 +75,13 @@ func readCSV(file io.Reader, each func(Line, error) error) error {
 		}
 		number, _ := reader.FieldPos(0)
 		line := Line{Number: number}
-		if len(record) != len(head) {
-			if err := each(line, fmt.Errorf("%d fields, not %d", len(record), len(head))); err != nil {
+		if len(record) != len(header) {
+			if err := each(line, fmt.Errorf("%d fields, not %d", len(record), len(header))); err != nil {
 				return err
 			}
 			continue
 		}
-		for i, name := range head {
+		for i, name := range header {
 			line.set(name, strings.TrimSpace(record[i]))
 		}
 		if err := each(line, line.check()); err != nil {
@@ -110,12 +110,12 @@ func readJSON(file io.Reader, each func(Line, error) error) error {
 func parseJSON(text []byte) (line Line, err error) {
 	var fields map[string]string
 	if json.Unmarshal(text, &fields) != nil {
-		return line, errors.New("not a JSON object of texts")
+		return line, errors.New("not a JSON object of strings")
 	}
-	line.User = fields["user_id"] // whoever is told of the line wants to know whose it is
+	line.User = fields["user_id"] // for the report, even if the line is rejected
 	for name, value := range fields {
 		if !slices.Contains(columns, name) {
-			return line, errors.New("it has a field that is none of user_id, zoom_app and refresh_token")
+			return line, errors.New("a field is none of user_id, zoom_app and refresh_token")
 		}
 		line.set(name, value)
 	}

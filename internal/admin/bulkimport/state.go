@@ -12,8 +12,8 @@ import (
 	"tokenprovider/internal/seal"
 )
 
-// State remembers which lines are done, in a file: of each a fingerprint, so that
-// lines may be moved, added and mended between two runs. It is safe for concurrent
+// State records the completed lines in a file, each by a fingerprint of its content. So
+// lines may be moved, added and corrected between two runs. It is safe for concurrent
 // use.
 type State struct {
 	file *os.File
@@ -22,15 +22,15 @@ type State struct {
 	done map[string]bool
 }
 
-// OpenState opens the file, which it makes if need be. Only one process may have
-// it.
+// OpenState opens the file, and creates it if it does not exist. It locks the file:
+// a second process gets an error.
 func OpenState(path string) (*State, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600) //nolint:gosec // the operator names the file
 	if err != nil {
 		return nil, err
 	}
 	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: another process is importing the file", path), file.Close())
+		return nil, errors.Join(fmt.Errorf("%s: another import uses this file", path), file.Close())
 	}
 	s := &State{file: file, done: map[string]bool{}}
 	lines := bufio.NewScanner(file)
@@ -43,8 +43,7 @@ func OpenState(path string) (*State, error) {
 	return s, nil
 }
 
-// Close closes the file. Where nothing is done there is nothing to remember, and the
-// file is removed.
+// Close closes the file, and removes it if no line is completed.
 func (s *State) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -64,13 +63,13 @@ func (s *State) has(l Line) bool {
 	return s.done[fingerprint(l)]
 }
 
-// add notes that a line is done. What is lost of it in a crash of the machine is
-// only asked for again.
+// add records a line as completed. It does not sync: a line that a crash of the
+// machine loses is sent again.
 func (s *State) add(l Line) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	mark := fingerprint(l)
 	s.done[mark] = true
-	_, err := s.file.WriteString("\n" + mark) // a line that a crash has cut off does no harm
+	_, err := s.file.WriteString("\n" + mark) // the newline isolates a line that a crash truncated
 	return err
 }
