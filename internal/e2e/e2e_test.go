@@ -564,14 +564,14 @@ func TestTokenctlCheck(t *testing.T) {
 	t.Parallel()
 	s := newStack(t, time.Hour)
 	_, base, ops := s.tokenServer()
-	if p := launch(t, "tokenctl", nil, "check", ops+"/readyz=200", base+"/callback/x=404"); p.wait() != 0 || strings.Count(p.log(), "as it should") != 2 {
+	if p := launch(t, "tokenctl", nil, "check", ops+"/readyz=200", base+"/callback/x=404"); p.wait() != 0 || strings.Count(p.log(), "as expected") != 2 {
 		t.Errorf("check of a ready token server: %q", p.log())
 	}
 	p := launch(t, "tokenctl", nil, "check", "--timeout=1ms", ops+"/readyz=404", "nonsense", "http://127.0.0.1:1/=200", ops+"/healthz=200")
 	if status := p.wait(); status != 1 {
 		t.Errorf("exit status %d, want 1", status)
 	}
-	for _, want := range []string{"/readyz answers 200, not 404", `"nonsense" is not URL=STATUS`, "connection refused", "/healthz answers 200, as it should"} {
+	for _, want := range []string{"/readyz returned 200, want 404", `"nonsense" is not URL=STATUS`, "connection refused", "/healthz returned 200, as expected"} {
 		if !strings.Contains(p.log(), want) {
 			t.Errorf("no %q in the output: %q", want, p.log())
 		}
