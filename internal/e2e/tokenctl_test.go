@@ -655,7 +655,7 @@ func TestTokenctlRestore(t *testing.T) {
 	if status, out, fault := piped(text, "--check"); status != 0 || !strings.Contains(out, "is complete: 3 grants") {
 		t.Errorf("restore from standard input: exit status %d, %s%s", status, out, fault)
 	}
-	if status, _, fault := piped(text[:len(text)-9], "--yes"); status != 1 || !strings.Contains(fault, "the backup is not whole") {
+	if status, _, fault := piped(text[:len(text)-9], "--yes"); status != 1 || !strings.Contains(fault, "the backup is incomplete or damaged") {
 		t.Errorf("incomplete backup from standard input: exit status %d, %s", status, fault)
 	}
 	if status, _, fault := piped(text); status != 2 || !strings.Contains(fault, "--yes: is required") {
@@ -680,7 +680,7 @@ func TestTokenctlRestore(t *testing.T) {
 	}
 	other := filepath.Join(o.dir, "other.json")
 	o.mustRun("keyset", "create", other)
-	if status, _, fault := o.run(append(o.env, "KEYSET_FILE="+other), "restore", backup, "--check"); status != 1 || !strings.Contains(fault, "no key of the keyset opens") {
+	if status, _, fault := o.run(append(o.env, "KEYSET_FILE="+other), "restore", backup, "--check"); status != 1 || !strings.Contains(fault, "no key of the keyset decrypts") {
 		t.Errorf("another keyset: exit status %d, %s", status, fault)
 	}
 

@@ -1,10 +1,10 @@
-// Package backup is the file that a backup of all grants is kept in: JSON lines,
-// of which each grant's is sealed as a whole by the keyset, so that the file says
-// how many grants there are, and their ids, and nothing else.
+// Package backup reads and writes the file of a backup of all grants.
 //
-// The first line names the backup and the key that has sealed it, the last one is a
-// sealed count and digest of the lines between: a file that was cut off, or that
-// lacks a line, is refused. Each line is bound to its backup.
+// The file has JSON lines. The first line is a [Header]. Each grant is a line, encrypted
+// as a whole with the keyset, so that the file shows only the number and the ids of the
+// grants. The last line is the encrypted number and digest of the lines between, so that
+// a truncated or changed file is rejected. The associated data of each line names the
+// backup: a line of another backup cannot be decrypted.
 package backup
 
 import (
@@ -25,29 +25,33 @@ import (
 	"tokenprovider/internal/store"
 )
 
-// Header is the first line.
+// Header is the first line. It is not encrypted.
 type Header struct {
-	Backup  string    `json:"backup"` // a name of its own
+	Backup  string    `json:"backup"` // random name
 	Version int       `json:"version"`
-	Time    time.Time `json:"time"` // when it was begun
-	Key     uint32    `json:"key"`  // of the keyset, that has sealed it
+	Time    time.Time `json:"time"` // of the start, in UTC
+	Key     uint32    `json:"key"`  // id of the key that encrypted it
 }
 
-const version = 1
+const (
+	version   = 1
+	batchSize = 100
+)
 
-// line is a grant's, or the last one.
+// line is a grant, or the end.
 type line struct {
-	Grant  grant.ID `json:"grant,omitempty"`
-	End    bool     `json:"end,omitempty"`
-	Sealed []byte   `json:"sealed"`
+	Grant     grant.ID `json:"grant,omitempty"`
+	End       bool     `json:"end,omitempty"`
+	Encrypted []byte   `json:"encrypted"`
 }
 
-// end is what the last line has sealed.
+// end is the content of the last line.
 type end struct {
 	Grants int    `json:"grants"`
-	Digest string `json:"digest"` // SHA-256 of the lines between, in hex
+	Digest string `json:"digest"` // SHA-256 of the lines of the grants, in hex
 }
 
+// place returns the associated data that binds a line to its backup.
 func place(h Header) string { return "backup " + h.Backup }
 
 // Writer writes a backup.
@@ -60,7 +64,8 @@ type Writer struct {
 	digest hash.Hash
 }
 
-// NewWriter writes the first line. The keyset must stay as it is meanwhile.
+// NewWriter writes the header. The primary key of the keyset must not change until
+// Close.
 func NewWriter(w io.Writer, keyset *seal.Keyset) (*Writer, error) {
 	b := &Writer{
 		Header: Header{rand.Text(), version, time.Now().UTC().Truncate(time.Second), keyset.Primary()},
@@ -74,14 +79,14 @@ func NewWriter(w io.Writer, keyset *seal.Keyset) (*Writer, error) {
 	return b, err
 }
 
-// Add writes grants.
-func (b *Writer) Write(dumped []store.BackupRecord) error {
-	for _, d := range dumped {
-		sealed, err := b.keyset.Encrypt([]byte(d.Text.Reveal()), place(b.Header), string(d.ID))
+// Write writes a line per grant.
+func (b *Writer) Write(records []store.BackupRecord) error {
+	for _, r := range records {
+		encrypted, err := b.keyset.Encrypt([]byte(r.Text.Reveal()), place(b.Header), string(r.ID))
 		if err != nil {
 			return err
 		}
-		text, err := json.Marshal(line{Grant: d.ID, Sealed: sealed})
+		text, err := json.Marshal(line{Grant: r.ID, Encrypted: encrypted})
 		if err != nil {
 			return err
 		}
@@ -95,20 +100,20 @@ func (b *Writer) Write(dumped []store.BackupRecord) error {
 	return nil
 }
 
-// Grants returns how many have been written.
+// Count returns the number of written grants.
 func (b *Writer) Count() int { return b.grants }
 
-// End writes the last line.
+// Close writes the last line. It does not close the underlying writer.
 func (b *Writer) Close() error {
 	plain, err := json.Marshal(end{b.grants, hex.EncodeToString(b.digest.Sum(nil))})
 	if err != nil {
 		return err
 	}
-	sealed, err := b.keyset.Encrypt(plain, place(b.Header), "end")
+	encrypted, err := b.keyset.Encrypt(plain, place(b.Header), "end")
 	if err != nil {
 		return err
 	}
-	text, err := json.Marshal(line{End: true, Sealed: sealed})
+	text, err := json.Marshal(line{End: true, Encrypted: encrypted})
 	if err != nil {
 		return err
 	}
@@ -116,62 +121,62 @@ func (b *Writer) Close() error {
 	return err
 }
 
-// ErrKeyset means: no key of the keyset opens the backup.
-var ErrKeyset = errors.New("no key of the keyset opens the backup: put back the keyset of its time, or enable the key")
+// ErrKeyset means that no key of the keyset decrypts the backup.
+var ErrKeyset = errors.New("no key of the keyset decrypts the backup: restore the keyset of its time, or enable the key")
 
-// ErrDamaged means: something is missing in the backup, or was changed.
-var ErrDamaged = errors.New("the backup is not whole")
+// ErrDamaged means that lines of the backup are missing or changed.
+var ErrDamaged = errors.New("the backup is incomplete or damaged")
 
-// Read reads a backup and calls each with its grants, some at a time; each may be
-// nil, to see whether the backup is whole. Only after it has returned nil is that
-// certain. It returns how many grants there are.
+// Read reads a backup, and calls each with its grants in batches. It returns the number
+// of grants. The backup is known to be complete only once Read has returned without an
+// error, so a caller checks it first with a nil each.
 func Read(r io.Reader, keyset *seal.Keyset, each func(Header, []store.BackupRecord) error) (h Header, grants int, err error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
 	if !lines.Scan() || json.Unmarshal(lines.Bytes(), &h) != nil || h.Backup == "" {
-		return h, 0, fmt.Errorf("%w: its first line is not a backup's", ErrDamaged)
+		return h, 0, fmt.Errorf("%w: the first line is no header", ErrDamaged)
 	}
 	if h.Version != version {
-		return h, 0, fmt.Errorf("the backup is of version %d, and this program reads version %d", h.Version, version)
+		return h, 0, fmt.Errorf("the backup has version %d; this program reads version %d", h.Version, version)
 	}
 	digest := sha256.New()
-	var some []store.BackupRecord
+	var batch []store.BackupRecord
 	flush := func() error {
-		if each == nil || len(some) == 0 {
-			some = some[:0]
+		if each == nil || len(batch) == 0 {
+			batch = batch[:0]
 			return nil
 		}
-		err := each(h, some)
-		some = some[:0]
+		err := each(h, batch)
+		batch = batch[:0]
 		return err
 	}
 	for lines.Scan() {
 		var l line
 		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
-			return h, grants, fmt.Errorf("%w: line %d cannot be read", ErrDamaged, grants+2)
+			return h, grants, fmt.Errorf("%w: line %d is not JSON", ErrDamaged, grants+2)
 		}
 		field := string(l.Grant)
 		if l.End {
 			field = "end"
 		}
-		plain, err := keyset.Decrypt(l.Sealed, place(h), field)
+		plain, err := keyset.Decrypt(l.Encrypted, place(h), field)
 		switch {
 		case err != nil && grants == 0:
 			return h, grants, ErrKeyset
 		case err != nil:
-			return h, grants, fmt.Errorf("%w: line %d does not open", ErrDamaged, grants+2)
+			return h, grants, fmt.Errorf("%w: line %d cannot be decrypted", ErrDamaged, grants+2)
 		case l.End:
 			var last end
 			if json.Unmarshal(plain, &last) != nil || last.Grants != grants || last.Digest != hex.EncodeToString(digest.Sum(nil)) {
-				return h, grants, fmt.Errorf("%w: lines are missing, or in another order", ErrDamaged)
+				return h, grants, fmt.Errorf("%w: lines are missing, or their order changed", ErrDamaged)
 			}
 			return h, grants, flush()
 		}
 		_, _ = digest.Write(lines.Bytes())
 		_, _ = digest.Write([]byte{'\n'})
 		grants++
-		some = append(some, store.BackupRecord{ID: l.Grant, Text: secret.New(string(plain))})
-		if len(some) == 100 {
+		batch = append(batch, store.BackupRecord{ID: l.Grant, Text: secret.New(string(plain))})
+		if len(batch) == batchSize {
 			if err := flush(); err != nil {
 				return h, grants, err
 			}
@@ -180,5 +185,5 @@ func Read(r io.Reader, keyset *seal.Keyset, each func(Header, []store.BackupReco
 	if err := lines.Err(); err != nil {
 		return h, grants, err
 	}
-	return h, grants, fmt.Errorf("%w: it was cut off after %d grants", ErrDamaged, grants)
+	return h, grants, fmt.Errorf("%w: the file ends after %d grants", ErrDamaged, grants)
 }
