@@ -85,7 +85,7 @@ func (s *Service) accept(ctx context.Context, id grant.ID, c consent) (grant.Gra
 	if err != nil && !errors.Is(err, grant.ErrNotFound) {
 		return grant.Grant{}, err
 	}
-	if before.State == grant.Deleting {
+	if before.State == grant.StateDeleting {
 		if err := s.remove(ctx, before); err != nil {
 			return grant.Grant{}, err
 		}

@@ -73,7 +73,7 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 		m.calls.WithLabelValues(method.MethodName, codes.OK.String())
 		m.durations.WithLabelValues(method.MethodName)
 	}
-	for _, state := range []grant.State{grant.Active, grant.Pending} {
+	for _, state := range []grant.State{grant.StateActive, grant.StatePending} {
 		m.registrations.WithLabelValues(string(state))
 	}
 	for _, cause := range []string{causeLimit, causeKey, causeRecall, causeTaken, causeZoom, causeOther} {
@@ -82,7 +82,7 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 	for _, outcome := range []string{passDone, passStopped, passFailed} {
 		m.passes.WithLabelValues(outcome)
 	}
-	for _, kind := range []FindingKind{Missing, Orphan, OldBase, StaleSecret, Unhealthy, Healthy} {
+	for _, kind := range []FindingKind{FindingMissing, FindingOrphan, FindingOldBase, FindingStaleSecret, FindingUnhealthy, FindingHealthy} {
 		m.findings.WithLabelValues(string(kind))
 	}
 	if registerer != nil {
@@ -130,19 +130,19 @@ func (m *metrics) observeStream(method string) (ended func(error)) {
 
 // observeLinked counts a user who was pending and now has a credential.
 func (m *metrics) observeLinked(before, after grant.Grant) {
-	if before.State != grant.Pending || after.Credential == "" {
+	if before.State != grant.StatePending || after.Credential == "" {
 		return
 	}
 	if before.Attempts == 0 {
-		m.registrations.WithLabelValues(string(grant.Active)).Inc()
+		m.registrations.WithLabelValues(string(grant.StateActive)).Inc()
 	}
 	m.active.Observe(after.Updated.Sub(after.Consented).Seconds()) // both by Redis's clock
 }
 
 // observePending counts a new user who stays pending.
 func (m *metrics) observePending(g grant.Grant) {
-	if g.State == grant.Pending && g.Attempts == 0 {
-		m.registrations.WithLabelValues(string(grant.Pending)).Inc()
+	if g.State == grant.StatePending && g.Attempts == 0 {
+		m.registrations.WithLabelValues(string(grant.StatePending)).Inc()
 	}
 }
 

@@ -140,7 +140,7 @@ func TestReconciliationsAreTold(t *testing.T) {
 		go func() {
 			defer close(ended)
 			r := w.reconciler()
-			r.Every = 50 * time.Millisecond
+			r.Interval = 50 * time.Millisecond
 			r.Run(ctx)
 		}()
 		until(t, done)
@@ -173,7 +173,7 @@ func TestReconciliationsAreTold(t *testing.T) {
 	other := w.join(replicaOptions{metrics: registry})
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	go (&registrar.Reconciler{Service: other.service, Vendor: recallvendor.New(other.recall), Log: w.log, Every: time.Hour}).Run(ctx)
+	go (&registrar.Reconciler{Service: other.service, Vendor: recallvendor.New(other.recall), Log: w.log, Interval: time.Hour}).Run(ctx)
 	until(t, func() bool { return testkit.MetricValue(t, registry, "tokenprovider_reconciliation_stopped") == 1 })
 }
 

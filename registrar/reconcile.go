@@ -22,21 +22,21 @@ type FindingKind string
 
 // The kinds of findings, and what follows.
 const (
-	// Missing: a user's credential is not at the vendor. It is created again.
-	Missing FindingKind = "missing"
-	// Orphan: a credential is ours, and no user has it. It is deleted.
-	Orphan FindingKind = "orphan"
-	// OldBase: a user's credential has a URL under an old CALLBACK_BASE_URL. It is
+	// FindingMissing: a user's credential is not at the vendor. It is created again.
+	FindingMissing FindingKind = "missing"
+	// FindingOrphan: a credential is ours, and no user has it. It is deleted.
+	FindingOrphan FindingKind = "orphan"
+	// FindingOldBase: a user's credential has a URL under an old CALLBACK_BASE_URL. It is
 	// replaced.
-	OldBase FindingKind = "old_base"
-	// StaleSecret: a user's credential has a URL for which the token server returns
+	FindingOldBase FindingKind = "old_base"
+	// FindingStaleSecret: a user's credential has a URL for which the token server returns
 	// 404. It is replaced.
-	StaleSecret FindingKind = "stale_secret"
-	// Unhealthy: the vendor reports a defect of a user's credential. The user's reason
+	FindingStaleSecret FindingKind = "stale_secret"
+	// FindingUnhealthy: the vendor reports a defect of a user's credential. The user's reason
 	// says which.
-	Unhealthy FindingKind = "unhealthy"
-	// Healthy: the vendor no longer reports a defect. The reason is removed.
-	Healthy FindingKind = "healthy"
+	FindingUnhealthy FindingKind = "unhealthy"
+	// FindingHealthy: the vendor no longer reports a defect. The reason is removed.
+	FindingHealthy FindingKind = "healthy"
 )
 
 // Finding is a difference between the vendor's credentials and the users.
@@ -71,15 +71,15 @@ type Reconciler struct {
 	Vendor  Vendor // with limits for background work
 	Log     *zap.Logger
 
-	// Every is the interval between the end of a pass and the next. 0: 1 h.
-	Every time.Duration
-	// Young is the age below which a credential is no orphan: its id may not be stored
+	// Interval is the interval between the end of a pass and the next. 0: 1 h.
+	Interval time.Duration
+	// MinOrphanAge is the age below which a credential is no orphan: its id may not be stored
 	// yet. 0: 10 minutes.
-	Young time.Duration
-	// AnyNumber removes the limit on orphans and missing credentials. Otherwise a pass
+	MinOrphanAge time.Duration
+	// NoDiscrepancyLimit removes the limit on orphans and missing credentials. Otherwise a pass
 	// stops at more than 10 and more than a twentieth of all: it is more likely that
 	// Redis is empty, or that this is another workspace at the vendor.
-	AnyNumber bool
+	NoDiscrepancyLimit bool
 }
 
 // maxOrphans is the number of orphans that a pass deletes. The next pass continues.
@@ -124,7 +124,7 @@ type pass struct {
 // Run makes one pass after the other until ctx ends. One replica works at a time; if
 // it dies, another continues the pass.
 func (r *Reconciler) Run(ctx context.Context) {
-	every := r.Every
+	every := r.Interval
 	if every == 0 {
 		every = time.Hour
 	}
@@ -310,8 +310,8 @@ func (p *pass) compare(ctx context.Context, page []Credential) error {
 }
 
 func (p *pass) young() time.Duration {
-	if p.Young > 0 {
-		return p.Young
+	if p.MinOrphanAge > 0 {
+		return p.MinOrphanAge
 	}
 	return 10 * time.Minute
 }
@@ -320,13 +320,13 @@ func (p *pass) young() time.Duration {
 func (p *pass) check(ctx context.Context, g grant.Grant, c Credential, current, works bool) error {
 	f := Finding{Grant: g.ID, App: g.App, User: g.User, Credential: c.ID}
 	switch {
-	case g.State == grant.Deleting:
+	case g.State == grant.StateDeleting:
 		return nil
 	case !works:
-		f.Kind, f.Detail = StaleSecret, "the token server returns 404 for its URL"
+		f.Kind, f.Detail = FindingStaleSecret, "the token server returns 404 for its URL"
 		return p.act(f, func() error { return p.replace(ctx, f, "its callback URL no longer works") })
 	case !current:
-		f.Kind, f.Detail = OldBase, "its URL is under an old CALLBACK_BASE_URL"
+		f.Kind, f.Detail = FindingOldBase, "its URL is under an old CALLBACK_BASE_URL"
 		return p.act(f, func() error { return p.replace(ctx, f, "CALLBACK_BASE_URL has changed") })
 	}
 	health, err := p.health(ctx, c)
@@ -350,9 +350,9 @@ func (p *pass) check(ctx context.Context, g grant.Grant, c Credential, current, 
 	case health == g.Health: // another part of the report
 		return save()
 	case health == "":
-		f.Kind, f.Detail = Healthy, "was: "+g.Health
+		f.Kind, f.Detail = FindingHealthy, "was: "+g.Health
 	default:
-		f.Kind, f.Detail = Unhealthy, health
+		f.Kind, f.Detail = FindingUnhealthy, health
 	}
 	return p.act(f, save)
 }
@@ -400,7 +400,7 @@ func redact(text string) string {
 func (p *pass) replace(ctx context.Context, f Finding, why string) error {
 	return p.onUser(ctx, f.Grant, func(ctx context.Context) error {
 		g, err := p.Service.Store.Get(ctx, f.Grant)
-		if err != nil || g.Credential != f.Credential || g.ReplacedCredential != "" || g.State == grant.Deleting {
+		if err != nil || g.Credential != f.Credential || g.ReplacedCredential != "" || g.State == grant.StateDeleting {
 			return ignore(err, grant.ErrNotFound)
 		}
 		if g, err = p.Service.markReplaced(ctx, g, why); err != nil {
@@ -415,9 +415,9 @@ func (p *pass) replace(ctx context.Context, f Finding, why string) error {
 
 // onUser runs work with the user's lock, unless the user is locked.
 func (p *pass) onUser(ctx context.Context, id grant.ID, work func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, p.Service.WorkTime)
+	ctx, cancel := context.WithTimeout(ctx, p.Service.WorkTimeout)
 	defer cancel()
-	unlock, ok, err := p.Service.Store.LockRegistration(ctx, id, p.Service.Lock)
+	unlock, ok, err := p.Service.Store.LockRegistration(ctx, id, p.Service.LockTTL)
 	if err != nil || !ok {
 		return err // left to the next pass
 	}
@@ -429,7 +429,7 @@ func (p *pass) onUser(ctx context.Context, id grant.ID, work func(context.Contex
 }
 
 // tooMany reports whether n of all are too many discrepancies.
-func (p *pass) tooMany(n, all int) bool { return !p.AnyNumber && n > 10 && n*20 > all }
+func (p *pass) tooMany(n, all int) bool { return !p.NoDiscrepancyLimit && n > 10 && n*20 > all }
 
 // orphans deletes the next of our credentials that has no user.
 func (p *pass) orphans(ctx context.Context) error {
@@ -458,7 +458,7 @@ func (p *pass) deleteOrphan(ctx context.Context, id string) error {
 	if !ok {
 		return nil
 	}
-	f := Finding{Kind: Orphan, Grant: address.ID, Credential: id, Detail: "no user has it"}
+	f := Finding{Kind: FindingOrphan, Grant: address.ID, Credential: id, Detail: "no user has it"}
 	check := func(ctx context.Context) (bool, error) {
 		g, err := p.Service.Store.Get(ctx, address.ID)
 		if errors.Is(err, grant.ErrNotFound) {
@@ -493,7 +493,7 @@ func (p *pass) users(ctx context.Context) (done bool, err error) {
 	for _, g := range grants {
 		p.Users++
 		listed := p.listed[g.ID] || !g.ListedTime.Before(p.Began)
-		if _, known := p.Service.app(g.App); known && g.Credential != "" && g.State != grant.Deleting && !listed {
+		if _, known := p.Service.app(g.App); known && g.Credential != "" && g.State != grant.StateDeleting && !listed {
 			if err := p.checkUnlisted(ctx, g); err != nil {
 				return false, err
 			}
@@ -512,11 +512,11 @@ func (p *pass) checkUnlisted(ctx context.Context, g grant.Grant) error {
 	if p.Missing++; p.tooMany(p.Missing, p.Users) {
 		return fmt.Errorf("%w: of the first %d users, %d have no credential at Recall", ErrTooMany, p.Users, p.Missing)
 	}
-	f := Finding{Kind: Missing, Grant: g.ID, App: g.App, User: g.User, Credential: g.Credential, Detail: "Recall does not have it"}
+	f := Finding{Kind: FindingMissing, Grant: g.ID, App: g.App, User: g.User, Credential: g.Credential, Detail: "Recall does not have it"}
 	return p.act(f, func() error {
 		return p.onUser(ctx, g.ID, func(ctx context.Context) error {
 			now, err := p.Service.Store.Get(ctx, g.ID)
-			if err != nil || now.Credential != g.Credential || now.State == grant.Deleting {
+			if err != nil || now.Credential != g.Credential || now.State == grant.StateDeleting {
 				return ignore(err, grant.ErrNotFound)
 			}
 			none, why := "", "its credential is missing at Recall"

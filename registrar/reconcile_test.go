@@ -22,7 +22,7 @@ import (
 
 // reconciler checks credentials of every age.
 func (w *world) reconciler() *registrar.Reconciler {
-	return &registrar.Reconciler{Service: w.service, Vendor: recallvendor.New(w.replica.recall), Log: w.log, Young: time.Nanosecond, Every: time.Minute}
+	return &registrar.Reconciler{Service: w.service, Vendor: recallvendor.New(w.replica.recall), Log: w.log, MinOrphanAge: time.Nanosecond, Interval: time.Minute}
 }
 
 // pass makes a pass and returns what it found: credential or user -> kind.
@@ -110,7 +110,7 @@ func TestReconcile(t *testing.T) {
 	}
 
 	want := map[string]registrar.FindingKind{
-		"ann": registrar.Missing, twin.ID: registrar.Orphan, cid: registrar.Orphan, stray.ID: registrar.Orphan, "eve": registrar.Unhealthy,
+		"ann": registrar.FindingMissing, twin.ID: registrar.FindingOrphan, cid: registrar.FindingOrphan, stray.ID: registrar.FindingOrphan, "eve": registrar.FindingUnhealthy,
 	}
 	before, changes := byUser(), w.recall.Counts()
 	w.wantFound(w.pass(w.reconciler(), true), want)
@@ -147,7 +147,7 @@ func TestReconcile(t *testing.T) {
 	if _, _, err := w.recall.Callback(t.Context(), credential("eve")); err != nil {
 		t.Fatal(err)
 	}
-	w.wantFound(w.pass(w.reconciler(), false), map[string]registrar.FindingKind{"eve": registrar.Healthy})
+	w.wantFound(w.pass(w.reconciler(), false), map[string]registrar.FindingKind{"eve": registrar.FindingHealthy})
 	if reason := w.reason("eve"); reason != "" {
 		t.Errorf("eve's reason is %q", reason)
 	}
@@ -200,7 +200,7 @@ func TestRecallStatusIsShown(t *testing.T) {
 	if _, _, err := w.recall.Callback(t.Context(), response.GetUser().GetRecallCredentialId()); err == nil {
 		t.Fatal("a callback of a revoked grant succeeds")
 	}
-	w.wantFound(w.pass(w.reconciler(), false), map[string]registrar.FindingKind{"ann": registrar.Unhealthy})
+	w.wantFound(w.pass(w.reconciler(), false), map[string]registrar.FindingKind{"ann": registrar.FindingUnhealthy})
 	check("an unhealthy credential's", w.get("ann"), "unhealthy", "not_started")
 }
 
@@ -219,7 +219,7 @@ func TestReconcileAnotherBase(t *testing.T) {
 	w.replica = w.join(replicaOptions{})
 	w.RegistrarServiceClient = w.replica.RegistrarServiceClient
 
-	want := map[string]registrar.FindingKind{"ann": registrar.OldBase, "bob": registrar.OldBase}
+	want := map[string]registrar.FindingKind{"ann": registrar.FindingOldBase, "bob": registrar.FindingOldBase}
 	w.wantFound(w.pass(w.reconciler(), true), want)
 	w.wantFound(w.pass(w.reconciler(), false), want)
 	w.finish(func() bool { return w.get("cid").GetState() == registrarv1.State_STATE_ACTIVE })
@@ -243,7 +243,7 @@ func TestReconcileAStaleSecret(t *testing.T) {
 	if _, err := w.store.Change(t.Context(), g.ID, g.Version, store.Change{Secrets: &keys}); err != nil {
 		t.Fatal(err)
 	}
-	w.wantFound(w.pass(w.reconciler(), false), map[string]registrar.FindingKind{"ann": registrar.StaleSecret})
+	w.wantFound(w.pass(w.reconciler(), false), map[string]registrar.FindingKind{"ann": registrar.FindingStaleSecret})
 	w.wantCredentials("zoom-ann")
 }
 
@@ -263,7 +263,7 @@ func TestReconcileStopsAtTooManyDiscrepancies(t *testing.T) {
 		t.Errorf("with an empty Redis: %v, %d findings, %d credentials left", err, found, len(w.recall.Credentials()))
 	}
 	sure := w.reconciler()
-	sure.AnyNumber = true
+	sure.NoDiscrepancyLimit = true
 	w.pass(sure, false)
 	if left := len(w.recall.Credentials()); left != 0 {
 		t.Errorf("%d orphans left", left)
@@ -294,7 +294,7 @@ func TestReconcilerRunsAndResumes(t *testing.T) {
 		go func() {
 			defer close(ended)
 			r := w.reconciler()
-			r.Every = 50 * time.Millisecond
+			r.Interval = 50 * time.Millisecond
 			r.Run(ctx)
 		}()
 		for end := time.Now().Add(20 * time.Second); !until(); time.Sleep(time.Millisecond) {
@@ -324,7 +324,7 @@ func TestOneReconcilesAtATime(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	r := w.reconciler()
-	r.Every = 20 * time.Millisecond
+	r.Interval = 20 * time.Millisecond
 	r.Run(ctx)
 	if n := w.recall.Counts().Lists; n != 0 {
 		t.Errorf("%d lists while another reconciles", n)

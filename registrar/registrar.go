@@ -128,10 +128,10 @@ type Config struct {
 	// LateResponseWait is the wait for Zoom's response to a code from a replica that
 	// has claimed the code and may have died. 0: 30 s.
 	LateResponseWait time.Duration
-	// WorkTime limits one registration, removal or rotation of a secret. 0: 1 minute.
-	WorkTime time.Duration
-	// Lock is the time after which a dead replica's lock on a user expires. 0: 5 s.
-	Lock time.Duration
+	// WorkTimeout limits one registration, removal or rotation of a secret. 0: 1 minute.
+	WorkTimeout time.Duration
+	// LockTTL is the time after which a dead replica's lock on a user expires. 0: 5 s.
+	LockTTL time.Duration
 }
 
 // Service implements the RegistrarService. It is safe for concurrent use.
@@ -156,11 +156,11 @@ func New(c Config) *Service {
 	if c.LateResponseWait == 0 {
 		c.LateResponseWait = 30 * time.Second
 	}
-	if c.WorkTime == 0 {
-		c.WorkTime = time.Minute
+	if c.WorkTimeout == 0 {
+		c.WorkTimeout = time.Minute
 	}
-	if c.Lock == 0 {
-		c.Lock = 5 * time.Second
+	if c.LockTTL == 0 {
+		c.LockTTL = 5 * time.Second
 	}
 	s := &Service{Config: c, metrics: newMetrics(c.Metrics), users: NewUsers(c.Store)}
 	s.SetApps(c.Apps)
@@ -215,7 +215,7 @@ func (s *Service) onUser(ctx context.Context, id grant.ID, work func(context.Con
 	}
 	done := make(chan result, 1)
 	s.work.Go(func() {
-		detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.WorkTime)
+		detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.WorkTimeout)
 		defer cancel()
 		unlock, err := s.lock(ctx, detached, id)
 		if err != nil {
@@ -240,7 +240,7 @@ func (s *Service) onUser(ctx context.Context, id grant.ID, work func(context.Con
 func (s *Service) lock(caller, ctx context.Context, id grant.ID) (unlock func(), err error) {
 	const poll = 50 * time.Millisecond
 	for {
-		unlock, ok, err := s.Store.LockRegistration(ctx, id, s.Lock)
+		unlock, ok, err := s.Store.LockRegistration(ctx, id, s.LockTTL)
 		if err != nil || ok {
 			return unlock, err
 		}
@@ -283,7 +283,7 @@ func (s *Service) change(ctx context.Context, g grant.Grant, c store.Change) (gr
 			return grant.Grant{}, err
 		}
 		if now.Consent != g.Consent || now.Credential != g.Credential || now.ReplacedCredential != g.ReplacedCredential || now.ZoomUser != g.ZoomUser ||
-			now.OwnerUnverified != g.OwnerUnverified || (now.State == grant.Deleting) != (g.State == grant.Deleting) || !slices.Equal(now.Secrets, g.Secrets) {
+			now.OwnerUnverified != g.OwnerUnverified || (now.State == grant.StateDeleting) != (g.State == grant.StateDeleting) || !slices.Equal(now.Secrets, g.Secrets) {
 			return grant.Grant{}, errLostLock
 		}
 		g = now

@@ -24,7 +24,7 @@ func (s *Service) deregister(ctx context.Context, id grant.ID, revoke bool) erro
 	if err != nil {
 		return err
 	}
-	if g.State != grant.Deleting || revoke && !g.Revoke {
+	if g.State != grant.StateDeleting || revoke && !g.Revoke {
 		if g, err = s.change(ctx, g, store.Change{Deleting: true, Revoke: revoke}); err != nil {
 			return err
 		}

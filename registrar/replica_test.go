@@ -80,7 +80,7 @@ func (w *world) join(o replicaOptions) *replica {
 	r.recall = recall.New(recall.Config{APIURL: w.recallURL, APIKey: secret.New("recall-key"), HTTP: client, Gate: o.gate})
 	r.service = registrar.New(registrar.Config{
 		Store: r.store, Renewer: rotator, CallbackBase: w.base, Log: w.log, Apps: apps, Vendor: recallvendor.New(r.recall),
-		LateResponseWait: o.lateAnswer, Lock: 300 * time.Millisecond, WorkTime: o.workTime, Audit: o.audit, Metrics: o.metrics,
+		LateResponseWait: o.lateAnswer, LockTTL: 300 * time.Millisecond, WorkTimeout: o.workTime, Audit: o.audit, Metrics: o.metrics,
 	})
 	if o.access == nil {
 		o.access = &registrar.Access{Plaintext: true}

@@ -15,7 +15,7 @@ func (s *Service) rotateSecret(ctx context.Context, id grant.ID) (grant.Grant, e
 	if err != nil {
 		return grant.Grant{}, err
 	}
-	if g.State == grant.Deleting {
+	if g.State == grant.StateDeleting {
 		return grant.Grant{}, grant.ErrDeleting
 	}
 	if g.Credential == "" { // the credential will have a new secret in any case

@@ -94,9 +94,9 @@ func (s *Service) continueDue(ctx context.Context) error {
 func (s *Service) continueUser(ctx context.Context, id grant.ID) (done bool, err error) {
 	ctx, span := telemetry.Tracer().Start(ctx, "continue", trace.WithAttributes(attribute.String("grant", string(id))))
 	defer func() { telemetry.End(span, err) }()
-	ctx, cancel := context.WithTimeout(ctx, s.WorkTime)
+	ctx, cancel := context.WithTimeout(ctx, s.WorkTimeout)
 	defer cancel()
-	unlock, ok, err := s.Store.LockRegistration(ctx, id, s.Lock)
+	unlock, ok, err := s.Store.LockRegistration(ctx, id, s.LockTTL)
 	if err != nil || !ok {
 		return false, err
 	}
@@ -108,7 +108,7 @@ func (s *Service) continueUser(ctx context.Context, id grant.ID) (done bool, err
 	if err != nil {
 		return false, err
 	}
-	if g.State == grant.Deleting {
+	if g.State == grant.StateDeleting {
 		if err = s.remove(ctx, g); err == nil {
 			s.audit(ctx, actRemove, g.App, g.User, nil, g)
 		}
@@ -147,7 +147,7 @@ func (s *Service) postpone(ctx context.Context, id grant.ID, cause error) (grant
 	if err := s.Store.Postpone(ctx, id, wait); err != nil {
 		return grant.Grant{}, err
 	}
-	if g.State == grant.Pending {
+	if g.State == grant.StatePending {
 		if why := reason(cause); g.Reason != why {
 			if g, err = s.change(ctx, g, store.Change{Reason: &why}); err != nil {
 				return grant.Grant{}, err

@@ -108,11 +108,11 @@ func toTime(t time.Time) *timestamppb.Timestamp {
 }
 
 var toState = map[grant.State]registrarv1.State{
-	grant.Pending:                 registrarv1.State_STATE_PENDING,
-	grant.Active:                  registrarv1.State_STATE_ACTIVE,
-	grant.Degraded:                registrarv1.State_STATE_DEGRADED,
-	grant.ReauthorizationRequired: registrarv1.State_STATE_REAUTHORIZATION_REQUIRED,
-	grant.Deleting:                registrarv1.State_STATE_DELETING,
+	grant.StatePending:                 registrarv1.State_STATE_PENDING,
+	grant.StateActive:                  registrarv1.State_STATE_ACTIVE,
+	grant.StateDegraded:                registrarv1.State_STATE_DEGRADED,
+	grant.StateReauthorizationRequired: registrarv1.State_STATE_REAUTHORIZATION_REQUIRED,
+	grant.StateDeleting:                registrarv1.State_STATE_DELETING,
 }
 
 // fromState returns "" for an unspecified state.

@@ -160,7 +160,7 @@ func (w *watcher) sendPage(ctx context.Context, shard int) (n int, err error) {
 // message returns the message for a change, or nil if this watcher does not get it.
 func (w *watcher) message(e store.Event, current map[grant.ID]grant.Grant) *registrarv1.WatchUsersResponse {
 	if e.Removed {
-		if w.state != "" && w.state != grant.Deleting {
+		if w.state != "" && w.state != grant.StateDeleting {
 			return nil
 		}
 		return &registrarv1.WatchUsersResponse{Removed: true, User: &registrarv1.User{UserId: e.User, ZoomApp: e.App}}

@@ -43,7 +43,7 @@ func cachedHandler(tb testing.TB, signed bool) (http.Handler, *http.Request) {
 	address := callback.NewAddress(grant.NewID("default", "ann"))
 	now := time.Now()
 	source := &records{id: address.ID, serving: grant.ServingRecord{
-		State: grant.Active, Access: secret.New(strings.Repeat("x", zoomLike)), Expires: now.Add(time.Hour),
+		State: grant.StateActive, Access: secret.New(strings.Repeat("x", zoomLike)), Expires: now.Add(time.Hour),
 		RenewTime: now.Add(50 * time.Minute), Secrets: []grant.CallbackSecret{address.CallbackSecret()},
 	}}
 	cache, err := tokenserver.NewCache(source, 1000, zap.NewNop())

@@ -105,7 +105,7 @@ func (m *memory) add(user string) (grant.ID, string) {
 	address := callback.NewAddress(grant.NewID("default", user))
 	m.set(func() {
 		m.records[address.ID] = grant.ServingRecord{
-			State: grant.Active, Access: secret.New("token-of-" + user), Expires: time.Now().Add(time.Hour), Secrets: []grant.CallbackSecret{address.CallbackSecret()},
+			State: grant.StateActive, Access: secret.New("token-of-" + user), Expires: time.Now().Add(time.Hour), Secrets: []grant.CallbackSecret{address.CallbackSecret()},
 		}
 	})
 	return address.ID, path(address)

@@ -26,8 +26,8 @@ const (
 	eventTime  = 2500 * time.Millisecond // Zoom waits 3 s (docs, webhooks)
 )
 
-// App identifies the events of a Zoom app.
-type App struct {
+// EventsApp identifies the events of a Zoom app.
+type EventsApp struct {
 	Name        string
 	ClientID    string
 	SecretToken secret.Text // the app's Secret Token; empty: it has no events
@@ -57,7 +57,7 @@ func (zoomEvents) Pattern() string { return eventsPath }
 // Serve implements [Protocol].
 func (e zoomEvents) Serve(w http.ResponseWriter, r *http.Request, _ time.Time) Outcome {
 	e.ServeHTTP(w, r)
-	return Uncounted
+	return OutcomeUncounted
 }
 
 // Events handles Zoom's webhook (developers.zoom.us, webhooks). It passes Zoom's
@@ -65,14 +65,14 @@ func (e zoomEvents) Serve(w http.ResponseWriter, r *http.Request, _ time.Time) O
 // app, durably, before it responds. The registrar removes them.
 type Events struct {
 	Grants Deauthorizer
-	Apps   func() []App // the current apps
+	Apps   func() []EventsApp // the current apps
 	Log    *zap.Logger
 
 	events *prometheus.CounterVec
 }
 
 // NewEvents returns the handler of POST /zoom/events.
-func NewEvents(grants Deauthorizer, apps func() []App, log *zap.Logger, registerer prometheus.Registerer) *Events {
+func NewEvents(grants Deauthorizer, apps func() []EventsApp, log *zap.Logger, registerer prometheus.Registerer) *Events {
 	return &Events{Grants: grants, Apps: apps, Log: log, events: newEventsCounter(registerer)}
 }
 
@@ -93,7 +93,7 @@ func (e *Events) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	kind, outcome, status, text := "unknown", "refused", http.StatusUnauthorized, "signature missing, wrong or too old"
 	defer func() { e.events.WithLabelValues(kind, outcome).Inc() }()
 	respond := func() { http.Error(w, text, status) }
-	if !slices.ContainsFunc(e.Apps(), func(app App) bool { return !app.SecretToken.IsZero() }) {
+	if !slices.ContainsFunc(e.Apps(), func(app EventsApp) bool { return !app.SecretToken.IsZero() }) {
 		status, text = http.StatusNotFound, "not found" // as for any unknown path
 		respond()
 		return
@@ -153,21 +153,21 @@ func (e *Events) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // sender returns the app whose secret signed the request. The timestamp must be
 // within five minutes of now.
-func (e *Events) sender(header http.Header, body []byte, now time.Time) (App, bool) {
+func (e *Events) sender(header http.Header, body []byte, now time.Time) (EventsApp, bool) {
 	stamp, signature := header.Get("X-Zm-Request-Timestamp"), header.Get("X-Zm-Signature")
 	seconds, err := strconv.ParseInt(stamp, 10, 64)
 	if err != nil {
-		return App{}, false
+		return EventsApp{}, false
 	}
 	if age := now.Sub(time.Unix(seconds, 0)); age > tolerance || age < -tolerance {
-		return App{}, false
+		return EventsApp{}, false
 	}
 	for _, app := range e.Apps() {
 		if !app.SecretToken.IsZero() && hmac.Equal([]byte(signature), []byte("v0="+sign(app.SecretToken, "v0:"+stamp+":"+string(body)))) {
 			return app, true
 		}
 	}
-	return App{}, false
+	return EventsApp{}, false
 }
 
 // sign returns Zoom's signature of a text: HMAC-SHA256 with the app's Secret
@@ -183,7 +183,7 @@ var errNotOurs = errors.New("payload.client_id is not this app's, or payload.use
 
 // deauthorize marks the user's grants to the app for removal. Zoom may send an event
 // more than once, and after a new consent of the user.
-func (e *Events) deauthorize(ctx context.Context, app App, got event) (outcome string, err error) {
+func (e *Events) deauthorize(ctx context.Context, app EventsApp, got event) (outcome string, err error) {
 	if got.Payload.ClientID != app.ClientID || got.Payload.User == "" || got.Payload.DeauthorizationAt.IsZero() {
 		e.Log.Error("event app_deauthorized is of another app or incomplete; no grant changed", zap.String("app", app.Name))
 		return "refused", errNotOurs

@@ -58,11 +58,11 @@ func (u *users) Deauthorize(ctx context.Context, id grant.ID, at time.Time) erro
 }
 
 func (u *users) events(log *zap.Logger) http.Handler {
-	apps := []tokenserver.App{
+	apps := []tokenserver.EventsApp{
 		{Name: "silent", ClientID: "other-client"}, // without a Secret Token: no signature is valid
 		{Name: "default", ClientID: zoomClient, SecretToken: secret.New(secretToken)},
 	}
-	return tokenserver.NewEvents(u, func() []tokenserver.App { return apps }, log, prometheus.NewRegistry())
+	return tokenserver.NewEvents(u, func() []tokenserver.EventsApp { return apps }, log, prometheus.NewRegistry())
 }
 
 // zoomSignature signs as Zoom does (developers.zoom.us, webhooks).
@@ -205,7 +205,7 @@ func TestNoEventsWithoutASecretToken(t *testing.T) {
 	if got := do(t, http.MethodPost, f.server.URL+"/zoom/events", nil); got.status != 404 {
 		t.Errorf("responded %d, want 404", got.status)
 	}
-	none := tokenserver.NewEvents(&users{}, func() []tokenserver.App { return []tokenserver.App{{Name: "silent", ClientID: "x"}} },
+	none := tokenserver.NewEvents(&users{}, func() []tokenserver.EventsApp { return []tokenserver.EventsApp{{Name: "silent", ClientID: "x"}} },
 		zap.NewNop(), prometheus.NewRegistry())
 	f = startWith(t, tokenserver.Config{Tokens: liveTokens{}, Events: none})
 	if got := do(t, http.MethodPost, f.server.URL+"/zoom/events", nil); got.status != 404 || got.body != "not found\n" {

@@ -74,7 +74,7 @@ func FuzzVerifier(f *testing.F) {
 func FuzzURL(f *testing.F) {
 	address := callback.Address{ID: grant.NewID("default", "ann"), Secret: secret.New(strings.Repeat("s", 43))}
 	source := &records{id: address.ID, serving: grant.ServingRecord{
-		State: grant.Active, Access: secret.New(token), Expires: time.Now().Add(time.Hour), Secrets: []grant.CallbackSecret{address.CallbackSecret()},
+		State: grant.StateActive, Access: secret.New(token), Expires: time.Now().Add(time.Hour), Secrets: []grant.CallbackSecret{address.CallbackSecret()},
 	}}
 	cache, err := tokenserver.NewCache(source, 10, zap.NewNop())
 	if err != nil {

@@ -65,11 +65,11 @@ func (m *metrics) of(protocol string) *protocolMetrics {
 		served:   m.durations.WithLabelValues(protocol, "true"),
 		refused:  m.durations.WithLabelValues(protocol, "false"),
 	}
-	for _, outcome := range []Outcome{Unknown, Signature, Reauthorize, Unavailable, Overloaded, Abandoned, Method, Panicked} {
+	for _, outcome := range []Outcome{OutcomeUnknown, OutcomeSignature, OutcomeReauthorize, OutcomeUnavailable, OutcomeOverloaded, OutcomeAbandoned, OutcomeMethod, OutcomePanic} {
 		p.outcomes.WithLabelValues(string(outcome))
 	}
 	if histogram, ok := p.served.(prometheus.Metric); ok {
-		m.outcomes.derive(p.outcomes.WithLabelValues(string(Served)), histogram)
+		m.outcomes.derive(p.outcomes.WithLabelValues(string(OutcomeServed)), histogram)
 	}
 	return p
 }
@@ -82,8 +82,8 @@ func (m *metrics) observeTTL(ttl time.Duration) {
 
 func (p *protocolMetrics) observe(outcome Outcome, began time.Time) {
 	switch {
-	case p == nil || outcome == Uncounted:
-	case outcome == Served:
+	case p == nil || outcome == OutcomeUncounted:
+	case outcome == OutcomeServed:
 		p.served.Observe(time.Since(began).Seconds())
 	default:
 		p.outcomes.WithLabelValues(string(outcome)).Inc()

@@ -44,18 +44,18 @@ func (p toy) Serve(w http.ResponseWriter, r *http.Request, now time.Time) tokens
 	})
 	if err != nil {
 		tokenserver.WriteNotFound(w)
-		return tokenserver.Unknown
+		return tokenserver.OutcomeUnknown
 	}
 	serving, err := p.lookup.EnsureFresh(r.Context(), address.ID, record, now)
 	if err != nil {
 		tokenserver.WriteNotFound(w)
 		if errors.Is(err, tokenserver.ErrOverloaded) {
-			return tokenserver.Overloaded
+			return tokenserver.OutcomeOverloaded
 		}
-		return tokenserver.Unavailable
+		return tokenserver.OutcomeUnavailable
 	}
 	_ = json.NewEncoder(w).Encode(map[string]string{"token": serving.Access.Reveal()})
-	return tokenserver.Served
+	return tokenserver.OutcomeServed
 }
 
 // toyServer is a handler with the toy mounted besides Recall's callback.

@@ -49,7 +49,7 @@ func (c *recallCallback) Serve(w http.ResponseWriter, r *http.Request, now time.
 	}
 	WriteToken(w, record.Access.Reveal())
 	c.metrics.observeTTL(record.Expires.Sub(now))
-	return Served
+	return OutcomeServed
 }
 
 // find returns the record of a request that has proved its right to the token.
@@ -81,30 +81,30 @@ func (c *recallCallback) find(r *http.Request, now time.Time) (*grant.ServingRec
 // place where this protocol maps errors to statuses.
 func (c *recallCallback) refuse(w http.ResponseWriter, r *http.Request, err error) Outcome {
 	wait := time.Second
-	outcome := Unavailable
+	outcome := OutcomeUnavailable
 	var backoff *grant.BackoffError
 	switch {
 	case errors.Is(err, errMethod):
 		w.Header().Set("Allow", "GET, HEAD")
 		writeError(w, http.StatusMethodNotAllowed, "use GET")
-		return Method
+		return OutcomeMethod
 	case errors.Is(err, ErrUnknown), errors.Is(err, grant.ErrDeleting), errors.Is(err, grant.ErrNotFound):
 		WriteNotFound(w)
-		return Unknown
+		return OutcomeUnknown
 	case errors.Is(err, errSignature):
 		writeError(w, http.StatusUnauthorized, "signature missing, wrong or too old")
-		return Signature
+		return OutcomeSignature
 	case errors.Is(err, grant.ErrReauthorize):
 		writeError(w, http.StatusGone, "the user must authorize again")
-		return Reauthorize
+		return OutcomeReauthorize
 	case errors.Is(err, ErrOverloaded):
-		outcome = Overloaded
+		outcome = OutcomeOverloaded
 	case errors.As(err, &backoff):
 		wait = backoff.For
 	case errors.Is(err, context.Canceled) && r.Context().Err() != nil:
-		outcome = Abandoned
+		outcome = OutcomeAbandoned
 	}
-	if outcome == Unavailable {
+	if outcome == OutcomeUnavailable {
 		c.log.Warn("no token available; responded 503", zap.Error(err))
 	}
 	w.Header().Set("Retry-After", strconv.Itoa(max(1, int((wait+time.Second-1)/time.Second))))

@@ -43,16 +43,16 @@ type Outcome string
 // The outcomes that protocols share. A protocol may return others, from a small
 // constant set.
 const (
-	Served      Outcome = "served"      // 2xx: the response has a token
-	Unknown     Outcome = "unknown"     // the URL proves nothing
-	Signature   Outcome = "signature"   // signature missing, wrong or too old
-	Reauthorize Outcome = "reauthorize" // the user must authorize again
-	Unavailable Outcome = "unavailable" // no token is available now
-	Overloaded  Outcome = "overloaded"  // too many requests wait for a renewal
-	Abandoned   Outcome = "abandoned"   // the caller closed the connection
-	Method      Outcome = "method"      // method not allowed
-	Panicked    Outcome = "panic"       // returned by no protocol: [Handler] counts it
-	Uncounted   Outcome = ""            // the protocol has metrics of its own
+	OutcomeServed      Outcome = "served"      // 2xx: the response has a token
+	OutcomeUnknown     Outcome = "unknown"     // the URL proves nothing
+	OutcomeSignature   Outcome = "signature"   // signature missing, wrong or too old
+	OutcomeReauthorize Outcome = "reauthorize" // the user must authorize again
+	OutcomeUnavailable Outcome = "unavailable" // no token is available now
+	OutcomeOverloaded  Outcome = "overloaded"  // too many requests wait for a renewal
+	OutcomeAbandoned   Outcome = "abandoned"   // the caller closed the connection
+	OutcomeMethod      Outcome = "method"      // method not allowed
+	OutcomePanic       Outcome = "panic"       // returned by no protocol: [Handler] counts it
+	OutcomeUncounted   Outcome = ""            // the protocol has metrics of its own
 )
 
 // Config holds what the handler needs. Every field without a default is required.
@@ -142,5 +142,5 @@ func (h *Handler) contain(w http.ResponseWriter, protocol *route, began time.Tim
 	h.log.Error("request panicked; responded 500", zap.String("protocol", protocol.Name()),
 		zap.String("type", fmt.Sprintf("%T", fault)), zap.Stack("stack"))
 	writeError(w, http.StatusInternalServerError, "internal error")
-	protocol.metrics.observe(Panicked, began)
+	protocol.metrics.observe(OutcomePanic, began)
 }

@@ -87,7 +87,7 @@ func startWith(t *testing.T, config tokenserver.Config) *fixture {
 	core, logs := observer.New(zap.DebugLevel)
 	f := &fixture{
 		records: &records{id: address.ID, serving: grant.ServingRecord{
-			State: grant.Active, Access: secret.New(token), Expires: time.Now().Add(time.Hour),
+			State: grant.StateActive, Access: secret.New(token), Expires: time.Now().Add(time.Hour),
 			Secrets: []grant.CallbackSecret{address.CallbackSecret()},
 		}},
 		address: address, logs: logs, metrics: prometheus.NewRegistry(),
@@ -259,8 +259,8 @@ func TestMethods(t *testing.T) {
 func TestStates(t *testing.T) {
 	f := start(t, nil, nil)
 	for state, want := range map[grant.State]int{
-		grant.Pending: 200, grant.Active: 200, grant.Degraded: 200, // Recall calls while it creates the credential
-		grant.ReauthorizationRequired: 410, grant.Deleting: 404,
+		grant.StatePending: 200, grant.StateActive: 200, grant.StateDegraded: 200, // Recall calls while it creates the credential
+		grant.StateReauthorizationRequired: 410, grant.StateDeleting: 404,
 	} {
 		f.change(func(r *records) { r.serving.State = state })
 		if got := do(t, http.MethodGet, f.url(t), nil); got.status != want {

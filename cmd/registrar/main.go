@@ -91,7 +91,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		CallbackBase: c.CallbackBaseURL, OldBases: c.OldBases(),
 	})
 	reconciler := &registrar.Reconciler{
-		Service: service, Vendor: recallvendor.New(recallClient.WithGate(&background)), Log: log.Named("reconciler"), Every: c.ReconcileInterval,
+		Service: service, Vendor: recallvendor.New(recallClient.WithGate(&background)), Log: log.Named("reconciler"), Interval: c.ReconcileInterval,
 	}
 	setApps := func(list []config.App) {
 		atZoom, known := map[string]renewal.App{}, map[string]registrar.App{}
@@ -124,7 +124,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		app.Loop("storage secrets", func(ctx context.Context) { c.Follow(ctx, log) }),
 		app.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
 		app.Loop("clocks", clocks.Run),
-		app.Loop("heartbeat", func(ctx context.Context) { grants.Heartbeat(ctx, "registrar", config.Version()) }),
+		app.Loop("heartbeat", func(ctx context.Context) { grants.RunHeartbeat(ctx, "registrar", config.Version()) }),
 		app.Loop("reencrypter", reencrypter.Run),
 		app.Loop("certificates", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.certificates, log, "server's certificates") }),
 		app.Loop("policy", func(ctx context.Context) { follow(ctx, c.ReloadInterval, c.policy, log, "policy") }),

@@ -130,7 +130,7 @@ func start(ctx context.Context, log *zap.Logger) (*sandbox, error) {
 		app.Part{Name: "renewals", Stop: renewer.Close},
 		app.Part{Name: "registrations", Stop: service.Close},
 		app.Loop("refresher", refresher.Run),
-		app.Loop("heartbeat", func(ctx context.Context) { grants.Heartbeat(ctx, "tokenserver", config.Version()) }),
+		app.Loop("heartbeat", func(ctx context.Context) { grants.RunHeartbeat(ctx, "tokenserver", config.Version()) }),
 		app.Loop("unfinished registrations", func(ctx context.Context) { service.RunUnfinished(ctx, time.Second) }),
 		app.Loop("changes", func(ctx context.Context) { grants.Subscribe(ctx, cache) }),
 		app.HTTP("callbacks", log, listeners[2], handler),

@@ -98,7 +98,7 @@ func (r *reconcile) run(ctx context.Context, s *session) error {
 		CallbackBase: r.CallbackBaseURL, OldBases: r.OldBases(),
 	})
 	reconciler := &registrar.Reconciler{
-		Service: service, Vendor: recallvendor.New(recallClient.WithGate(&background)), Log: log, AnyNumber: r.AnyNumber,
+		Service: service, Vendor: recallvendor.New(recallClient.WithGate(&background)), Log: log, NoDiscrepancyLimit: r.AnyNumber,
 	}
 	counts := map[registrar.FindingKind]int{}
 	var printing error

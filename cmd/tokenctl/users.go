@@ -494,7 +494,7 @@ func (u *usersRefresh) run(ctx context.Context, s *session) error {
 			result["renewed"], result["access_token_expire_time"] = true, now.AccessExpires
 			s.say("renewed; the token expires %s", moment(now.AccessExpires))
 			return s.object(result)
-		case now.Version != before.Version && now.State != grant.Active && now.State != grant.Pending:
+		case now.Version != before.Version && now.State != grant.StateActive && now.State != grant.StatePending:
 			return fmt.Errorf("users refresh: renewal failed: the user is %s: %s", word(string(now.State)), now.Reason)
 		}
 		select {

@@ -114,7 +114,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		app.Loop("secrets", func(ctx context.Context) { secrets.Follow(ctx, c.ReloadInterval, log) }),
 		app.Loop("refresher", refresher.Run),
 		app.Loop("clocks", clocks.Run),
-		app.Loop("heartbeat", func(ctx context.Context) { grants.Heartbeat(ctx, "tokenserver", config.Version()) }),
+		app.Loop("heartbeat", func(ctx context.Context) { grants.RunHeartbeat(ctx, "tokenserver", config.Version()) }),
 		app.Loop("changes", func(ctx context.Context) { grants.Subscribe(ctx, cache) }),
 		app.HTTP("callbacks", log, public, ready.Draining(handler)),
 		ready.Part(),
@@ -138,9 +138,9 @@ func (c *settings) events(apps *config.Apps, grants *store.Store, log *zap.Logge
 	if c.ZoomAppsFile == "" && c.ZoomWebhookSecretToken.IsZero() {
 		return nil
 	}
-	list := func() (list []tokenserver.App) {
+	list := func() (list []tokenserver.EventsApp) {
 		for _, app := range apps.List() {
-			list = append(list, tokenserver.App{Name: app.Name, ClientID: app.ClientID, SecretToken: app.WebhookSecretToken})
+			list = append(list, tokenserver.EventsApp{Name: app.Name, ClientID: app.ClientID, SecretToken: app.WebhookSecretToken})
 		}
 		return list
 	}

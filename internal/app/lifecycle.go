@@ -27,11 +27,11 @@ import (
 func Main(program string, run func(ctx context.Context, args []string, stdout, stderr io.Writer) error) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return Status(program, run(ctx, os.Args[1:], os.Stdout, os.Stderr), os.Stderr)
+	return ReportExit(program, run(ctx, os.Args[1:], os.Stdout, os.Stderr), os.Stderr)
 }
 
-// Status prints the error of a program and returns its exit status.
-func Status(program string, err error, stderr io.Writer) int {
+// ReportExit prints the error of a program and returns its exit status.
+func ReportExit(program string, err error, stderr io.Writer) int {
 	if err == nil || errors.Is(err, config.ErrDone) {
 		return 0
 	}

@@ -149,7 +149,7 @@ func (s *Storage) Open(ctx context.Context, log *zap.Logger) (*store.Store, *jou
 		return nil, nil, errors.Join(fmt.Errorf("JOURNAL_DIR: %w", err), s.connection.Close())
 	}
 	opened := store.New(s.connection, s.Keyset())
-	opened.WaitReplicas(s.RedisWaitReplicas)
+	opened.SetWaitReplicas(s.RedisWaitReplicas)
 	if err := s.await(ctx, log, opened); err != nil {
 		return nil, nil, errors.Join(err, s.Close(responses))
 	}

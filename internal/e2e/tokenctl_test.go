@@ -368,7 +368,7 @@ func TestTokenctlIndexRebuild(t *testing.T) {
 		return strings.Contains(out, "nothing is stuck")
 	})
 	g, err := grants.Get(t.Context(), id)
-	if err != nil || g.State != grant.Active {
+	if err != nil || g.State != grant.StateActive {
 		t.Errorf("the grant is %s, %v", g.State, err)
 	}
 }

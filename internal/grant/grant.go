@@ -123,20 +123,20 @@ type State string
 // The states, as the contract names them.
 const (
 	// Pending: accepted, without a credential at Recall.
-	Pending State = "pending"
-	// Active: Recall has a credential, and renewals succeed.
-	Active State = "active"
-	// Degraded: the last renewal failed, and will be retried.
-	Degraded State = "degraded"
-	// ReauthorizationRequired: Zoom refuses the grant; the user must consent again.
-	ReauthorizationRequired State = "reauthorization_required"
-	// Deleting: marked for removal.
-	Deleting State = "deleting"
+	StatePending State = "pending"
+	// StateActive: Recall has a credential, and renewals succeed.
+	StateActive State = "active"
+	// StateDegraded: the last renewal failed, and will be retried.
+	StateDegraded State = "degraded"
+	// StateReauthorizationRequired: Zoom refuses the grant; the user must consent again.
+	StateReauthorizationRequired State = "reauthorization_required"
+	// StateDeleting: marked for removal.
+	StateDeleting State = "deleting"
 )
 
 // States lists every state.
 func States() []State {
-	return []State{Pending, Active, Degraded, ReauthorizationRequired, Deleting}
+	return []State{StatePending, StateActive, StateDegraded, StateReauthorizationRequired, StateDeleting}
 }
 
 // Grant is the record of a grant, without its tokens.
@@ -222,9 +222,9 @@ func (s *ServingRecord) HasTTL(ttl time.Duration, now time.Time) bool {
 // [ErrDeleting].
 func (s *ServingRecord) CheckAlive() error {
 	switch s.State {
-	case ReauthorizationRequired:
+	case StateReauthorizationRequired:
 		return ErrReauthorize
-	case Deleting:
+	case StateDeleting:
 		return ErrDeleting
 	default:
 		return nil
@@ -270,10 +270,10 @@ type Outcome string
 
 // The outcomes of a refresh without tokens.
 const (
-	Unspent   Outcome = "unspent"   // Zoom did not accept it
-	Uncertain Outcome = "uncertain" // it is unknown whether Zoom accepted it
-	Gone      Outcome = "gone"      // Zoom refuses it: the user must authorize again
-	Released  Outcome = "released"  // unrelated to the grant: as if it had not been claimed
+	OutcomeUnspent   Outcome = "unspent"   // Zoom did not accept it
+	OutcomeUncertain Outcome = "uncertain" // it is unknown whether Zoom accepted it
+	OutcomeGone      Outcome = "gone"      // Zoom refuses it: the user must authorize again
+	OutcomeReleased  Outcome = "released"  // unrelated to the grant: as if it had not been claimed
 )
 
 // Errors of claims, reads and changes.

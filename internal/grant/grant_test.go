@@ -121,8 +121,8 @@ func TestGoodFor(t *testing.T) {
 
 func TestAlive(t *testing.T) {
 	for state, want := range map[grant.State]error{
-		grant.Pending: nil, grant.Active: nil, grant.Degraded: nil,
-		grant.ReauthorizationRequired: grant.ErrReauthorize, grant.Deleting: grant.ErrDeleting,
+		grant.StatePending: nil, grant.StateActive: nil, grant.StateDegraded: nil,
+		grant.StateReauthorizationRequired: grant.ErrReauthorize, grant.StateDeleting: grant.ErrDeleting,
 	} {
 		if got := (&grant.ServingRecord{State: state}).CheckAlive(); !errors.Is(got, want) {
 			t.Errorf("%s: %v, want %v", state, got, want)

@@ -234,8 +234,8 @@ func (j *Journal) MarkCommitted(id grant.ID, spent string) {
 // Entries returns all entries, committed or not, oldest first.
 func (j *Journal) Entries() []Entry { return j.index.entries() }
 
-// Pending returns the number of uncommitted entries.
-func (j *Journal) Pending() int {
+// CountUncommitted returns the number of uncommitted entries.
+func (j *Journal) CountUncommitted() int {
 	pending, _, _ := j.index.count()
 	return pending
 }

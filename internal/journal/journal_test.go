@@ -89,13 +89,13 @@ func TestEntriesSurviveACrash(t *testing.T) {
 	j := open(t, dir, keyset, time.Minute)
 	want := []journal.Entry{add(t, j, 1), add(t, j, 2), add(t, j, 3)}
 	j.MarkCommitted(want[1].ID, want[1].Spent)
-	if j.Pending() != 2 {
-		t.Errorf("%d pending, want 2", j.Pending())
+	if j.CountUncommitted() != 2 {
+		t.Errorf("%d pending, want 2", j.CountUncommitted())
 	}
 	successor := open(t, copyOf(t, dir), keyset, time.Minute)
 	// Commits are not on disk: the successor commits the entry again, which is harmless.
-	if got := successor.Entries(); !slices.Equal(got, want) || successor.Pending() != 3 {
-		t.Errorf("the successor has %d entries, %d pending", len(got), successor.Pending())
+	if got := successor.Entries(); !slices.Equal(got, want) || successor.CountUncommitted() != 3 {
+		t.Errorf("the successor has %d entries, %d pending", len(got), successor.CountUncommitted())
 	}
 	if got := j.Entries(); !slices.Equal(got, want) {
 		t.Errorf("%d entries, want the committed one too", len(got))
@@ -190,8 +190,8 @@ func TestCloseKeepsUncommittedEntries(t *testing.T) {
 		j.MarkCommitted(e.ID, e.Spent)
 		j.MarkCommitted(e.ID, e.Spent) // may be repeated
 	}
-	if j.Pending() != 0 {
-		t.Errorf("%d pending, want 0", j.Pending())
+	if j.CountUncommitted() != 0 {
+		t.Errorf("%d pending, want 0", j.CountUncommitted())
 	}
 	if err := j.Close(); err != nil {
 		t.Fatal(err)

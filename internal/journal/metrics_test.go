@@ -40,7 +40,7 @@ func TestMetrics(t *testing.T) {
 	j.MarkCommitted(two.ID, two.Spent)
 	j.MarkCommitted(two.ID, two.Spent)
 	want(0, 2, 0)
-	if j.Pending() != 0 {
-		t.Errorf("%d pending", j.Pending())
+	if j.CountUncommitted() != 0 {
+		t.Errorf("%d pending", j.CountUncommitted())
 	}
 }

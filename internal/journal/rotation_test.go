@@ -71,8 +71,8 @@ func TestFileRemoval(t *testing.T) {
 				if listed := slices.Contains(j.Entries(), e); listed == c.want {
 					t.Errorf("listed: %v, want %v", listed, !c.want)
 				}
-				if j.Pending() != len(j.Entries())-map[bool]int{true: 1}[c.committed && !c.want] {
-					t.Errorf("%d of %d pending", j.Pending(), len(j.Entries()))
+				if j.CountUncommitted() != len(j.Entries())-map[bool]int{true: 1}[c.committed && !c.want] {
+					t.Errorf("%d of %d pending", j.CountUncommitted(), len(j.Entries()))
 				}
 			})
 		})
@@ -103,8 +103,8 @@ func TestFileOfAnEarlierProcess(t *testing.T) {
 		t.Error(err)
 	}
 	j = open(t, dir, keyset, time.Hour)
-	if !slices.Contains(j.Entries(), two) || j.Pending() != 3 {
-		t.Errorf("%d pending, want all 3: commits are not on disk", j.Pending())
+	if !slices.Contains(j.Entries(), two) || j.CountUncommitted() != 3 {
+		t.Errorf("%d pending, want all 3: commits are not on disk", j.CountUncommitted())
 	}
 	for _, e := range j.Entries() {
 		j.MarkCommitted(e.ID, e.Spent)
@@ -239,7 +239,7 @@ func TestAddReturnsWithItsContext(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if j.Pending() != 20 {
-		t.Errorf("%d pending, want 20", j.Pending())
+	if j.CountUncommitted() != 20 {
+		t.Errorf("%d pending, want 20", j.CountUncommitted())
 	}
 }

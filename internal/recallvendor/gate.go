@@ -17,8 +17,8 @@ type Quota interface {
 	TakeQuota(ctx context.Context, kind string, perMinute, n int, background bool) (wait time.Duration, err error)
 	// Pause pauses what name stands for, for d. It may be repeated.
 	Pause(ctx context.Context, name string, d time.Duration, reason string) error
-	// Paused returns the remaining time of a pause, 0 if there is none.
-	Paused(ctx context.Context, name string) (time.Duration, error)
+	// PauseRemaining returns the remaining time of a pause, 0 if there is none.
+	PauseRemaining(ctx context.Context, name string) (time.Duration, error)
 }
 
 // Gate keeps Recall's limits for all replicas together. It implements
@@ -63,7 +63,7 @@ func (g *Gate) Enter(ctx context.Context, kind recall.Kind, n int) (err error) {
 
 // tryEnter takes the quota and returns 0, or returns the wait for it.
 func (g *Gate) tryEnter(ctx context.Context, kind recall.Kind, n int) (time.Duration, error) {
-	if wait, err := g.Quota.Paused(ctx, quotaName(kind)); err != nil || wait > 0 {
+	if wait, err := g.Quota.PauseRemaining(ctx, quotaName(kind)); err != nil || wait > 0 {
 		g.Metrics.observePause(kind, wait)
 		return wait, err
 	}

@@ -157,7 +157,7 @@ func (r *Renewer) commitRenewal(ctx context.Context, app string, e journal.Entry
 // release ends a claim as if it had not been made.
 func (r *Renewer) release(ctx context.Context, claim grant.Claim, wait time.Duration) error {
 	wait += time.Duration(rand.Int64N(int64(wait)/4 + 1)) //nolint:gosec // jitter is no secret
-	if err := r.Store.Fail(ctx, claim, grant.Released, wait, ""); err != nil && !errors.Is(err, grant.ErrSuperseded) {
+	if err := r.Store.Fail(ctx, claim, grant.OutcomeReleased, wait, ""); err != nil && !errors.Is(err, grant.ErrSuperseded) {
 		r.Log.Warn("claim not released; it ends with its lease", zap.String("grant", string(claim.ID)), zap.Error(err))
 	}
 	return &grant.BackoffError{For: wait}
@@ -171,7 +171,7 @@ func (r *Renewer) fail(ctx context.Context, claim grant.Claim, cause error) erro
 	r.metrics.outcome(string(outcome))
 	r.metrics.retried(claim, string(outcome))
 	log := r.Log.With(zap.String("grant", string(claim.ID)), zap.String("app", claim.App), zap.Error(cause))
-	if outcome == grant.Released {
+	if outcome == grant.OutcomeReleased {
 		log.Error("client id or secret refused by Zoom; grant not renewed")
 		return errors.Join(cause, r.release(ctx, claim, retryAfter))
 	}
@@ -181,7 +181,7 @@ func (r *Renewer) fail(ctx context.Context, claim grant.Claim, cause error) erro
 		wait = max(min(wait, 15*time.Second), retryAfter) // the app's pause does the rest
 	}
 	reason := cause.Error()
-	if outcome == grant.Gone {
+	if outcome == grant.OutcomeGone {
 		if claim.Uncertain {
 			reason = "an earlier response from Zoom was lost, and Zoom refuses the refresh token before it"
 		}
@@ -191,14 +191,14 @@ func (r *Renewer) fail(ctx context.Context, claim grant.Claim, cause error) erro
 	}
 	err := r.Store.Fail(ctx, claim, outcome, wait, reason)
 	switch {
-	case err == nil && outcome == grant.Gone:
+	case err == nil && outcome == grant.OutcomeGone:
 		r.metrics.gone(claim)
 	case err == nil, errors.Is(err, grant.ErrSuperseded): // another replica has claimed or committed since
 	default:
 		// The lease expires, and the intent makes the next claim uncertain.
 		log.Warn("failure not recorded; the grant stays claimed until its lease expires", zap.NamedError("record_error", err))
 	}
-	if outcome == grant.Gone {
+	if outcome == grant.OutcomeGone {
 		return grant.ErrReauthorize
 	}
 	return fmt.Errorf("%w: %w", cause, &grant.BackoffError{For: wait})
@@ -210,18 +210,18 @@ func classify(cause error) (outcome grant.Outcome, retryAfter time.Duration) {
 	var refused *zoom.RefusedError
 	switch {
 	case errors.Is(cause, zoom.ErrInvalidGrant):
-		return grant.Gone, 0
+		return grant.OutcomeGone, 0
 	case errors.Is(cause, zoom.ErrInvalidClient):
-		return grant.Released, invalidClientPause
+		return grant.OutcomeReleased, invalidClientPause
 	case errors.Is(cause, zoom.ErrUnsent):
-		return grant.Unspent, 0
+		return grant.OutcomeUnspent, 0
 	case errors.As(cause, &refused):
 		if refused.Status >= http.StatusInternalServerError {
-			return grant.Uncertain, refused.RetryAfter // Zoom may have failed after the rotation
+			return grant.OutcomeUncertain, refused.RetryAfter // Zoom may have failed after the rotation
 		}
-		return grant.Unspent, refused.RetryAfter
+		return grant.OutcomeUnspent, refused.RetryAfter
 	}
-	return grant.Uncertain, 0
+	return grant.OutcomeUncertain, 0
 }
 
 // isAppFault reports whether a failure indicates a fault of the app or of Zoom, not of

@@ -165,7 +165,7 @@ func (m *memory) Fail(_ context.Context, c grant.Claim, outcome grant.Outcome, r
 	defer func() { m.records[c.ID] = r }()
 	r.lease, r.leaseUntil = "", time.Time{}
 	retryAt := m.at().Add(retryIn.Truncate(time.Millisecond))
-	if outcome == grant.Released {
+	if outcome == grant.OutcomeReleased {
 		if !r.uncertain {
 			r.intent = time.Time{}
 		}
@@ -174,13 +174,13 @@ func (m *memory) Fail(_ context.Context, c grant.Claim, outcome grant.Outcome, r
 	}
 	r.failures++
 	r.reason = reason
-	if outcome == grant.Gone {
+	if outcome == grant.OutcomeGone {
 		r.gone, r.planned = true, false
 		r.intent, r.uncertain, r.retryAt = time.Time{}, false, time.Time{}
 		return nil
 	}
 	r.retryAt, r.due, r.planned = retryAt, retryAt, true
-	if outcome == grant.Unspent && !r.uncertain {
+	if outcome == grant.OutcomeUnspent && !r.uncertain {
 		r.intent = time.Time{}
 	}
 	return nil
@@ -194,12 +194,12 @@ func (m *memory) ReadServingRecord(_ context.Context, id grant.ID) (grant.Servin
 	if !known {
 		return grant.ServingRecord{}, grant.ErrNotFound
 	}
-	serving := grant.ServingRecord{State: grant.Active, Access: r.tokens.Access, Expires: r.tokens.Expires, RenewTime: r.plan}
+	serving := grant.ServingRecord{State: grant.StateActive, Access: r.tokens.Access, Expires: r.tokens.Expires, RenewTime: r.plan}
 	switch {
 	case r.deleting:
-		serving.State = grant.Deleting
+		serving.State = grant.StateDeleting
 	case r.gone:
-		serving.State = grant.ReauthorizationRequired
+		serving.State = grant.StateReauthorizationRequired
 	}
 	return serving, nil
 }
@@ -224,7 +224,7 @@ func (m *memory) Pause(_ context.Context, app string, d time.Duration, _ string)
 	return nil
 }
 
-func (m *memory) Paused(_ context.Context, app string) (time.Duration, error) {
+func (m *memory) PauseRemaining(_ context.Context, app string) (time.Duration, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return max(0, m.pauses[app].Sub(m.at())), nil

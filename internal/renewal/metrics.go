@@ -64,10 +64,10 @@ func newMetrics(registerer prometheus.Registerer, r *Renewer) *metrics {
 		unjournaled: counter("unjournaled_responses_total", "Responses from Zoom that could not be journaled."),
 		lostCommits: counter("lost_commits_total", "Responses from Zoom that Redis had acknowledged and lost, and that were committed again."),
 	}
-	for _, outcome := range []grant.Outcome{"renewed", "superseded", "uncommitted", grant.Unspent, grant.Uncertain, grant.Gone, grant.Released} {
+	for _, outcome := range []grant.Outcome{"renewed", "superseded", "uncommitted", grant.OutcomeUnspent, grant.OutcomeUncertain, grant.OutcomeGone, grant.OutcomeReleased} {
 		m.outcomes.WithLabelValues(string(outcome))
 	}
-	for _, outcome := range []grant.Outcome{"renewed", grant.Gone, grant.Unspent, grant.Uncertain, grant.Released} {
+	for _, outcome := range []grant.Outcome{"renewed", grant.OutcomeGone, grant.OutcomeUnspent, grant.OutcomeUncertain, grant.OutcomeReleased} {
 		m.retries.WithLabelValues(string(outcome))
 	}
 	for _, reason := range []string{refused, responseLost} {

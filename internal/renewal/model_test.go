@@ -277,8 +277,8 @@ func (r *replica) Pause(ctx context.Context, app string, d time.Duration, reason
 	return r.redis.Pause(ctx, app, d, reason)
 }
 
-func (r *replica) Paused(ctx context.Context, app string) (time.Duration, error) {
-	return r.redis.Paused(ctx, app)
+func (r *replica) PauseRemaining(ctx context.Context, app string) (time.Duration, error) {
+	return r.redis.PauseRemaining(ctx, app)
 }
 
 func (r *replica) Failovers() int64 { return r.redis.Failovers() }

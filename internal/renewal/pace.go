@@ -165,7 +165,7 @@ func (r *Renewer) recordResult(app string, p *pace, err error) {
 // adoptPauses applies the pauses that other replicas have published.
 func (r *Renewer) adoptPauses(ctx context.Context) {
 	for app, p := range r.paces() {
-		remaining, err := r.Store.Paused(ctx, app)
+		remaining, err := r.Store.PauseRemaining(ctx, app)
 		if err == nil && remaining > 0 {
 			p.pauseUntil(time.Now().Add(remaining))
 		}

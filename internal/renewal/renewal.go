@@ -112,7 +112,7 @@ type ServingRecords interface {
 // count from Redis's time.
 type Pauses interface {
 	Pause(ctx context.Context, app string, d time.Duration, reason string) error
-	Paused(ctx context.Context, app string) (time.Duration, error)
+	PauseRemaining(ctx context.Context, app string) (time.Duration, error)
 }
 
 // FailoverDetector detects that Redis may have lost acknowledged writes.

@@ -98,7 +98,7 @@ func TestMemoryMatchesTheStore(t *testing.T) {
 			},
 			"fail": func(t *rapid.T) {
 				claim := rapid.SampledFrom(claims).Draw(t, "claim")
-				outcome := rapid.SampledFrom([]grant.Outcome{grant.Unspent, grant.Uncertain, grant.Gone, grant.Released}).Draw(t, "outcome")
+				outcome := rapid.SampledFrom([]grant.Outcome{grant.OutcomeUnspent, grant.OutcomeUncertain, grant.OutcomeGone, grant.OutcomeReleased}).Draw(t, "outcome")
 				wait := time.Duration(rapid.IntRange(0, 60).Draw(t, "wait")) * time.Second
 				same("fail", real.Fail(ctx, claim, outcome, wait, "why"), model.Fail(ctx, claim, outcome, wait, "why"))
 			},
@@ -108,8 +108,8 @@ func TestMemoryMatchesTheStore(t *testing.T) {
 			"": func(t *rapid.T) {
 				got, err := real.ReadServingRecord(ctx, id)
 				want, _ := model.ReadServingRecord(ctx, id)
-				gone := got.State == grant.ReauthorizationRequired
-				if err != nil || !got.Access.Equal(want.Access) || !got.Expires.Equal(want.Expires) || !got.RenewTime.Equal(want.RenewTime) || gone != (want.State == grant.ReauthorizationRequired) {
+				gone := got.State == grant.StateReauthorizationRequired
+				if err != nil || !got.Access.Equal(want.Access) || !got.Expires.Equal(want.Expires) || !got.RenewTime.Equal(want.RenewTime) || gone != (want.State == grant.StateReauthorizationRequired) {
 					t.Fatalf("the store serves until %v in state %s, the model until %v in state %s", got.Expires, got.State, want.Expires, want.State)
 				}
 				late, next, err := real.ListDue(ctx, "default", id.Shard(), 1)

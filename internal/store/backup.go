@@ -81,7 +81,7 @@ func (s *Backup) dump(id grant.ID, record map[string]string) (secret.Text, error
 //
 // The refresh token may have been spent since the backup, and the access token may
 // have ended. So the access token is dropped, and the grant becomes uncertain: its
-// refresh token is tried once. Until then the grant is [grant.Degraded] with the
+// refresh token is tried once. Until then the grant is [grant.StateDegraded] with the
 // given reason.
 func (s *Backup) Restore(ctx context.Context, dumped []BackupRecord, reason string) (restored int, err error) {
 	replies := make([]*redis.Cmd, len(dumped))

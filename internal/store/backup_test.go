@@ -38,10 +38,10 @@ func testBackupRestoresOnlyMissingGrants(f *fixture) {
 		f.t.Errorf("%d restored, %v, want only bob", n, err)
 	}
 	restored := f.get(bob.ID)
-	if restored.User != "bob" || restored.State != grant.Degraded || restored.Reason != "restored" {
+	if restored.User != "bob" || restored.State != grant.StateDegraded || restored.Reason != "restored" {
 		f.t.Errorf("restored: %+v", restored)
 	}
-	f.wantState(ann.ID, grant.Active)
+	f.wantState(ann.ID, grant.StateActive)
 	if serving, err := f.ReadServingRecord(ctx, bob.ID); err == nil && !serving.Access.IsZero() {
 		f.t.Error("an access token was restored, which may have ended")
 	}

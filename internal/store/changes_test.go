@@ -72,7 +72,7 @@ func testChangesAreReported(f *fixture) {
 	g = f.link(g)
 	reported("a credential", g.ID)
 	claim := f.claimDue(g.ID, "a")
-	if err := f.Fail(ctx, claim, grant.Unspent, 0, "no"); err != nil {
+	if err := f.Fail(ctx, claim, grant.OutcomeUnspent, 0, "no"); err != nil {
 		f.t.Fatal(err)
 	}
 	reported("a failure", g.ID)
@@ -177,11 +177,11 @@ func testDeauthorize(f *fixture) {
 	if err := f.Deauthorize(ctx, g.ID, time.Now().Add(-time.Minute)); !errors.Is(err, grant.ErrFresh) {
 		f.t.Errorf("a removal before the consent: %v, want ErrFresh", err)
 	}
-	f.wantState(g.ID, grant.Active)
+	f.wantState(g.ID, grant.StateActive)
 	if err := f.Deauthorize(ctx, g.ID, time.Now().Add(time.Second)); err != nil {
 		f.t.Fatal(err)
 	}
-	f.wantState(g.ID, grant.Deleting)
+	f.wantState(g.ID, grant.StateDeleting)
 	if got := f.get(g.ID); got.Reason == "" || got.Credential == "" {
 		f.t.Errorf("marked as %+v, want a reason, and the credential to delete", got)
 	}

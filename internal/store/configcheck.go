@@ -15,10 +15,10 @@ type ConfigProblem struct {
 	Text  string // the problem and its fix
 }
 
-// AppendOnly describes how to enable the append-only file of a running Redis. A
+// AppendOnlyAdvice describes how to enable the append-only file of a running Redis. A
 // restart with appendonly yes does not import the snapshot: Redis creates an empty
 // append-only file and starts empty (redis.io, persistence: how to switch to AOF).
-const AppendOnly = "redis-cli config set appendonly yes, and config rewrite once info persistence has aof_rewrite_in_progress:0; do not restart it in between, and do not begin with redis.conf: Redis would start empty"
+const AppendOnlyAdvice = "redis-cli config set appendonly yes, and config rewrite once info persistence has aof_rewrite_in_progress:0; do not restart it in between, and do not begin with redis.conf: Redis would start empty"
 
 // CheckConfig returns the problems of each master's configuration. It cannot detect
 // those behind a command that Redis denies, as some managed services do.
@@ -54,11 +54,11 @@ func (n subscription) configProblems(ctx context.Context) (found []ConfigProblem
 		saves, configErr := n.server.ConfigGet(ctx, "save").Result()
 		switch {
 		case configErr != nil:
-			report(false, "Redis keeps no append-only file: after a crash it may lose the writes of minutes, unless a replica survives; while it runs: "+AppendOnly)
+			report(false, "Redis keeps no append-only file: after a crash it may lose the writes of minutes, unless a replica survives; while it runs: "+AppendOnlyAdvice)
 		case saves["save"] == "":
-			report(true, "Redis keeps nothing on disk: a restart loses every grant; while it runs: "+AppendOnly)
+			report(true, "Redis keeps nothing on disk: a restart loses every grant; while it runs: "+AppendOnlyAdvice)
 		default:
-			report(false, "Redis writes to disk now and then only (save "+saves["save"]+"): a crash loses the grants of the minutes before; while it runs: "+AppendOnly)
+			report(false, "Redis writes to disk now and then only (save "+saves["save"]+"): a crash loses the grants of the minutes before; while it runs: "+AppendOnlyAdvice)
 		}
 	}
 	if err = ignoreReply(err); err != nil {

@@ -92,13 +92,13 @@ func testConsentResponseIsStoredOnce(f *fixture) {
 	if err := accept("third", 3, ""); err != nil {
 		f.t.Fatal(err)
 	}
-	if now := f.get(id); !now.OwnerUnverified || now.Credential != g.Credential || now.State != grant.Active {
+	if now := f.get(id); !now.OwnerUnverified || now.Credential != g.Credential || now.State != grant.StateActive {
 		f.t.Errorf("with an unknown Zoom user: %+v", now)
 	}
 	if err := accept("fourth", 4, "zoom-bob"); err != nil {
 		f.t.Fatal(err)
 	}
-	if now := f.get(id); now.OwnerUnverified || now.Credential != "" || now.ReplacedCredential != g.Credential || len(now.Secrets) != 0 || now.ZoomUser != "zoom-bob" || now.State != grant.Pending {
+	if now := f.get(id); now.OwnerUnverified || now.Credential != "" || now.ReplacedCredential != g.Credential || len(now.Secrets) != 0 || now.ZoomUser != "zoom-bob" || now.State != grant.StatePending {
 		f.t.Errorf("of another Zoom user: %+v", now)
 	}
 	if ids, err := f.ByZoomUser(ctx, app, "zoom-ann"); err != nil || len(ids) != 0 {
@@ -212,7 +212,7 @@ func testStreamIsOrdered(f *fixture) {
 	}
 	shard := g.ID.Shard()
 	events, err := f.ReadChanges(ctx, shard, start[shard], 10)
-	if err != nil || len(events) != 3 || events[0].State != grant.Pending || events[1].State != grant.Active || !events[2].Removed || events[2].User != "ann" || events[2].App != app {
+	if err != nil || len(events) != 3 || events[0].State != grant.StatePending || events[1].State != grant.StateActive || !events[2].Removed || events[2].User != "ann" || events[2].App != app {
 		f.t.Fatalf("changes: %+v, %v", events, err)
 	}
 	more, err := f.ReadChanges(ctx, shard, events[0].StreamID, 1)

@@ -36,15 +36,15 @@ func (s *Renewals) ListDue(ctx context.Context, app string, shard, limit int) (l
 	return late, next, nil
 }
 
-// Planned is a grant and its due time.
-type Planned struct {
+// PlannedRenewal is a grant and its due time.
+type PlannedRenewal struct {
 	ID grant.ID
 	At time.Time
 }
 
 // ListPlanned returns up to limit grants, of all Zoom apps, that are due before a
 // time by Redis's clock, the soonest first.
-func (s *Renewals) ListPlanned(ctx context.Context, before time.Time, limit int) ([]Planned, error) {
+func (s *Renewals) ListPlanned(ctx context.Context, before time.Time, limit int) ([]PlannedRenewal, error) {
 	indexes, err := s.allDueKeys(ctx)
 	if err != nil {
 		return nil, err
@@ -60,14 +60,14 @@ func (s *Renewals) ListPlanned(ctx context.Context, before time.Time, limit int)
 	}); err != nil {
 		return nil, fmt.Errorf("listing planned renewals: %w", err)
 	}
-	var planned []Planned
+	var planned []PlannedRenewal
 	for _, shard := range shards {
 		for _, z := range shard.Val() {
 			id, _ := z.Member.(string)
-			planned = append(planned, Planned{grant.ID(id), time.UnixMilli(int64(z.Score)).UTC()})
+			planned = append(planned, PlannedRenewal{grant.ID(id), time.UnixMilli(int64(z.Score)).UTC()})
 		}
 	}
-	slices.SortFunc(planned, func(a, b Planned) int { return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(planned, func(a, b PlannedRenewal) int { return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.ID, b.ID)) })
 	return planned[:min(limit, len(planned))], nil
 }
 
@@ -94,8 +94,8 @@ func (s *Renewals) CountOverdue(ctx context.Context, before time.Time) (int, err
 	return n, nil
 }
 
-// Renewal is the state of a grant's renewal, by Redis's clock.
-type Renewal struct {
+// RenewalState is the state of a grant's renewal, by Redis's clock.
+type RenewalState struct {
 	ID         grant.ID
 	Due        time.Time // zero: no renewal is planned
 	Failures   int       // since the last success
@@ -107,7 +107,7 @@ type Renewal struct {
 }
 
 // ReadRenewals reads the state of renewals, in the order of the ids.
-func (s *Renewals) ReadRenewals(ctx context.Context, ids []grant.ID) ([]Renewal, error) {
+func (s *Renewals) ReadRenewals(ctx context.Context, ids []grant.ID) ([]RenewalState, error) {
 	fields := make([]*redis.SliceCmd, len(ids))
 	due, work := make([]*redis.FloatCmd, len(ids)), make([]*redis.FloatCmd, len(ids))
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
@@ -121,14 +121,14 @@ func (s *Renewals) ReadRenewals(ctx context.Context, ids []grant.ID) ([]Renewal,
 	if err != nil && !errors.Is(err, redis.Nil) { // an id outside the index has no score
 		return nil, fmt.Errorf("reading renewals: %w", err)
 	}
-	renewals := make([]Renewal, len(ids))
+	renewals := make([]RenewalState, len(ids))
 	for i, id := range ids {
 		if err := fields[i].Err(); err != nil {
 			return nil, fmt.Errorf("reading renewals: %w", err)
 		}
 		var d decoder
 		text := func(n int) string { value, _ := fields[i].Val()[n].(string); return value }
-		renewals[i] = Renewal{
+		renewals[i] = RenewalState{
 			ID: id, Failures: int(d.int("failures", text(0))), RetryAt: d.time("retry_at", text(1)),
 			LeaseUntil: d.time("lease_until", text(2)), Intent: d.time("intent", text(3)), Uncertain: text(4) != "",
 			Due: scoreTime(due[i]), Work: scoreTime(work[i]),

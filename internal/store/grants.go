@@ -70,7 +70,7 @@ func (s *Grants) newDecoy() [len(servingFields)]string {
 	if errTokens != nil || errKeys != nil {
 		keys = nil // a keyset that cannot encrypt: nothing works then
 	}
-	return [len(servingFields)]string{string(grant.Active), "1", "1", string(tokens.access), string(keys)}
+	return [len(servingFields)]string{string(grant.StateActive), "1", "1", string(tokens.access), string(keys)}
 }
 
 func (s *Grants) decryptServing(id grant.ID, fields [len(servingFields)]string) (grant.ServingRecord, error) {

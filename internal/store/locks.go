@@ -25,7 +25,7 @@ func (s *Locks) LockRegistration(ctx context.Context, id grant.ID, ttl time.Dura
 
 // LockReconciliation locks the reconciliation across all replicas; see [Locks.LockRegistration].
 func (s *Locks) LockReconciliation(ctx context.Context, ttl time.Duration) (unlock func(), ok bool, err error) {
-	return s.lock(ctx, prefix+"reconciling", ttl)
+	return s.lock(ctx, prefix+"reconcile_lock", ttl)
 }
 
 func (s *core) lock(ctx context.Context, key string, ttl time.Duration) (unlock func(), ok bool, err error) {

@@ -21,7 +21,7 @@ func testCollector(f *fixture) {
 	f.link(f.consent("cid", future))
 	f.consent("dan", future)
 	// A failure postpones bob's next attempt, but his renewal stays overdue.
-	if err := f.Fail(f.t.Context(), f.claimDue(failing.ID, "a"), grant.Unspent, time.Minute, "Zoom is down"); err != nil {
+	if err := f.Fail(f.t.Context(), f.claimDue(failing.ID, "a"), grant.OutcomeUnspent, time.Minute, "Zoom is down"); err != nil {
 		f.t.Fatal(err)
 	}
 	for series, want := range map[string]float64{
@@ -39,7 +39,7 @@ func testCollector(f *fixture) {
 	if offset := testkit.MetricValue(f.t, registry, "tokenprovider_redis_clock_offset_seconds"); offset < -1 || offset > 1 {
 		f.t.Errorf("Redis's clock is %v s ahead, want 0", offset)
 	}
-	if err := f.Fail(f.t.Context(), f.claimDue(late.ID, "a"), grant.Gone, 0, "gone"); err != nil {
+	if err := f.Fail(f.t.Context(), f.claimDue(late.ID, "a"), grant.OutcomeGone, 0, "gone"); err != nil {
 		f.t.Fatal(err)
 	}
 	if got := testkit.MetricValue(f.t, registry, `tokenprovider_grants{state="active"}`); got != 2 {

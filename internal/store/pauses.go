@@ -20,8 +20,8 @@ func (s *Renewals) Pause(ctx context.Context, app string, d time.Duration, reaso
 	return nil
 }
 
-// Paused returns the remaining time of an app's pause, 0 if there is none.
-func (s *Renewals) Paused(ctx context.Context, app string) (time.Duration, error) {
+// PauseRemaining returns the remaining time of an app's pause, 0 if there is none.
+func (s *Renewals) PauseRemaining(ctx context.Context, app string) (time.Duration, error) {
 	left, err := s.redis.PTTL(ctx, pauseKey(app)).Result()
 	if err != nil {
 		return 0, fmt.Errorf("reading the pause of Zoom app %s: %w", app, err)
@@ -29,15 +29,15 @@ func (s *Renewals) Paused(ctx context.Context, app string) (time.Duration, error
 	return max(left, 0), nil
 }
 
-// PausedName is a paused Zoom app, or a paused kind of request to Recall.
-type PausedName struct {
+// ActivePause is a paused Zoom app, or a paused kind of request to Recall.
+type ActivePause struct {
 	Name string
 	For  time.Duration
 	Why  string // for people
 }
 
 // ListPauses returns those of the names that are paused; see [Renewals.Pause].
-func (s *Renewals) ListPauses(ctx context.Context, names []string) ([]PausedName, error) {
+func (s *Renewals) ListPauses(ctx context.Context, names []string) ([]ActivePause, error) {
 	left, why := make([]*redis.DurationCmd, len(names)), make([]*redis.StringCmd, len(names))
 	_, err := s.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for i, name := range names {
@@ -48,10 +48,10 @@ func (s *Renewals) ListPauses(ctx context.Context, names []string) ([]PausedName
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return nil, fmt.Errorf("reading pauses: %w", err)
 	}
-	var paused []PausedName
+	var paused []ActivePause
 	for i, name := range names {
 		if left[i].Val() > 0 {
-			paused = append(paused, PausedName{name, left[i].Val(), why[i].Val()})
+			paused = append(paused, ActivePause{name, left[i].Val(), why[i].Val()})
 		}
 	}
 	return paused, nil

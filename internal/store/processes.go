@@ -13,10 +13,10 @@ import (
 
 // Process is a token server or a registrar with a recent heartbeat.
 type Process struct {
-	Name    string // host and process id
-	Program string // tokenserver or registrar
-	Version string
-	Seen    time.Time // last heartbeat, by Redis's clock
+	Name          string // host and process id
+	Program       string // tokenserver or registrar
+	Version       string
+	LastHeartbeat time.Time // last heartbeat, by Redis's clock
 }
 
 const (
@@ -25,9 +25,9 @@ const (
 	heartbeatMaxAge   = time.Hour
 )
 
-// Heartbeat records every 5 s that this process is running, until ctx ends. Then it
+// RunHeartbeat records every 5 s that this process is running, until ctx ends. Then it
 // deletes the entry. A killed or stuck process leaves an old one.
-func (s *Health) Heartbeat(ctx context.Context, program, version string) {
+func (s *Health) RunHeartbeat(ctx context.Context, program, version string) {
 	host, _ := os.Hostname()
 	field := fmt.Sprintf("%s %s/%d", program, host, os.Getpid())
 	every := time.NewTicker(heartbeatInterval)
@@ -61,7 +61,7 @@ func (s *Health) Processes(ctx context.Context) ([]Process, error) {
 		if err != nil {
 			continue // written by another version
 		}
-		found = append(found, Process{Name: name, Program: program, Version: version, Seen: time.UnixMilli(ms)})
+		found = append(found, Process{Name: name, Program: program, Version: version, LastHeartbeat: time.UnixMilli(ms)})
 	}
 	slices.SortFunc(found, func(a, b Process) int {
 		return cmp.Or(strings.Compare(a.Program, b.Program), strings.Compare(a.Name, b.Name))

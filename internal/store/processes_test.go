@@ -22,14 +22,14 @@ func testRunningProcessesAreListed(f *fixture) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		f.Heartbeat(ctx, "tokenserver", "v1.2 go1.26")
+		f.RunHeartbeat(ctx, "tokenserver", "v1.2 go1.26")
 	}()
 	var all []store.Process
 	for end := time.Now().Add(10 * time.Second); len(all) == 0 && time.Now().Before(end); all = processes() {
 		time.Sleep(time.Millisecond)
 	}
 	if len(all) != 1 || all[0].Program != "tokenserver" || all[0].Version != "v1.2 go1.26" ||
-		!strings.HasSuffix(all[0].Name, "/"+strconv.Itoa(os.Getpid())) || time.Since(all[0].Seen).Abs() > 10*time.Second {
+		!strings.HasSuffix(all[0].Name, "/"+strconv.Itoa(os.Getpid())) || time.Since(all[0].LastHeartbeat).Abs() > 10*time.Second {
 		f.t.Errorf("listed: %+v", all)
 	}
 	cancel()

@@ -138,5 +138,5 @@ func (s *Encryption) SetReencryptedBy(ctx context.Context, id uint32) error {
 // LockReencryption locks re-encryption across all replicas; see
 // [Locks.LockRegistration].
 func (s *Encryption) LockReencryption(ctx context.Context, ttl time.Duration) (unlock func(), ok bool, err error) {
-	return s.lock(ctx, prefix+"reencrypting", ttl)
+	return s.lock(ctx, prefix+"reencrypt_lock", ttl)
 }

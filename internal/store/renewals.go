@@ -139,7 +139,7 @@ func (s *Renewals) MarkServed(ctx context.Context, id grant.ID) error {
 }
 
 // Fail records that a claim failed, and releases its lease. The next attempt is due
-// after retryIn, except for [grant.Gone]. It returns [grant.ErrSuperseded] and
+// after retryIn, except for [grant.OutcomeGone]. It returns [grant.ErrSuperseded] and
 // changes nothing if the claim is not the newest, or its token not the stored one.
 // After a lost reply it may be repeated: then ErrSuperseded means that it is done.
 func (s *Renewals) Fail(ctx context.Context, c grant.Claim, outcome grant.Outcome, retryIn time.Duration, reason string) error {

@@ -44,10 +44,10 @@ func testReleasedClaimChangesNothing(f *fixture) {
 	ctx := f.t.Context()
 	g := f.link(f.consent("ann", past))
 	claim := f.claimDue(g.ID, "a")
-	if err := f.Fail(ctx, claim, grant.Released, time.Minute, ""); err != nil {
+	if err := f.Fail(ctx, claim, grant.OutcomeReleased, time.Minute, ""); err != nil {
 		f.t.Fatal(err)
 	}
-	f.wantState(g.ID, grant.Active)
+	f.wantState(g.ID, grant.StateActive)
 	if got := f.get(g.ID); got.Version != g.Version || got.Reason != "" {
 		f.t.Errorf("a released claim changed the grant: %+v", got)
 	}
@@ -107,7 +107,7 @@ func testRenewTimeIsServed(f *fixture) {
 
 func testPauses(f *fixture) {
 	ctx := f.t.Context()
-	if left, err := f.Paused(ctx, app); err != nil || left != 0 {
+	if left, err := f.PauseRemaining(ctx, app); err != nil || left != 0 {
 		f.t.Errorf("paused for %v, %v", left, err)
 	}
 	for _, d := range []time.Duration{10 * time.Second, time.Minute, time.Second} { // the longest counts
@@ -115,10 +115,10 @@ func testPauses(f *fixture) {
 			f.t.Fatal(err)
 		}
 	}
-	if left, err := f.Paused(ctx, app); err != nil || left < 50*time.Second || left > time.Minute {
+	if left, err := f.PauseRemaining(ctx, app); err != nil || left < 50*time.Second || left > time.Minute {
 		f.t.Errorf("paused for %v, %v, want a minute", left, err)
 	}
-	if left, err := f.Paused(ctx, "other"); err != nil || left != 0 {
+	if left, err := f.PauseRemaining(ctx, "other"); err != nil || left != 0 {
 		f.t.Errorf("another app is paused for %v, %v", left, err)
 	}
 }
@@ -132,7 +132,7 @@ func testReindexDue(f *fixture) {
 	held := f.consent(users[2], past)
 	f.claimDue(held.ID, "a")
 	gone := f.consent(users[3], past)
-	if err := f.Fail(ctx, f.claimDue(gone.ID, "a"), grant.Gone, 0, "gone"); err != nil {
+	if err := f.Fail(ctx, f.claimDue(gone.ID, "a"), grant.OutcomeGone, 0, "gone"); err != nil {
 		f.t.Fatal(err)
 	}
 	deleting := f.consent(users[4], past)
@@ -231,7 +231,7 @@ func TestCommitWaitsForReplicas(t *testing.T) {
 	keyset := testkit.Keyset(t)
 	f := &fixture{store.New(master.Client(), keyset), master.Client(), t}
 	g := f.consent("ann", past)
-	f.WaitReplicas(1)
+	f.SetWaitReplicas(1)
 	wantError(t, f.Accept(t.Context(), g.ID, grant.Consent{App: app, User: "ann", Fingerprint: "another", Tokens: tokens(0)}, past), grant.ErrUnreplicated)
 	claim := f.claimDue(g.ID, "a")
 	err = f.Commit(t.Context(), g.ID, claim.Spent, tokens(1), past)

@@ -14,18 +14,18 @@ import (
 // Server is the state of a master of Redis, from INFO and CONFIG. Fields that it does
 // not report are zero.
 type Server struct {
-	Addr        string
-	Version     string
-	Mode        string // standalone or cluster
-	AppendOnly  bool
-	Saves       string        // Redis's setting save; empty: no snapshots, or unknown
-	AppendFsync string        // always, everysec or no; empty: unknown (CONFIG is not allowed)
-	Broken      string        // last failure of its persistence, from INFO; empty: none
-	Eviction    string        // maxmemory-policy
-	MemoryUsed  int64         // bytes
-	MemoryMax   int64         // bytes; 0: no bound
-	Replicas    int           // online
-	Behind      time.Duration // greatest lag of these
+	Addr             string
+	Version          string
+	Mode             string // standalone or cluster
+	AppendOnly       bool
+	SnapshotSchedule string        // Redis's setting save; empty: no snapshots, or unknown
+	AppendFsync      string        // always, everysec or no; empty: unknown (CONFIG is not allowed)
+	PersistenceError string        // last failure of its persistence, from INFO; empty: none
+	Eviction         string        // maxmemory-policy
+	MemoryUsed       int64         // bytes
+	MemoryMax        int64         // bytes; 0: no bound
+	Replicas         int           // online
+	ReplicaLag       time.Duration // greatest lag of these
 }
 
 // Servers reads the state of every master.
@@ -63,8 +63,8 @@ func describe(ctx context.Context, server redis.Cmdable) (Server, error) {
 		MemoryUsed: number("used_memory"), MemoryMax: number("maxmemory"),
 	}
 	for _, field := range []string{"aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"} {
-		if status := infoValue(info, field); status != "" && status != "ok" && s.Broken == "" {
-			s.Broken = field + " " + status
+		if status := infoValue(info, field); status != "" && status != "ok" && s.PersistenceError == "" {
+			s.PersistenceError = field + " " + status
 		}
 	}
 	for i := range number("connected_slaves") {
@@ -76,14 +76,14 @@ func describe(ctx context.Context, server redis.Cmdable) (Server, error) {
 		if _, lag, found := strings.Cut(fields, "lag="); found {
 			lag, _, _ = strings.Cut(lag, ",")
 			seconds, _ := strconv.Atoi(lag)
-			s.Behind = max(s.Behind, time.Duration(seconds)*time.Second)
+			s.ReplicaLag = max(s.ReplicaLag, time.Duration(seconds)*time.Second)
 		}
 	}
 	if config, err := server.ConfigGet(ctx, "appendfsync").Result(); err == nil { // managed services often deny it
 		s.AppendFsync = config["appendfsync"]
 	}
 	if config, err := server.ConfigGet(ctx, "save").Result(); err == nil {
-		s.Saves = config["save"]
+		s.SnapshotSchedule = config["save"]
 	}
 	return s, nil
 }

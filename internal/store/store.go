@@ -25,13 +25,13 @@
 //	tp1:{s017}:registering:ID     lock: registration of this user
 //	tp1:keyset                    a known text, encrypted, to detect a wrong keyset
 //	tp1:reencrypted_by            id of the key of the last complete re-encryption
-//	tp1:reencrypting              lock: re-encryption
+//	tp1:reencrypt_lock            lock: re-encryption
 //	tp1:pause:APP                 reason for the pause of a Zoom app;
 //	                              recall:list and recall:other, the same for Recall
 //	tp1:processes                 hash: last heartbeat of each process
 //	rate:tp1:recall:KIND          recent requests to Recall (redis_rate's)
 //	tp1:reconcile                 string: progress of the reconciliation
-//	tp1:reconciling               lock: reconciliation
+//	tp1:reconcile_lock            lock: reconciliation
 //	tp1:doctor                    lock: check that Redis is writable
 //
 // The access token, the refresh token and the callback secrets are encrypted, each
@@ -92,9 +92,9 @@ func New(connection *Connection, keyset *seal.Keyset) *Store {
 	return s
 }
 
-// WaitReplicas makes every commit wait until n replicas of Redis have it. It is
+// SetWaitReplicas makes every commit wait until n replicas of Redis have it. It is
 // to be called before the store is used.
-func (s *Store) WaitReplicas(n int) { s.Renewals.waitReplicas = n }
+func (s *Store) SetWaitReplicas(n int) { s.Renewals.waitReplicas = n }
 
 const prefix = "tp1:"
 

@@ -243,7 +243,7 @@ func testConsentIsReadBack(f *fixture) {
 	if age := time.Since(g.Created); age < -time.Second || age > 10*time.Second || g.Updated.Before(g.Created) {
 		f.t.Errorf("created %v, updated %v", g.Created, g.Updated)
 	}
-	f.wantState(id, grant.Pending)
+	f.wantState(id, grant.StatePending)
 
 	address := callback.NewAddress(id)
 	keys := []grant.CallbackSecret{address.CallbackSecret(), {Fingerprint: grant.Fingerprint{1}, NotAfter: future.Truncate(time.Millisecond).UTC()}}
@@ -254,7 +254,7 @@ func testConsentIsReadBack(f *fixture) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if serving.Access.Reveal() != "plain-access-0" || serving.State != grant.Pending || !serving.HasTTL(59*time.Minute, time.Now()) {
+	if serving.Access.Reveal() != "plain-access-0" || serving.State != grant.StatePending || !serving.HasTTL(59*time.Minute, time.Now()) {
 		f.t.Errorf("serving in state %s until %v", serving.State, serving.Expires)
 	}
 	if !slices.Equal(serving.Secrets, keys) || !address.Matches(serving.Secrets, time.Now()) {
@@ -292,14 +292,14 @@ func testChangeNeedsTheVersionThatWasRead(f *fixture) {
 func testStatesFollowWhatIsRecorded(f *fixture) {
 	ctx := f.t.Context()
 	g := f.consent("ann", past)
-	f.wantState(g.ID, grant.Pending)
+	f.wantState(g.ID, grant.StatePending)
 	g = f.link(g)
-	f.wantState(g.ID, grant.Active)
+	f.wantState(g.ID, grant.StateActive)
 
-	if err := f.Fail(ctx, f.claimDue(g.ID, "a"), grant.Unspent, 0, "Zoom is down"); err != nil {
+	if err := f.Fail(ctx, f.claimDue(g.ID, "a"), grant.OutcomeUnspent, 0, "Zoom is down"); err != nil {
 		f.t.Fatal(err)
 	}
-	f.wantState(g.ID, grant.Degraded)
+	f.wantState(g.ID, grant.StateDegraded)
 	if g := f.get(g.ID); g.Reason != "Zoom is down" {
 		f.t.Errorf("reason = %q", g.Reason)
 	}
@@ -311,15 +311,15 @@ func testStatesFollowWhatIsRecorded(f *fixture) {
 	if err := f.Commit(ctx, g.ID, claim.Spent, tokens(1), past); err != nil {
 		f.t.Fatal(err)
 	}
-	f.wantState(g.ID, grant.Active)
+	f.wantState(g.ID, grant.StateActive)
 	if g := f.get(g.ID); g.Reason != "" {
 		f.t.Errorf("the reason remains after a success: %q", g.Reason)
 	}
 
-	if err := f.Fail(ctx, f.claimDue(g.ID, "c"), grant.Gone, 0, "Zoom refused"); err != nil {
+	if err := f.Fail(ctx, f.claimDue(g.ID, "c"), grant.OutcomeGone, 0, "Zoom refused"); err != nil {
 		f.t.Fatal(err)
 	}
-	f.wantState(g.ID, grant.ReauthorizationRequired)
+	f.wantState(g.ID, grant.StateReauthorizationRequired)
 	if _, due := f.dueIn(g.ID); due {
 		f.t.Error("a grant that is gone is still due")
 	}
@@ -333,13 +333,13 @@ func testStatesFollowWhatIsRecorded(f *fixture) {
 	if g = f.get(g.ID); g.Credential != "credential-ann" || g.Reason != "" {
 		f.t.Fatalf("after a new consent: %+v", g)
 	}
-	f.wantState(g.ID, grant.Active)
+	f.wantState(g.ID, grant.StateActive)
 
 	g, err = f.Change(ctx, g.ID, g.Version, store.Change{Deleting: true, Revoke: true})
 	if err != nil || !g.Revoke {
 		f.t.Fatal(err)
 	}
-	f.wantState(g.ID, grant.Deleting)
+	f.wantState(g.ID, grant.StateDeleting)
 	if _, due := f.dueIn(g.ID); due {
 		f.t.Error("a grant that is being removed is still due")
 	}
@@ -441,16 +441,16 @@ func testCommitIsByPredecessor(f *fixture) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if err := f.Fail(ctx, other, grant.Gone, 0, "refused"); err != nil {
+	if err := f.Fail(ctx, other, grant.OutcomeGone, 0, "refused"); err != nil {
 		f.t.Fatal(err)
 	}
-	f.wantState(g.ID, grant.ReauthorizationRequired)
+	f.wantState(g.ID, grant.StateReauthorizationRequired)
 	for range 3 { // a replay may be repeated
 		if err := f.Commit(ctx, g.ID, slow.Spent, tokens(1), future); err != nil {
 			f.t.Fatal(err)
 		}
 	}
-	f.wantState(g.ID, grant.Active)
+	f.wantState(g.ID, grant.StateActive)
 	if in, ok := f.dueIn(g.ID); !ok || in < 59*time.Minute {
 		f.t.Errorf("due in %v (%v)", in, ok)
 	}
@@ -463,8 +463,8 @@ func testCommitIsByPredecessor(f *fixture) {
 	earlier.Issued = earlier.Issued.Add(-time.Minute)
 	wantError(f.t, f.Commit(ctx, g.ID, slow.Spent, earlier, future), grant.ErrSuperseded)
 	// A failure never overwrites a success.
-	wantError(f.t, f.Fail(ctx, slow, grant.Gone, 0, "refused"), grant.ErrSuperseded)
-	if got := f.get(g.ID); got.Version != version || got.State != grant.Active {
+	wantError(f.t, f.Fail(ctx, slow, grant.OutcomeGone, 0, "refused"), grant.ErrSuperseded)
+	if got := f.get(g.ID); got.Version != version || got.State != grant.StateActive {
 		f.t.Errorf("a stale failure changed the grant: %+v", got)
 	}
 	if refresh, err := f.ReadRefreshToken(ctx, g.ID); err != nil || !refresh.Equal(tokens(1).Refresh) {
@@ -512,7 +512,7 @@ func testUncertaintyOutlivesTheClaim(f *fixture) {
 		f.t.Fatal("the next claim is not uncertain")
 	}
 	// A later attempt that did not spend the token does not clear the uncertainty.
-	if err := f.Fail(ctx, claim, grant.Unspent, 0, "429"); err != nil {
+	if err := f.Fail(ctx, claim, grant.OutcomeUnspent, 0, "429"); err != nil {
 		f.t.Fatal(err)
 	}
 	claim = f.awaitClaim(g.ID, "third")
@@ -526,14 +526,14 @@ func testUncertaintyOutlivesTheClaim(f *fixture) {
 	if claim.Uncertain || claim.Failures != 0 {
 		f.t.Errorf("after a success: %+v", claim)
 	}
-	if err := f.Fail(ctx, claim, grant.Unspent, 0, "429"); err != nil {
+	if err := f.Fail(ctx, claim, grant.OutcomeUnspent, 0, "429"); err != nil {
 		f.t.Fatal(err)
 	}
 	claim = f.awaitClaim(g.ID, "next2")
 	if claim.Uncertain {
 		f.t.Error("a token that Zoom did not accept is uncertain")
 	}
-	if err := f.Fail(ctx, claim, grant.Uncertain, 0, "timeout"); err != nil {
+	if err := f.Fail(ctx, claim, grant.OutcomeUncertain, 0, "timeout"); err != nil {
 		f.t.Fatal(err)
 	}
 	if claim = f.awaitClaim(g.ID, "next3"); !claim.Uncertain || claim.Failures != 2 {
@@ -560,7 +560,7 @@ func (f *fixture) awaitClaim(id grant.ID, owner string) grant.Claim {
 func testFailureBacksOff(f *fixture) {
 	ctx := f.t.Context()
 	g := f.consent("ann", past)
-	if err := f.Fail(ctx, f.claimDue(g.ID, "a"), grant.Unspent, time.Minute, "500"); err != nil {
+	if err := f.Fail(ctx, f.claimDue(g.ID, "a"), grant.OutcomeUnspent, time.Minute, "500"); err != nil {
 		f.t.Fatal(err)
 	}
 	_, err := f.Claim(ctx, g.ID, "b", grant.ClaimTerms{Lease: lease, ValidUntil: future.Add(time.Hour)})
@@ -662,7 +662,7 @@ func testListPages(f *fixture) {
 		if got := f.pages("", size); !slices.Equal(got, all) {
 			f.t.Errorf("pages of %d: %d grants, want all %d in order", size, len(got), n)
 		}
-		if got := f.pages(grant.Active, size); !slices.Equal(got, active) {
+		if got := f.pages(grant.StateActive, size); !slices.Equal(got, active) {
 			f.t.Errorf("pages of %d: %d active grants, want %d in order", size, len(got), len(active))
 		}
 	}
@@ -831,7 +831,7 @@ func TestRedisDown(t *testing.T) {
 		"Due":         func() error { _, _, err := s.ListDue(ctx, app, 0, 1); return err },
 		"Claim":       func() error { _, err := s.Claim(ctx, id, "a", grant.ClaimTerms{Lease: lease}); return err },
 		"Commit":      func() error { _, err := s.Commit(ctx, id, fingerprint(0), tokens(1), future); return err },
-		"Fail":        func() error { return s.Fail(ctx, grant.Claim{ID: id}, grant.Gone, 0, "") },
+		"Fail":        func() error { return s.Fail(ctx, grant.Claim{ID: id}, grant.OutcomeGone, 0, "") },
 		"Lock":        func() error { _, _, err := s.LockRegistration(ctx, id, lease); return err },
 	} {
 		err := call()

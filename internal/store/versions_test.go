@@ -27,10 +27,10 @@ func testRecordsOfOtherVersions(f *fixture) {
 		f.t.Fatal(err)
 	}
 	claim = f.claimDue(g.ID, "b")
-	if err := f.Fail(ctx, claim, grant.Unspent, 0, "no"); err != nil {
+	if err := f.Fail(ctx, claim, grant.OutcomeUnspent, 0, "no"); err != nil {
 		f.t.Fatal(err)
 	}
-	f.wantState(g.ID, grant.Degraded)
+	f.wantState(g.ID, grant.StateDegraded)
 	g = f.get(g.ID)
 	reason := "changed"
 	if _, err := f.Change(ctx, g.ID, g.Version, store.Change{Reason: &reason}); err != nil {

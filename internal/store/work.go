@@ -69,7 +69,7 @@ func (s *Work) MarkListed(ctx context.Context, ids []grant.ID) error {
 	return nil
 }
 
-const reconcileKey = prefix + "reconcile"
+const reconcileKey = prefix + "reconcile_progress"
 
 // SaveReconciliation stores the progress of the reconciliation, in the caller's
 // format.

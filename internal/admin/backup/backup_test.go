@@ -231,7 +231,7 @@ func TestRestore(t *testing.T) {
 			t.Errorf("the token is another than %s: %v", want, err)
 		}
 	}
-	if g, err := to.Get(t.Context(), bob); err != nil || g.State != grant.Pending || g.Reason != "restored" { // no credential at Recall yet
+	if g, err := to.Get(t.Context(), bob); err != nil || g.State != grant.StatePending || g.Reason != "restored" { // no credential at Recall yet
 		t.Errorf("bob's grant is %s, %q, %v", g.State, g.Reason, err)
 	}
 	if g, err := to.Get(t.Context(), ann); err != nil || g.Reason == "restored" {

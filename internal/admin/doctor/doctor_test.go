@@ -630,7 +630,7 @@ func (w *world) fail(id grant.ID) {
 	w.t.Helper()
 	claim, err := w.grants.Claim(w.t.Context(), id, "test-"+string(id), grant.ClaimTerms{Lease: time.Minute})
 	if err == nil {
-		err = w.grants.Fail(w.t.Context(), claim, grant.Unspent, time.Minute, "Zoom returned 503")
+		err = w.grants.Fail(w.t.Context(), claim, grant.OutcomeUnspent, time.Minute, "Zoom returned 503")
 	}
 	if err != nil {
 		w.t.Fatal(err)
@@ -669,7 +669,7 @@ func TestProcesses(t *testing.T) {
 	var running sync.WaitGroup
 	run := func(program, version string) (end func()) {
 		ctx, cancel := context.WithCancel(t.Context())
-		running.Go(func() { w.grants.Heartbeat(ctx, program, version) })
+		running.Go(func() { w.grants.RunHeartbeat(ctx, program, version) })
 		for !slices.ContainsFunc(w.processes(), func(p store.Process) bool {
 			return p.Program == program && strings.HasSuffix(p.Name, fmt.Sprint("/", os.Getpid()))
 		}) {

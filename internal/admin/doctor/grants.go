@@ -92,11 +92,11 @@ func (c Config) grants(ctx context.Context) Finding {
 	switch {
 	case len(unknown) > 0 && len(c.Apps) > 0:
 		return fault("add the app to ZOOM_APPS_FILE again, or deregister its users: their tokens cannot be renewed", "%s; %s, which is not in the settings", found, strings.Join(unknown, ", "))
-	case states[grant.Degraded]*10 > all:
+	case states[grant.StateDegraded]*10 > all:
 		return fault(list, "%s", found)
-	case states[grant.Degraded]*100 > all:
+	case states[grant.StateDegraded]*100 > all:
 		return warning(list, "%s", found)
-	case states[grant.ReauthorizationRequired]*10 > all:
+	case states[grant.StateReauthorizationRequired]*10 > all:
 		return warning("these users must consent again: see tokenctl users list --state reauthorization_required", "%s", found)
 	}
 	return ok("%s", found)

@@ -42,7 +42,7 @@ func (c Config) processes(ctx context.Context) Finding {
 	running, versions := map[string]int{}, map[string]bool{}
 	var silent []string
 	for _, p := range all {
-		if age := now.Sub(p.Seen); age > maxHeartbeatAge {
+		if age := now.Sub(p.LastHeartbeat); age > maxHeartbeatAge {
 			silent = append(silent, fmt.Sprintf("%s %s for %v", p.Program, p.Name, age.Round(time.Second)))
 			continue
 		}

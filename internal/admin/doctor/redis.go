@@ -84,15 +84,15 @@ func (c Config) persistence(ctx context.Context) Finding {
 	if f != nil {
 		return *f
 	}
-	const fix = "on the running Redis: " + store.AppendOnly + ". Without it a restart loses every grant written since the last snapshot, and those users must consent again"
+	const fix = "on the running Redis: " + store.AppendOnlyAdvice + ". Without it a restart loses every grant written since the last snapshot, and those users must consent again"
 	return worst(servers, func(s store.Server) Finding {
 		switch {
 		case s.Version == "":
 			return notChecked("Redis does not report its state")
-		case s.Broken != "":
-			return fault("see Redis's log: usually its disk is full", "Redis cannot save: %s", s.Broken)
-		case !s.AppendOnly && s.Saves != "":
-			return warning(fix, "no append-only file, only snapshots (save %s)", s.Saves)
+		case s.PersistenceError != "":
+			return fault("see Redis's log: usually its disk is full", "Redis cannot save: %s", s.PersistenceError)
+		case !s.AppendOnly && s.SnapshotSchedule != "":
+			return warning(fix, "no append-only file, only snapshots (save %s)", s.SnapshotSchedule)
 		case !s.AppendOnly:
 			return fault(fix, "no append-only file")
 		case s.AppendFsync == "no":
@@ -157,12 +157,12 @@ func (c Config) replication(ctx context.Context) Finding {
 		case s.Replicas < c.WaitReplicas:
 			return fault("restore the replicas, or lower REDIS_WAIT_REPLICAS. Until then responses from Zoom accumulate in the journals, and the loss of a disk loses grants",
 				"%s, and REDIS_WAIT_REPLICAS is %d: no commit is confirmed", replicas, c.WaitReplicas)
-		case s.Behind > 5*time.Second:
-			return warning("see the log of the lagging replica: a failover to it loses that much", "%s, one of them %v behind", replicas, s.Behind)
+		case s.ReplicaLag > 5*time.Second:
+			return warning("see the log of the lagging replica: a failover to it loses that much", "%s, one of them %v behind", replicas, s.ReplicaLag)
 		case s.Replicas == 0:
 			return ok("no replica: the only copy is on Redis's disk")
 		}
-		return ok("%s, at most %v behind", replicas, s.Behind)
+		return ok("%s, at most %v behind", replicas, s.ReplicaLag)
 	})
 }
 

@@ -12,7 +12,7 @@ import (
 // Stuck is a grant without progress.
 type Stuck struct {
 	grant.Grant
-	store.Renewal
+	store.RenewalState
 	Kind        StuckKind
 	Cause       string    // human-readable, without secrets
 	NextAttempt time.Time // by the clock of Redis; zero: unknown
@@ -83,7 +83,7 @@ func FindStuck(ctx context.Context, grants *store.Store, late time.Duration, eac
 		}
 		planned = planned[n:]
 	}
-	for _, state := range []grant.State{grant.Degraded, grant.Pending, grant.Deleting} {
+	for _, state := range []grant.State{grant.StateDegraded, grant.StatePending, grant.StateDeleting} {
 		for after := grant.ID(""); ; {
 			found, err := grants.List(ctx, state, after, page)
 			if err != nil {
@@ -102,18 +102,18 @@ func FindStuck(ctx context.Context, grants *store.Store, late time.Duration, eac
 }
 
 // classify reports whether a grant is stuck, and its kind.
-func classify(g grant.Grant, r store.Renewal, now time.Time, late time.Duration) (Stuck, bool) {
-	s := Stuck{Grant: g, Renewal: r, Cause: g.Reason, NextAttempt: r.Due}
+func classify(g grant.Grant, r store.RenewalState, now time.Time, late time.Duration) (Stuck, bool) {
+	s := Stuck{Grant: g, RenewalState: r, Cause: g.Reason, NextAttempt: r.Due}
 	switch {
 	case !r.Due.IsZero() && now.Sub(r.Due) > late:
 		s.Kind, s.NextAttempt = Overdue, time.Time{}
 		s.Cause = fmt.Sprintf("due for %v, and not claimed", now.Sub(r.Due).Round(time.Second))
 	case r.Uncertain || !r.Intent.IsZero() && now.Sub(r.LeaseUntil) > late:
 		s.Kind, s.Uncertain = Uncertain, true
-	case r.Failures > 0 && g.State != grant.ReauthorizationRequired:
+	case r.Failures > 0 && g.State != grant.StateReauthorizationRequired:
 		s.Kind = Failing
 		s.Cause = fmt.Sprintf("failed %s: %s", count(r.Failures, "time"), g.Reason)
-	case (g.State == grant.Pending || g.State == grant.Deleting) && (g.Attempts > 0 || now.Sub(g.Updated) > late):
+	case (g.State == grant.StatePending || g.State == grant.StateDeleting) && (g.Attempts > 0 || now.Sub(g.Updated) > late):
 		s.Kind, s.NextAttempt = Incomplete, r.Work
 		if g.Attempts > 0 {
 			s.Cause = fmt.Sprintf("attempted %s: %s", count(g.Attempts, "time"), g.Reason)
