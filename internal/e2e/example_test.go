@@ -40,7 +40,7 @@ func TestExampleRegisters(t *testing.T) {
 	if output, err := wait(); err != nil || !strings.Contains(output, "ann is STATE_ACTIVE") {
 		t.Errorf("output of the example: %q, %v", output, err)
 	}
-	if output, err := run("bob", "nonsense")(); err == nil || !strings.Contains(output, "send the user through consent again") || strings.Contains(output, "nonsense") {
+	if output, err := run("bob", "nonsense")(); err == nil || !strings.Contains(output, "the user must consent again") || strings.Contains(output, "nonsense") {
 		t.Errorf("output with a code that Zoom refuses: %q, %v", output, err)
 	}
 }
