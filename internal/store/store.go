@@ -30,7 +30,7 @@
 //	                              recall:list and recall:other, the same for Recall
 //	tp1:processes                 hash: last heartbeat of each process
 //	rate:tp1:recall:KIND          recent requests to Recall (redis_rate's)
-//	tp1:reconcile                 string: progress of the reconciliation
+//	tp1:reconcile_progress        string: progress of the reconciliation
 //	tp1:reconcile_lock            lock: reconciliation
 //	tp1:doctor                    lock: check that Redis is writable
 //
