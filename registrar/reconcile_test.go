@@ -181,7 +181,7 @@ func TestRecallStatusIsShown(t *testing.T) {
 		}
 	}
 	check("after the registration", user, "healthy", "not_started")
-	all := w.replica.watch(t, registrarv1.State_STATE_UNSPECIFIED, "")
+	all := w.watch(t, registrarv1.State_STATE_UNSPECIFIED, "")
 
 	w.recall.SetMeetingSyncStatus(user.GetRecallCredentialId(), "in_progress")
 	w.wantFound(w.pass(w.reconciler(), true), nil)

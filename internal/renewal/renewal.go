@@ -71,7 +71,7 @@ import (
 var ErrClosed = errors.New("renewer closed")
 
 // ErrUnknownApp means that the grant's Zoom app is not configured.
-var ErrUnknownApp = errors.New("Zoom app of the grant not configured") //nolint:staticcheck // a proper noun
+var ErrUnknownApp = errors.New("Zoom app of the grant not configured")
 
 // ErrTTLTooLong means that there is a valid token, but Zoom issues none with the
 // requested lifetime.

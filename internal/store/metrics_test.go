@@ -61,7 +61,7 @@ func testLostWriteIsDetected(f *fixture) {
 	}
 	id, consent := grant.NewID(app, "bob"), grant.Consent{App: app, User: "bob", Fingerprint: "code", Tokens: tokens(3)}
 	for i, want := range []bool{true, false} {
-		if missing, err := f.Store.AcceptConsent(ctx, id, consent, future); err != nil || missing != want {
+		if missing, err := f.AcceptConsent(ctx, id, consent, future); err != nil || missing != want {
 			f.t.Errorf("consent %d: missing %v, %v", i+1, missing, err)
 		}
 	}

@@ -140,7 +140,7 @@ func (f *fixture) Commit(ctx context.Context, id grant.ID, spent string, tokens 
 
 // Accept calls AcceptConsent and returns its error only.
 func (f *fixture) Accept(ctx context.Context, id grant.ID, c grant.Consent, due time.Time) error {
-	_, err := f.Store.AcceptConsent(ctx, id, c, due)
+	_, err := f.AcceptConsent(ctx, id, c, due)
 	return err
 }
 

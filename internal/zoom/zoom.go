@@ -46,7 +46,7 @@ var (
 	ErrUnsent = errors.New("Zoom is unreachable") //nolint:staticcheck // a name
 	// ErrUncertain means that the request may have been sent, and that no usable
 	// response arrived. Zoom may have processed it.
-	ErrUncertain = errors.New("no usable response from Zoom") //nolint:staticcheck // a name
+	ErrUncertain = errors.New("no usable response from Zoom")
 )
 
 // RefusedError is an error response that is not about the grant, the app or the
