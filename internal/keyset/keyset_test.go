@@ -202,7 +202,8 @@ func reloading(t *testing.T, f *file, kmsURI string, test func(keys *seal.Keyset
 		}()
 		test(opened.Keyset(), func(name string, infos, errors int) {
 			t.Helper()
-			after(10 * time.Second)
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
 			if i, e := logs.FilterLevelExact(zap.InfoLevel).Len(), logs.FilterLevelExact(zap.ErrorLevel).Len(); i != infos || e != errors {
 				t.Errorf("%s: %d infos and %d errors, want %d and %d", name, i, e, infos, errors)
 			}

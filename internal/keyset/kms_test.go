@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 // kms is a service with one key, which wraps by inverting the bits. It records how
 // much time each call had.
 type kms struct {
-	down bool
+	down atomic.Bool
 	had  []time.Duration
 }
 
@@ -25,7 +26,7 @@ func (k *kms) invert(ctx context.Context, data []byte) ([]byte, error) {
 	if limited {
 		k.had = append(k.had, time.Until(deadline))
 	}
-	if k.down {
+	if k.down.Load() {
 		return nil, errors.New("the KMS is down")
 	}
 	inverted := make([]byte, len(data))
@@ -100,10 +101,10 @@ func TestReloadWaitsForTheKMS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		registered.down = true
+		registered.down.Store(true)
 		f.write(more)
 		step("the KMS is down", 0, 1)
-		registered.down = false
+		registered.down.Store(false)
 		if step("the KMS is back", 1, 0); len(keys.Keys()) != 2 {
 			t.Errorf("%d keys", len(keys.Keys()))
 		}

@@ -3,6 +3,7 @@ package keyset_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,9 +17,10 @@ import (
 	"tokenprovider/internal/testkit"
 )
 
-// records is a [keyset.Store] whose results a test sets. Within a synctest bubble
-// it needs no lock: the test looks at it only while all others are blocked.
+// records is a [keyset.Store] whose results a test sets. The test holds mu, except
+// in after.
 type records struct {
+	mu     sync.Mutex
 	by     uint32 // key of the last complete run
 	byErr  error
 	locked bool // by another replica
@@ -29,22 +31,37 @@ type records struct {
 	ttl           time.Duration
 }
 
-func (r *records) ReencryptedBy(context.Context) (uint32, error) { return r.by, r.byErr }
+func (r *records) ReencryptedBy(context.Context) (uint32, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.by, r.byErr
+}
 
 func (r *records) SetReencryptedBy(_ context.Context, id uint32) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.by = id
 	return nil
 }
 
 func (r *records) LockReencryption(_ context.Context, ttl time.Duration) (func(), bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.ttl = ttl
-	return func() { r.unlocks++ }, !r.locked, nil
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.unlocks++
+	}, !r.locked, nil
 }
 
 func (r *records) Reencrypt(ctx context.Context, perSecond int, progress func(store.ReencryptProgress)) (store.ReencryptProgress, error) {
+	r.mu.Lock()
 	r.runs, r.perSecond = r.runs+1, perSecond
-	if r.run != nil {
-		return r.run(ctx, progress)
+	run := r.run
+	r.mu.Unlock()
+	if run != nil {
+		return run(ctx, progress)
 	}
 	return store.ReencryptProgress{}, nil
 }
@@ -72,7 +89,9 @@ func reencrypting(t *testing.T, r *records, configure func(*keyset.Reencrypter),
 			defer close(ended)
 			re.Run(ctx)
 		}()
+		r.mu.Lock()
 		test(t, keys, logs)
+		r.mu.Unlock()
 		cancel()
 		<-ended
 		if n := logs.FilterLevelExact(zap.WarnLevel).FilterField(zap.Error(context.Canceled)).Len(); n > 0 {
@@ -81,32 +100,34 @@ func reencrypting(t *testing.T, r *records, configure func(*keyset.Reencrypter),
 	})
 }
 
-// after waits until a time has passed and all others are blocked.
-func after(d time.Duration) {
+// after releases the lock until a time has passed and all others are blocked.
+func (r *records) after(d time.Duration) {
+	r.mu.Unlock()
 	time.Sleep(d)
 	synctest.Wait()
+	r.mu.Lock()
 }
 
 func TestReencryptionWaitsForEveryProcess(t *testing.T) {
 	next := promoted(t)
 	r := &records{}
 	reencrypting(t, r, nil, func(t *testing.T, keys *seal.Keyset, _ *observer.ObservedLogs) {
-		if after(2*time.Minute - time.Second); r.runs != 0 {
+		if r.after(2*time.Minute - time.Second); r.runs != 0 {
 			t.Error("begun before the first wait was over")
 		}
-		after(2 * time.Second)
+		r.after(2 * time.Second)
 		if r.runs != 1 || r.by != keys.Primary() || r.perSecond != 1000 || r.ttl != time.Minute || r.unlocks != 1 {
 			t.Errorf("%d runs with %d a second, lock of %v released %d times, mark %d", r.runs, r.perSecond, r.ttl, r.unlocks, r.by)
 		}
-		if after(time.Hour); r.runs != 1 {
+		if r.after(time.Hour); r.runs != 1 {
 			t.Errorf("%d runs by the same key", r.runs)
 		}
 		keys.Replace(next)
-		after(2 * time.Minute)
+		r.after(2 * time.Minute)
 		if r.runs != 1 {
 			t.Error("begun before the wait after the promotion was over")
 		}
-		after(30 * time.Second)
+		r.after(30 * time.Second)
 		if r.runs != 2 || r.by != next.Primary() {
 			t.Errorf("%d runs, mark %d, want 2 and %d", r.runs, r.by, next.Primary())
 		}
@@ -116,10 +137,10 @@ func TestReencryptionWaitsForEveryProcess(t *testing.T) {
 func TestReencryptionTakesItsSettings(t *testing.T) {
 	r := &records{}
 	reencrypting(t, r, func(re *keyset.Reencrypter) { re.Wait, re.PerSecond = 4*time.Second, 7 }, func(t *testing.T, _ *seal.Keyset, _ *observer.ObservedLogs) {
-		if after(3500 * time.Millisecond); r.runs != 0 {
+		if r.after(3500 * time.Millisecond); r.runs != 0 {
 			t.Error("begun too early")
 		}
-		if after(time.Second); r.runs != 1 || r.perSecond != 7 {
+		if r.after(time.Second); r.runs != 1 || r.perSecond != 7 {
 			t.Errorf("%d runs with %d a second", r.runs, r.perSecond)
 		}
 	})
@@ -128,12 +149,12 @@ func TestReencryptionTakesItsSettings(t *testing.T) {
 func TestOneReplicaReencrypts(t *testing.T) {
 	r := &records{locked: true}
 	reencrypting(t, r, nil, func(t *testing.T, keys *seal.Keyset, logs *observer.ObservedLogs) {
-		after(10 * time.Minute)
+		r.after(10 * time.Minute)
 		if r.runs != 0 || logs.Len() != 0 || r.unlocks != 0 {
 			t.Errorf("%d runs, %d log lines while another replica has the lock", r.runs, logs.Len())
 		}
 		r.locked = false
-		if after(time.Minute); r.runs != 1 || r.by != keys.Primary() {
+		if r.after(time.Minute); r.runs != 1 || r.by != keys.Primary() {
 			t.Errorf("%d runs after the other replica has ended", r.runs)
 		}
 	})
@@ -144,16 +165,16 @@ func TestReencryptionIsRetried(t *testing.T) {
 		return store.ReencryptProgress{}, errors.New("Redis is down")
 	}}
 	reencrypting(t, r, nil, func(t *testing.T, keys *seal.Keyset, logs *observer.ObservedLogs) {
-		after(2*time.Minute + time.Second)
+		r.after(2*time.Minute + time.Second)
 		if r.runs != 1 || r.by != 0 || r.unlocks != 1 || logs.FilterLevelExact(zap.WarnLevel).Len() != 1 {
 			t.Errorf("%d runs, mark %d, %d releases, logged %v", r.runs, r.by, r.unlocks, logs.All())
 		}
 		r.run = nil
-		if after(30 * time.Second); r.by != keys.Primary() {
+		if r.after(30 * time.Second); r.by != keys.Primary() {
 			t.Error("not repeated")
 		}
 		r.byErr = errors.New("Redis is down")
-		if after(30 * time.Second); logs.FilterLevelExact(zap.WarnLevel).Len() != 2 || r.runs != 2 {
+		if r.after(30 * time.Second); logs.FilterLevelExact(zap.WarnLevel).Len() != 2 || r.runs != 2 {
 			t.Errorf("a mark that cannot be read: %d runs, logged %v", r.runs, logs.All())
 		}
 	})
@@ -165,7 +186,7 @@ func TestReencryptionEndsWithTheProgram(t *testing.T) {
 		return store.ReencryptProgress{}, ctx.Err()
 	}}
 	reencrypting(t, r, nil, func(t *testing.T, _ *seal.Keyset, _ *observer.ObservedLogs) {
-		if after(3 * time.Minute); r.runs != 1 {
+		if r.after(3 * time.Minute); r.runs != 1 {
 			t.Errorf("%d runs", r.runs)
 		}
 	})
@@ -182,11 +203,11 @@ func TestAKeyPromotedDuringReencryption(t *testing.T) {
 			keys.Replace(next)
 			return store.ReencryptProgress{}, nil
 		}
-		if after(2*time.Minute + time.Second); r.runs != 1 || r.by != 0 {
+		if r.after(2*time.Minute + time.Second); r.runs != 1 || r.by != 0 {
 			t.Errorf("%d runs, mark %d: the run was for the key before", r.runs, r.by)
 		}
 		r.run = nil
-		if after(3 * time.Minute); r.by != next.Primary() {
+		if r.after(3 * time.Minute); r.by != next.Primary() {
 			t.Errorf("mark %d, want %d", r.by, next.Primary())
 		}
 	})
@@ -204,7 +225,7 @@ func TestReencryptionLogsProgressAndUndecryptableGrants(t *testing.T) {
 		return p, nil
 	}}
 	reencrypting(t, r, nil, func(t *testing.T, keys *seal.Keyset, logs *observer.ObservedLogs) {
-		after(2*time.Minute + 28*time.Second)
+		r.after(2*time.Minute + 28*time.Second)
 		var seen []any
 		for _, entry := range logs.All()[1:] {
 			seen = append(seen, entry.ContextMap()["grants"])
@@ -219,7 +240,7 @@ func TestReencryptionLogsProgressAndUndecryptableGrants(t *testing.T) {
 			t.Error("not marked: the grants that no key decrypts would be tried again and again")
 		}
 		r.by, r.run = 0, nil
-		if after(30 * time.Second); logs.FilterLevelExact(zap.ErrorLevel).Len() != 1 {
+		if r.after(30 * time.Second); logs.FilterLevelExact(zap.ErrorLevel).Len() != 1 {
 			t.Error("a run without failures is logged as one")
 		}
 	})

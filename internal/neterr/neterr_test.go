@@ -40,7 +40,11 @@ func TestWhy(t *testing.T) {
 		"it does not speak TLS": strings.Replace(plain.URL, "http", "https", 1),
 		"its certificate is signed by an unknown authority": secure.URL,
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		timeout := time.Minute
+		if want == "time-out" {
+			timeout = 100 * time.Millisecond
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), timeout)
 		request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, nil)
 		if err != nil {
 			t.Fatal(err)
